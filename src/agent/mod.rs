@@ -1,0 +1,1 @@
+//! Owns the conversation with host agents.

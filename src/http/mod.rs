@@ -1,0 +1,1 @@
+//! Owns the transport of our HTTP server.

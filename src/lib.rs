@@ -1,0 +1,8 @@
+//! Roost: a control plane for a handful of machines that run sandboxes.
+//!
+//! Layers import downwards only: `cli → engine → api → store | agent | http → plan → model`,
+//! with `clock`, `config` and `metrics` beside them. `tests/tidy.rs` keeps the rule.
+
+pub mod agent;
+pub mod http;
+pub mod model;

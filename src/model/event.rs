@@ -1,0 +1,143 @@
+//! Owns the vocabulary of history: event kinds, audit actions, actors.
+//!
+//! Never: decides what is worth an entry (`plan` does).
+
+use super::sandbox::SandboxStatus;
+use super::vocabulary;
+
+vocabulary! {
+    /// What an event says. One per transition, by revision.
+    EventKind, "event kind", {
+        /// A host's agent registered.
+        HostRegistered = "host.registered",
+        /// A host fell silent.
+        HostDown = "host.down",
+        /// A host was heard again.
+        HostUp = "host.up",
+        /// Probes fail while heartbeats arrive.
+        HostDegraded = "host.degraded",
+        /// Probes succeed again.
+        HostRecovered = "host.recovered",
+        /// An operator deleted a host.
+        HostDeleted = "host.deleted",
+        /// An operator changed what is wanted of a host.
+        HostIntent = "host.intent",
+        /// A host lost most of its sandboxes at once; held for another look.
+        HostMassVanish = "host.mass_vanish",
+        /// A sandbox runs that should not exist.
+        SandboxZombie = "sandbox.zombie",
+        /// Became `pending`.
+        SandboxPending = "sandbox.pending",
+        /// Became `starting`.
+        SandboxStarting = "sandbox.starting",
+        /// Became `running`.
+        SandboxRunning = "sandbox.running",
+        /// Became `pausing`.
+        SandboxPausing = "sandbox.pausing",
+        /// Became `paused`.
+        SandboxPaused = "sandbox.paused",
+        /// Became `resuming`.
+        SandboxResuming = "sandbox.resuming",
+        /// Became `stopping`.
+        SandboxStopping = "sandbox.stopping",
+        /// Became `stopped`.
+        SandboxStopped = "sandbox.stopped",
+        /// Became `missing`.
+        SandboxMissing = "sandbox.missing",
+        /// Became `error`.
+        SandboxError = "sandbox.error",
+        /// Became `hibernated`.
+        SandboxHibernated = "sandbox.hibernated",
+    }
+}
+
+impl EventKind {
+    /// The kind that announces this status.
+    pub const fn of(status: SandboxStatus) -> EventKind {
+        match status {
+            SandboxStatus::Pending => EventKind::SandboxPending,
+            SandboxStatus::Starting => EventKind::SandboxStarting,
+            SandboxStatus::Running => EventKind::SandboxRunning,
+            SandboxStatus::Pausing => EventKind::SandboxPausing,
+            SandboxStatus::Paused => EventKind::SandboxPaused,
+            SandboxStatus::Resuming => EventKind::SandboxResuming,
+            SandboxStatus::Stopping => EventKind::SandboxStopping,
+            SandboxStatus::Stopped => EventKind::SandboxStopped,
+            SandboxStatus::Missing => EventKind::SandboxMissing,
+            SandboxStatus::Error => EventKind::SandboxError,
+            SandboxStatus::Hibernated => EventKind::SandboxHibernated,
+        }
+    }
+}
+
+vocabulary! {
+    /// What an audit entry is about.
+    ResourceType, "resource type", {
+        /// A host.
+        Host = "host",
+        /// A sandbox.
+        Sandbox = "sandbox",
+    }
+}
+
+vocabulary! {
+    /// What was done, as the audit log says it.
+    AuditAction, "audit action", {
+        /// Created.
+        Create = "create",
+        /// Registered by its agent.
+        Register = "register",
+        /// Judged silent.
+        MarkedDown = "marked_down",
+        /// Heard again.
+        MarkedUp = "marked_up",
+        /// Set to take nothing new.
+        Drain = "drain",
+        /// Set to take part again.
+        Undrain = "undrain",
+        /// Set aside.
+        Offline = "offline",
+        /// Deleted.
+        Delete = "delete",
+        /// Paused.
+        Pause = "pause",
+        /// Resumed.
+        Resume = "resume",
+        /// Destroyed.
+        Destroy = "destroy",
+        /// Inferred gone.
+        Vanish = "vanish",
+        /// Inferred running again.
+        Restore = "restore",
+        /// Found running, taken over.
+        Adopt = "adopt",
+        /// Inferred failed.
+        Error = "error",
+    }
+}
+
+vocabulary! {
+    /// How an audit entry is to be read.
+    AuditStatus, "audit status", {
+        /// Went as wished.
+        Success = "success",
+        /// Happened without anybody's wish.
+        Info = "info",
+        /// Gave something up.
+        Warning = "warning",
+        /// Something is wrong.
+        Error = "error",
+    }
+}
+
+vocabulary! {
+    /// Who acts.
+    ActorType, "actor type", {
+        /// A person.
+        User = "user",
+        /// A key.
+        ApiKey = "api_key",
+        /// Roost.
+        System = "system",
+    }
+}

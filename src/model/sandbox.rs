@@ -1,0 +1,203 @@
+//! Owns the states of a sandbox and the reasons for moving between them.
+//!
+//! Never: decides a move (`plan::reconcile` does).
+
+use super::vocabulary;
+use std::fmt;
+
+vocabulary! {
+    /// What the database says of a sandbox.
+    SandboxStatus, "sandbox status", {
+        /// Row exists, nothing has been asked of a host.
+        Pending = "pending",
+        /// A create is under way.
+        Starting = "starting",
+        /// Has a microVM.
+        Running = "running",
+        /// A pause is under way.
+        Pausing = "pausing",
+        /// Has a snapshot, can be resumed.
+        Paused = "paused",
+        /// A resume is under way.
+        Resuming = "resuming",
+        /// A destroy is under way.
+        Stopping = "stopping",
+        /// Gone for good.
+        Stopped = "stopped",
+        /// Its host is silent; nobody knows.
+        Missing = "missing",
+        /// Failed; needs a person.
+        Error = "error",
+        /// Set aside by another system; not ours to touch.
+        Hibernated = "hibernated",
+    }
+}
+
+impl SandboxStatus {
+    /// Whether an operation is under way by the status alone.
+    pub const fn is_transient(self) -> bool {
+        match self {
+            SandboxStatus::Starting
+            | SandboxStatus::Resuming
+            | SandboxStatus::Pausing
+            | SandboxStatus::Stopping => true,
+            SandboxStatus::Pending
+            | SandboxStatus::Running
+            | SandboxStatus::Paused
+            | SandboxStatus::Stopped
+            | SandboxStatus::Missing
+            | SandboxStatus::Error
+            | SandboxStatus::Hibernated => false,
+        }
+    }
+
+    /// Whether nothing of the sandbox is expected to exist any more: hidden from lists.
+    pub const fn is_over(self) -> bool {
+        match self {
+            SandboxStatus::Stopped | SandboxStatus::Error => true,
+            SandboxStatus::Pending
+            | SandboxStatus::Starting
+            | SandboxStatus::Running
+            | SandboxStatus::Pausing
+            | SandboxStatus::Paused
+            | SandboxStatus::Resuming
+            | SandboxStatus::Stopping
+            | SandboxStatus::Missing
+            | SandboxStatus::Hibernated => false,
+        }
+    }
+}
+
+/// Why a sandbox or host is in its status. Closed for what Roost writes itself; a fixture
+/// or another system may bring its own words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The host fell silent.
+    HostUnreachable,
+    /// The host was heard again.
+    HeartbeatReceived,
+    /// Confirmed absent from a host in steady contact.
+    Vanished,
+    /// Listed again after its host was silent.
+    Restored,
+    /// The agent said it paused the sandbox by itself.
+    AutoPaused,
+    /// Listed by the agent as paused.
+    ListedPaused,
+    /// Absent after a gap in contact: agents pause everything then and do not say so.
+    PresumedPaused,
+    /// Found running although we thought it was not.
+    Adopted,
+    /// Listed as running while a create or resume was under way.
+    ListedRunning,
+    /// A create or resume left nothing on the host within the grace.
+    NotStarted,
+    /// A resume left nothing running; the snapshot is still there.
+    NotResumed,
+    /// Absent after a pause was asked for.
+    PauseFinished,
+    /// Absent after a destroy was asked for.
+    DestroyFinished,
+    /// The agent said so through its callback.
+    Reported,
+    /// A user asked for it.
+    Requested,
+    /// An operation ended well.
+    OperationSucceeded,
+    /// An operation failed.
+    OperationFailed,
+    /// The agent has no snapshot of it.
+    SnapshotGone,
+    /// Somebody else's words.
+    Other(Box<str>),
+}
+
+impl Reason {
+    /// Every reason that Roost writes.
+    pub const ALL: &'static [Reason] = &[
+        Reason::HostUnreachable,
+        Reason::HeartbeatReceived,
+        Reason::Vanished,
+        Reason::Restored,
+        Reason::AutoPaused,
+        Reason::ListedPaused,
+        Reason::PresumedPaused,
+        Reason::Adopted,
+        Reason::ListedRunning,
+        Reason::NotStarted,
+        Reason::NotResumed,
+        Reason::PauseFinished,
+        Reason::DestroyFinished,
+        Reason::Reported,
+        Reason::Requested,
+        Reason::OperationSucceeded,
+        Reason::OperationFailed,
+        Reason::SnapshotGone,
+    ];
+
+    /// The word in SQL, JSON and logs.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Reason::HostUnreachable => "host_unreachable",
+            Reason::HeartbeatReceived => "heartbeat_received",
+            Reason::Vanished => "vanished",
+            Reason::Restored => "restored",
+            Reason::AutoPaused => "auto_paused",
+            Reason::ListedPaused => "listed_paused",
+            Reason::PresumedPaused => "presumed_paused",
+            Reason::Adopted => "adopted",
+            Reason::ListedRunning => "listed_running",
+            Reason::NotStarted => "not_started",
+            Reason::NotResumed => "not_resumed",
+            Reason::PauseFinished => "pause_finished",
+            Reason::DestroyFinished => "destroy_finished",
+            Reason::Reported => "reported",
+            Reason::Requested => "requested",
+            Reason::OperationSucceeded => "operation_succeeded",
+            Reason::OperationFailed => "operation_failed",
+            Reason::SnapshotGone => "snapshot_gone",
+            Reason::Other(words) => words,
+        }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(word: &str) -> Reason {
+        let known = Reason::ALL.iter().find(|r| r.as_str() == word);
+        known.cloned().unwrap_or_else(|| Reason::Other(word.into()))
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_reads_back() {
+        for reason in Reason::ALL {
+            assert_eq!(&Reason::from(reason.as_str()), reason);
+        }
+        assert_eq!(Reason::from("moved by hand").as_str(), "moved by hand");
+    }
+
+    #[test]
+    fn every_status_reads_back() {
+        for &status in SandboxStatus::ALL {
+            assert_eq!(status.as_str().parse(), Ok(status));
+        }
+        let unknown = "Running".parse::<SandboxStatus>().unwrap_err().to_string();
+        assert!(unknown.starts_with("unknown sandbox status \"Running\"; allowed: pending, "));
+    }
+}
