@@ -1,0 +1,378 @@
+//! Owns what one observation means for one host: the table for each row, and what only
+//! the host as a whole can tell (wrong host, mass vanish, zombies, looks that agree).
+//!
+//! Never: reads or writes the database; `store` brings the rows and applies the plan.
+
+use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
+use crate::model::id::{HostId, SandboxId};
+use crate::model::policy::{MASS_VANISH_MIN, Policy, ZOMBIE_AGE};
+use crate::model::probe::{Listed, ListedState, Listing};
+use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::model::time::{Mono, Now, Wall};
+use std::time::Duration;
+
+/// One row of the host, as the writer's transaction sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Whose row.
+    pub id: SandboxId,
+    /// Its status.
+    pub status: SandboxStatus,
+    /// Whether a `stopped` was the monitor's inference.
+    pub stopped_by_inference: bool,
+    /// When the status last changed.
+    pub changed_at: Wall,
+    /// Revision of that change.
+    pub revision: u64,
+    /// Whether an operation owns it.
+    pub operation: OperationState,
+    /// Whether the agent announced that it paused it (in the inbox, not proven stale).
+    pub announced: bool,
+}
+
+/// A listed or announced id that is not among the host's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stranger {
+    /// The id.
+    pub id: SandboxId,
+    /// The host that the database says it belongs to, if it has a row at all.
+    pub owner: Option<HostId>,
+}
+
+/// When and by which state of the database the question was asked, and what surrounds
+/// its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// Newest revision when the agent was asked; newer rows are not this answer's business.
+    pub revision: u64,
+    /// When the agent was asked.
+    pub asked_at: Mono,
+    /// When the answer is applied.
+    pub now: Now,
+    /// Whether the agent may have paused everything unannounced since it was last seen.
+    pub contact_gap: bool,
+    /// Longest age of a status that can be held against a row: how long we have listened.
+    /// `None` when ages are taken as they are.
+    pub age_cap: Option<Duration>,
+}
+
+/// What is remembered of one host from look to look. Losing it (a restart) only delays.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostMemory {
+    /// Looks that wait for another one; sorted by id.
+    sightings: Vec<Sighting>,
+    /// Since when a mass vanish is held.
+    vanish_held_since: Option<Mono>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sighting {
+    id: SandboxId,
+    what: Seen,
+    /// Revision of the row that was looked at; 0 without a row.
+    revision: u64,
+    first_at: Mono,
+    last_at: Mono,
+    agreeing: u32,
+    /// Whether any of the looks came after a contact gap: later ones do not undo that.
+    contact_gap: bool,
+    reported: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Absent,
+    Alive,
+}
+
+/// One row that changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// Whose row.
+    pub id: SandboxId,
+    /// Status before.
+    pub from: SandboxStatus,
+    /// Status after.
+    pub to: SandboxStatus,
+    /// Why.
+    pub reason: Reason,
+    /// Position in the listing of the entry that fills the row, when it becomes running.
+    pub filled_by: Option<usize>,
+}
+
+/// A sandbox that is alive on the host and over, or unknown, for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Zombie {
+    /// Its id.
+    pub id: SandboxId,
+    /// What the database says; `None` without a row.
+    pub status: Option<SandboxStatus>,
+    /// Whether this look is the first to report it.
+    pub new: bool,
+}
+
+/// When the host should be asked again because of this answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AskAgain {
+    /// Nothing is open.
+    #[default]
+    AsUsual,
+    /// A row changed after the question.
+    AtOnce,
+    /// A look waits for another one.
+    After(Duration),
+}
+
+impl AskAgain {
+    fn sooner(self, other: AskAgain) -> AskAgain {
+        match (self, other) {
+            (AskAgain::AtOnce, _) | (_, AskAgain::AtOnce) => AskAgain::AtOnce,
+            (AskAgain::AsUsual, after) | (after, AskAgain::AsUsual) => after,
+            (AskAgain::After(a), AskAgain::After(b)) => AskAgain::After(a.min(b)),
+        }
+    }
+}
+
+/// Everything one observation decides for one host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostPlan {
+    /// Rows that change, in order of id.
+    pub transitions: Vec<Transition>,
+    /// What is asked of the agent once more.
+    pub again: Vec<(SandboxId, Action)>,
+    /// Rows whose stop is held because too many vanished at once.
+    pub held: Vec<SandboxId>,
+    /// Whether this look is the first to hold.
+    pub hold_began: bool,
+    /// Zombies, confirmed and old enough.
+    pub zombies: Vec<Zombie>,
+    /// Announcements that are used up or proven stale.
+    pub spent: Vec<SandboxId>,
+    /// Rows that could not be judged because they changed after the question.
+    pub newer: usize,
+    /// When to ask again.
+    pub ask_again: AskAgain,
+    /// What to remember until then.
+    pub memory: HostMemory,
+}
+
+/// Positions of the listing's entries in order of id; what the other functions merge by.
+pub fn by_id(listing: &Listing) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..listing.sandboxes.len() as u32).collect();
+    order.sort_unstable_by_key(|&at| listing.sandboxes[at as usize].id);
+    order
+}
+
+/// Listed and announced ids that have no row among `rows` (sorted by id).
+pub fn strangers(listing: &Listing, rows: &[Row]) -> Vec<SandboxId> {
+    let known = |id: SandboxId| rows.binary_search_by_key(&id, |row| row.id).is_ok();
+    let listed = listing.sandboxes.iter().map(|entry| entry.id);
+    let mut unknown: Vec<SandboxId> =
+        listed.chain(listing.auto_paused.iter().copied()).filter(|&id| !known(id)).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    unknown
+}
+
+/// Whether most ids of an answer belong to another host: its address was taken over.
+pub fn is_wrong_host(listing: &Listing, strangers: &[Stranger]) -> bool {
+    let foreign = strangers.iter().filter(|s| s.owner.is_some()).count();
+    let listed = listing.sandboxes.iter().map(|entry| entry.id);
+    let mut ids: Vec<SandboxId> = listed.chain(listing.auto_paused.iter().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    foreign * 2 > ids.len()
+}
+
+/// Plans for one host. `rows` are sorted by id; `strangers` are those of [`strangers`],
+/// sorted, with their owners.
+pub fn plan_host(
+    rows: &[Row],
+    listing: &Listing,
+    strangers: &[Stranger],
+    memory: &HostMemory,
+    question: &Question,
+    policy: &Policy,
+) -> HostPlan {
+    let mut planner =
+        Planner { plan: HostPlan::default(), memory, question, policy, running_rows: 0 };
+    let order = by_id(listing);
+    let mut listed = order.iter().map(|&at| at as usize).peekable();
+    for row in rows {
+        while listed.next_if(|&at| listing.sandboxes[at].id < row.id).is_some() {}
+        let entry = listed.next_if(|&at| listing.sandboxes[at].id == row.id);
+        planner.row(row, entry, listing);
+    }
+    let mut listed = order.iter().map(|&at| &listing.sandboxes[at as usize]).peekable();
+    for stranger in strangers.iter().filter(|s| s.owner.is_none()) {
+        while listed.next_if(|entry| entry.id < stranger.id).is_some() {}
+        if let Some(entry) = listed.next_if(|entry| entry.id == stranger.id) {
+            planner.zombie(entry, None, 0);
+        }
+    }
+    planner.finish()
+}
+
+struct Planner<'a> {
+    plan: HostPlan,
+    memory: &'a HostMemory,
+    question: &'a Question,
+    policy: &'a Policy,
+    running_rows: usize,
+}
+
+impl Planner<'_> {
+    fn row(&mut self, row: &Row, entry: Option<usize>, listing: &Listing) {
+        if row.revision > self.question.revision {
+            self.plan.newer += 1;
+            return;
+        }
+        if row.status == SandboxStatus::Running {
+            self.running_rows += 1;
+        }
+        let report = match entry.map(|at| listing.sandboxes[at].state) {
+            Some(ListedState::Running) => Report::Running,
+            Some(ListedState::Paused) => Report::Paused,
+            None if row.announced => Report::AutoPaused,
+            None => Report::Absent,
+        };
+        let seen = if report == Report::Absent { Seen::Absent } else { Seen::Alive };
+        let sighting = self.sighting(row.id, seen, row.revision);
+        let look = Look { report, contact_gap: sighting.contact_gap, agreeing: sighting.agreeing };
+        let decision = reconcile(Some(self.known(row)), look, self.policy);
+        self.spend(row, report, &decision);
+        match decision {
+            Decision::Keep => {}
+            Decision::Confirm => self.remember(sighting),
+            Decision::Move(to, reason) => {
+                let filled_by = entry.filter(|_| to == SandboxStatus::Running);
+                let (id, from) = (row.id, row.status);
+                self.plan.transitions.push(Transition { id, from, to, reason, filled_by });
+            }
+            Decision::Again(action) => self.plan.again.push((row.id, action)),
+            Decision::Zombie => {
+                if let Some(at) = entry {
+                    self.zombie(&listing.sandboxes[at], Some(row.status), row.revision);
+                }
+            }
+        }
+    }
+
+    fn known(&self, row: &Row) -> Known {
+        let age = self.question.now.wall.since(row.changed_at);
+        Known {
+            status: row.status,
+            stopped_by_inference: row.stopped_by_inference,
+            age: self.question.age_cap.map_or(age, |cap| age.min(cap)),
+            operation: row.operation,
+        }
+    }
+
+    /// The sighting that this look makes of an earlier one of the same row, or its first.
+    fn sighting(&self, id: SandboxId, what: Seen, revision: u64) -> Sighting {
+        let now = self.question.now.mono;
+        let gap = self.question.contact_gap;
+        let earlier = self.memory.sightings.binary_search_by_key(&id, |s| s.id);
+        let earlier = earlier.ok().map(|at| &self.memory.sightings[at]);
+        match earlier.filter(|s| s.what == what && s.revision == revision) {
+            None => Sighting {
+                id,
+                what,
+                revision,
+                first_at: now,
+                last_at: now,
+                agreeing: 1,
+                contact_gap: gap,
+                reported: false,
+            },
+            Some(earlier) => {
+                let waited =
+                    self.question.asked_at >= earlier.last_at.after(self.policy.confirm_delay);
+                Sighting {
+                    agreeing: earlier.agreeing.saturating_add(u32::from(waited)),
+                    last_at: if waited { now } else { earlier.last_at },
+                    contact_gap: earlier.contact_gap || gap,
+                    ..earlier.clone()
+                }
+            }
+        }
+    }
+
+    fn remember(&mut self, sighting: Sighting) {
+        let waited = self.question.now.mono.since(sighting.last_at);
+        let left = self.policy.confirm_delay.saturating_sub(waited);
+        self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(left));
+        self.plan.memory.sightings.push(sighting);
+    }
+
+    /// Notes whether the announcement of this row has done its work.
+    fn spend(&mut self, row: &Row, report: Report, decision: &Decision) {
+        let waits_for_operation = row.operation == OperationState::Live
+            && report != Report::Running
+            && *decision == Decision::Keep;
+        if row.announced && !waits_for_operation {
+            self.plan.spent.push(row.id);
+        }
+    }
+
+    fn zombie(&mut self, entry: &Listed, status: Option<SandboxStatus>, revision: u64) {
+        let mut sighting = self.sighting(entry.id, Seen::Alive, revision);
+        let now = self.question.now;
+        let age = match entry.created_at_unix {
+            ..=0 => now.mono.since(sighting.first_at),
+            created => now.wall.since(Wall(created.saturating_mul(1000))),
+        };
+        if sighting.agreeing < 2 {
+            return self.remember(sighting);
+        }
+        if age > ZOMBIE_AGE {
+            let new = !sighting.reported;
+            sighting.reported = true;
+            self.plan.zombies.push(Zombie { id: entry.id, status, new });
+        }
+        self.plan.memory.sightings.push(sighting);
+    }
+
+    fn finish(mut self) -> HostPlan {
+        self.hold_mass_vanish();
+        if self.plan.newer > 0 {
+            self.plan.ask_again = AskAgain::AtOnce;
+        }
+        self.plan.memory.sightings.sort_unstable_by_key(|s| s.id);
+        self.plan
+    }
+
+    /// A host that loses at least three and at least half of its running sandboxes at
+    /// once may have restarted its agent: one more look, a whole interval later.
+    fn hold_mass_vanish(&mut self) {
+        let vanishes =
+            |t: &Transition| t.reason == Reason::Vanished && t.from == SandboxStatus::Running;
+        let vanished = self.plan.transitions.iter().filter(|t| vanishes(t)).count();
+        if self.policy.is_strict() || vanished < MASS_VANISH_MIN || vanished * 2 < self.running_rows
+        {
+            return;
+        }
+        let now = self.question.now.mono;
+        let since = self.memory.vanish_held_since.unwrap_or(now);
+        let until = since.after(self.policy.probe_interval);
+        if self.memory.vanish_held_since.is_some() && self.question.asked_at >= until {
+            return;
+        }
+        self.plan.hold_began = self.memory.vanish_held_since.is_none();
+        self.plan.memory.vanish_held_since = Some(since);
+        let (held, moving): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.plan.transitions).into_iter().partition(vanishes);
+        self.plan.transitions = moving;
+        self.plan.held = held.iter().map(|t| t.id).collect();
+        for id in &self.plan.held {
+            if let Ok(at) = self.memory.sightings.binary_search_by_key(id, |s| s.id) {
+                self.plan.memory.sightings.push(self.memory.sightings[at].clone());
+            }
+        }
+        let left = until.since(now);
+        self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(left));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+use super::*;
+use crate::model::probe::Details;
+use proptest::prelude::*;
+
+fn id(n: u128) -> SandboxId {
+    SandboxId::from_u128(n)
+}
+
+fn row(n: u128, status: SandboxStatus) -> Row {
+    Row {
+        id: id(n),
+        status,
+        stopped_by_inference: false,
+        changed_at: Wall(0),
+        revision: 5,
+        operation: OperationState::None,
+        announced: false,
+    }
+}
+
+fn entry(n: u128, state: ListedState) -> Listed {
+    Listed { id: id(n), state, created_at_unix: 1, details: Details::default() }
+}
+
+fn listing(running: &[u128]) -> Listing {
+    let sandboxes = running.iter().map(|&n| entry(n, ListedState::Running)).collect();
+    Listing { sandboxes, auto_paused: Vec::new() }
+}
+
+/// A host that is looked at again and again.
+struct Host {
+    rows: Vec<Row>,
+    memory: HostMemory,
+    now_s: u64,
+    contact_gap: bool,
+    policy: Policy,
+}
+
+impl Host {
+    fn new(rows: Vec<Row>) -> Host {
+        let policy = Policy::default();
+        Host { rows, memory: HostMemory::default(), now_s: 100_000, contact_gap: false, policy }
+    }
+
+    fn look(&mut self, after_s: u64, listing: &Listing) -> HostPlan {
+        self.now_s += after_s;
+        let mono = Mono(self.now_s * 1000);
+        let question = Question {
+            revision: 10,
+            asked_at: mono,
+            now: Now { mono, wall: Wall(self.now_s as i64 * 1000) },
+            contact_gap: std::mem::take(&mut self.contact_gap),
+            age_cap: None,
+        };
+        let strangers: Vec<Stranger> = strangers(listing, &self.rows)
+            .into_iter()
+            .map(|id| Stranger { id, owner: None })
+            .collect();
+        let plan =
+            plan_host(&self.rows, listing, &strangers, &self.memory, &question, &self.policy);
+        self.memory = plan.memory.clone();
+        plan
+    }
+}
+
+fn moves(plan: &HostPlan) -> Vec<(u128, &'static str, String)> {
+    let of = |t: &Transition| (t.id.as_u128(), t.to.as_str(), t.reason.to_string());
+    plan.transitions.iter().map(of).collect()
+}
+
+#[test]
+fn absence_counts_at_the_second_look_and_not_before_the_delay() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running), row(2, SandboxStatus::Running)]);
+    let first = host.look(0, &listing(&[2]));
+    assert_eq!((moves(&first), first.ask_again), (vec![], AskAgain::After(Duration::from_secs(3))));
+    let hasty = host.look(2, &listing(&[2]));
+    assert_eq!((moves(&hasty), hasty.ask_again), (vec![], AskAgain::After(Duration::from_secs(1))));
+    let second = host.look(1, &listing(&[2]));
+    assert_eq!(moves(&second), [(1, "stopped", "vanished".to_owned())]);
+    assert_eq!(second.ask_again, AskAgain::AsUsual);
+}
+
+#[test]
+fn an_id_that_comes_back_between_two_looks_starts_anew() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.look(0, &listing(&[]));
+    host.look(3, &listing(&[1]));
+    assert_eq!(moves(&host.look(3, &listing(&[]))), vec![]);
+}
+
+#[test]
+fn a_row_that_changed_between_two_looks_starts_anew() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.look(0, &listing(&[]));
+    host.rows[0].revision = 7;
+    assert_eq!(moves(&host.look(3, &listing(&[]))), vec![]);
+    assert_eq!(moves(&host.look(3, &listing(&[]))).len(), 1);
+}
+
+#[test]
+fn the_first_look_after_a_gap_decides_how_the_second_reads() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.contact_gap = true;
+    host.look(0, &listing(&[]));
+    let second = host.look(3, &listing(&[]));
+    assert_eq!(moves(&second), [(1, "paused", "presumed_paused".to_owned())]);
+}
+
+#[test]
+fn an_announcement_after_the_first_look_wins_over_absence() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.look(0, &listing(&[]));
+    host.rows[0].announced = true;
+    let second = host.look(3, &listing(&[]));
+    assert_eq!(moves(&second), [(1, "paused", "auto_paused".to_owned())]);
+    assert_eq!(second.spent, [id(1)]);
+}
+
+#[test]
+fn a_listed_id_proves_its_announcement_stale() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.rows[0].announced = true;
+    let plan = host.look(0, &listing(&[1]));
+    assert_eq!((moves(&plan), plan.spent), (vec![], vec![id(1)]));
+}
+
+#[test]
+fn an_announcement_waits_for_the_operation_that_owns_the_row() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Resuming)]);
+    host.rows[0].announced = true;
+    host.rows[0].operation = OperationState::Live;
+    let plan = host.look(0, &listing(&[]));
+    assert_eq!((moves(&plan), plan.spent), (vec![], vec![]));
+}
+
+#[test]
+fn newer_rows_are_left_alone_and_asked_for_at_once() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running), row(2, SandboxStatus::Missing)]);
+    host.rows[0].revision = 11;
+    let plan = host.look(0, &listing(&[2]));
+    assert_eq!(moves(&plan), [(2, "running", "restored".to_owned())]);
+    assert_eq!((plan.newer, plan.ask_again), (1, AskAgain::AtOnce));
+}
+
+#[test]
+fn a_mass_vanish_is_held_for_one_interval() {
+    let rows = (1..=4).map(|n| row(n, SandboxStatus::Running)).collect();
+    let mut host = Host::new(rows);
+    let one_left = listing(&[4]);
+    host.look(0, &one_left);
+    let held = host.look(3, &one_left);
+    assert_eq!((moves(&held), held.held.len(), held.hold_began), (vec![], 3, true));
+    assert_eq!(held.ask_again, AskAgain::After(Duration::from_secs(60)));
+    let still = host.look(59, &one_left);
+    assert_eq!((moves(&still), still.held.len(), still.hold_began), (vec![], 3, false));
+    let gone = host.look(1, &one_left);
+    assert_eq!(moves(&gone).len(), 3);
+    assert_eq!(gone.memory, HostMemory::default());
+}
+
+#[test]
+fn less_than_half_is_no_mass() {
+    let rows = (1..=7).map(|n| row(n, SandboxStatus::Running)).collect();
+    let mut host = Host::new(rows);
+    let four_left = listing(&[1, 2, 3, 4]);
+    host.look(0, &four_left);
+    assert_eq!(moves(&host.look(3, &four_left)).len(), 3);
+}
+
+#[test]
+fn zombies_are_reported_once_and_only_when_old() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Stopped)]);
+    let both = listing(&[1, 9]);
+    let first = host.look(0, &both);
+    assert_eq!(
+        (first.zombies.len(), first.ask_again),
+        (0, AskAgain::After(Duration::from_secs(3)))
+    );
+    let second = host.look(3, &both);
+    let stopped = Zombie { id: id(1), status: Some(SandboxStatus::Stopped), new: true };
+    assert_eq!(second.zombies, [stopped, Zombie { id: id(9), status: None, new: true }]);
+    let third = host.look(60, &both);
+    assert_eq!(third.zombies.iter().filter(|z| z.new).count(), 0);
+    assert_eq!(third.zombies.len(), 2, "still there");
+
+    let mut host = Host::new(vec![]);
+    let mut young = listing(&[9]);
+    young.sandboxes[0].created_at_unix = host.now_s as i64;
+    host.look(0, &young);
+    assert_eq!(host.look(3, &young).zombies, []);
+    assert_eq!(host.look(120, &young).zombies.len(), 1);
+}
+
+#[test]
+fn most_ids_of_another_host_mean_the_wrong_host() {
+    let other = Some(HostId::from_u128(2));
+    let stranger = |n, owner| Stranger { id: id(n), owner };
+    let answer = listing(&[1, 2, 3]);
+    assert!(!is_wrong_host(&answer, &[stranger(1, other)]));
+    assert!(is_wrong_host(&answer, &[stranger(1, other), stranger(2, other)]));
+    assert!(
+        !is_wrong_host(&answer, &[stranger(1, None), stranger(2, None)]),
+        "unknown, not foreign"
+    );
+    assert!(!is_wrong_host(&listing(&[]), &[]), "an empty answer says nothing of whose it is");
+    let announced = Listing { sandboxes: vec![], auto_paused: vec![id(1)] };
+    assert!(is_wrong_host(&announced, &[stranger(1, other)]));
+}
+
+fn any_row() -> impl Strategy<Value = Row> {
+    let status = proptest::sample::select(SandboxStatus::ALL);
+    let operation = proptest::sample::select(vec![
+        OperationState::None,
+        OperationState::Live,
+        OperationState::Expired,
+    ]);
+    (0u128..12, status, any::<bool>(), 0u64..300, 0u64..20, operation, any::<bool>()).prop_map(
+        |(n, status, stopped_by_inference, age_s, revision, operation, announced)| Row {
+            id: id(n),
+            status,
+            stopped_by_inference,
+            changed_at: Wall((100_000 - age_s as i64) * 1000),
+            revision,
+            operation,
+            announced,
+        },
+    )
+}
+
+fn any_rows() -> impl Strategy<Value = Vec<Row>> {
+    proptest::collection::vec(any_row(), 0..12).prop_map(|mut rows| {
+        rows.sort_by_key(|row| row.id);
+        rows.dedup_by_key(|row| row.id);
+        rows
+    })
+}
+
+fn any_listing() -> impl Strategy<Value = Listing> {
+    let state = proptest::sample::select(vec![ListedState::Running, ListedState::Paused]);
+    proptest::collection::btree_map(0u128..16, state, 0..12).prop_map(|entries| Listing {
+        sandboxes: entries.into_iter().map(|(n, state)| entry(n, state)).collect(),
+        auto_paused: Vec::new(),
+    })
+}
+
+/// Moves the monitor may make; every other one is a bug.
+fn allowed(from: SandboxStatus, to: SandboxStatus) -> bool {
+    use SandboxStatus as S;
+    match from {
+        S::Running => matches!(to, S::Paused | S::Stopped),
+        S::Missing => matches!(to, S::Running | S::Paused | S::Stopped),
+        S::Starting => matches!(to, S::Running | S::Paused | S::Error),
+        S::Resuming => matches!(to, S::Running | S::Paused | S::Error),
+        S::Pausing => to == S::Paused,
+        S::Stopping => to == S::Stopped,
+        S::Paused => to == S::Running,
+        S::Stopped => matches!(to, S::Running | S::Paused),
+        S::Pending | S::Error | S::Hibernated => false,
+    }
+}
+
+proptest! {
+    #[test]
+    fn plans_are_allowed_and_leave_newer_rows_alone(
+        rows in any_rows(),
+        answers in proptest::collection::vec((any_listing(), 0u64..100), 1..5),
+        strict: bool,
+        contact_gap: bool,
+    ) {
+        let mut host = Host::new(rows);
+        host.contact_gap = contact_gap;
+        if strict {
+            host.policy = Policy::strict();
+        }
+        for (listing, after_s) in answers {
+            let plan = host.look(after_s, &listing);
+            for t in &plan.transitions {
+                let row = host.rows.iter().find(|row| row.id == t.id).unwrap();
+                prop_assert_eq!(row.status, t.from);
+                prop_assert!(allowed(t.from, t.to), "{:?}", t);
+                prop_assert!(row.revision <= 10, "newer than the question: {:?}", t);
+                let listed_running = listing
+                    .sandboxes
+                    .iter()
+                    .any(|l| l.id == t.id && l.state == ListedState::Running);
+                prop_assert!(!listed_running || t.to == SandboxStatus::Running, "{:?}", t);
+            }
+            prop_assert!(plan.transitions.is_sorted_by_key(|t| t.id));
+            prop_assert!(plan.memory.sightings.is_sorted_by_key(|s| s.id));
+        }
+    }
+
+    /// Applying a plan and looking at the same answer again changes nothing more, once
+    /// every look that waited for another one has had it.
+    #[test]
+    fn the_same_answer_settles(rows in any_rows(), listing in any_listing(), strict: bool) {
+        let mut host = Host::new(rows);
+        if strict {
+            host.policy = Policy::strict();
+        }
+        for row in &mut host.rows {
+            row.revision = row.revision.min(10);
+        }
+        for _ in 0..4 {
+            let plan = host.look(61, &listing);
+            for t in &plan.transitions {
+                let row = host.rows.iter_mut().find(|row| row.id == t.id).unwrap();
+                row.status = t.to;
+                row.stopped_by_inference = t.reason == Reason::Vanished;
+                row.operation = OperationState::None;
+            }
+            for id in &plan.spent {
+                host.rows.iter_mut().find(|row| row.id == *id).unwrap().announced = false;
+            }
+        }
+        let settled = host.look(61, &listing);
+        prop_assert_eq!(settled.transitions, vec![]);
+        prop_assert_eq!(settled.held, vec![]);
+    }
+}
