@@ -7,3 +7,4 @@ pub mod agent;
 pub mod http;
 pub mod model;
 pub mod plan;
+pub mod store;

@@ -2,7 +2,9 @@
 //!
 //! Never: decides what is worth an entry (`plan` does).
 
-use super::sandbox::SandboxStatus;
+use super::id::{HostId, LogId, SandboxId, TeamId};
+use super::sandbox::{Reason, SandboxStatus};
+use super::time::Wall;
 use super::vocabulary;
 
 vocabulary! {
@@ -140,4 +142,60 @@ vocabulary! {
         /// Roost.
         System = "system",
     }
+}
+
+/// One event as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the order of everything.
+    pub revision: u64,
+    /// When it was written.
+    pub at: Wall,
+    /// What it says.
+    pub kind: EventKind,
+    /// About, or on, which host.
+    pub host_id: HostId,
+    /// About which sandbox, if about one.
+    pub sandbox_id: Option<SandboxId>,
+    /// Who may see it.
+    pub team_id: TeamId,
+    /// Status before.
+    pub from: Option<String>,
+    /// Status after.
+    pub to: Option<String>,
+    /// Why.
+    pub reason: Reason,
+    /// Who made it happen.
+    pub actor: ActorType,
+}
+
+/// One audit entry as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Its place in the log; cursors are made of it.
+    pub seq: u64,
+    /// Its id.
+    pub id: LogId,
+    /// Who may see it.
+    pub team_id: TeamId,
+    /// Who did it.
+    pub actor_type: ActorType,
+    /// Id of the key or person.
+    pub actor_id: Option<String>,
+    /// Name for people.
+    pub actor_name: Option<String>,
+    /// What it is about.
+    pub resource_type: ResourceType,
+    /// Which one.
+    pub resource_id: String,
+    /// What was done.
+    pub action: AuditAction,
+    /// Who is meant to care; always `team`.
+    pub scope: String,
+    /// How to read it.
+    pub status: AuditStatus,
+    /// A JSON object: from, to, reason and more.
+    pub metadata: String,
+    /// When.
+    pub created_at: Wall,
 }

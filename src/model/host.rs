@@ -3,6 +3,9 @@
 //!
 //! Never: decides when a host is alive (`plan::liveness` does).
 
+use super::id::{HostId, TeamId};
+use super::probe::FailureKind;
+use super::time::Wall;
 use super::vocabulary;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -58,6 +61,79 @@ impl HostStatus {
             }
             (true, Intent::Draining, Liveness::Alive) => HostStatus::Draining,
             (true, Intent::Active, Liveness::Alive) => HostStatus::Online,
+        }
+    }
+}
+
+/// A host as the database has it. Optional figures are unknown until it registers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// Who owns it.
+    pub team_id: TeamId,
+    /// What kind of machine it is, in the operator's words; `regular` by default.
+    pub kind: String,
+    /// Where it was rented.
+    pub provider: Option<String>,
+    /// Where it stands.
+    pub availability_zone: Option<String>,
+    /// Processor architecture, as the agent says it.
+    pub arch: Option<String>,
+    /// Processor cores.
+    pub cpu_cores: Option<u32>,
+    /// Memory in MiB.
+    pub memory_mb: Option<u64>,
+    /// Disk in GiB.
+    pub disk_gb: Option<u64>,
+    /// Where its agent listens.
+    pub address: Option<AgentAddress>,
+    /// What the operator wants.
+    pub intent: Intent,
+    /// What we see.
+    pub liveness: Liveness,
+    /// When it registered; `None` while pending.
+    pub registered_at: Option<Wall>,
+    /// Heard again after silence, not looked at since: takes no new sandboxes.
+    pub rejoining: bool,
+    /// Heartbeats arrive and probes fail: takes no new sandboxes.
+    pub degraded: bool,
+    /// The agent may have paused everything unannounced since it was last looked at.
+    pub contact_gap: bool,
+    /// Last heartbeat that was flushed.
+    pub last_heartbeat_at: Option<Wall>,
+    /// How probes fail, and since when; `None` while they do not.
+    pub probe_failure: Option<ProbeTrouble>,
+    /// Revision of its last change of status or intent.
+    pub revision: u64,
+    /// When it was created.
+    pub created_at: Wall,
+    /// When it last changed.
+    pub updated_at: Wall,
+}
+
+/// A failure of probes that goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeTrouble {
+    /// How they fail.
+    pub kind: FailureKind,
+    /// What was wrong, for people.
+    pub detail: String,
+    /// When they began to fail in this way.
+    pub since: Wall,
+}
+
+impl Host {
+    /// The public status.
+    pub fn status(&self) -> HostStatus {
+        HostStatus::derive(self.registered_at.is_some(), self.intent, self.liveness)
+    }
+
+    /// Whether it is watched: registered and not set aside.
+    pub fn is_active(&self) -> bool {
+        match self.status() {
+            HostStatus::Online | HostStatus::Unreachable | HostStatus::Draining => true,
+            HostStatus::Pending | HostStatus::Offline => false,
         }
     }
 }

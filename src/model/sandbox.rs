@@ -2,6 +2,8 @@
 //!
 //! Never: decides a move (`plan::reconcile` does).
 
+use super::id::{HostId, SandboxId, TeamId};
+use super::time::Wall;
 use super::vocabulary;
 use std::fmt;
 
@@ -66,6 +68,47 @@ impl SandboxStatus {
             | SandboxStatus::Hibernated => false,
         }
     }
+}
+
+/// A sandbox as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// The host it lives on.
+    pub host_id: HostId,
+    /// Who owns it.
+    pub team_id: TeamId,
+    /// What we know of it.
+    pub status: SandboxStatus,
+    /// Why it is in this status.
+    pub status_reason: Option<Reason>,
+    /// Since when.
+    pub status_changed_at: Wall,
+    /// Revision of its last status change.
+    pub revision: u64,
+    /// What it was made from.
+    pub template: Option<String>,
+    /// Virtual processors.
+    pub vcpus: Option<u32>,
+    /// Memory in MiB.
+    pub memory_mb: Option<u64>,
+    /// Idle seconds after which the agent pauses it; 0 is never.
+    pub timeout_sec: Option<i64>,
+    /// Disk in MiB.
+    pub disk_size_mb: Option<u64>,
+    /// Its address inside.
+    pub guest_ip: Option<String>,
+    /// Its address on the host's network.
+    pub host_ip: Option<String>,
+    /// A JSON object of strings from the agent.
+    pub metadata: Option<String>,
+    /// When the row was made.
+    pub created_at: Wall,
+    /// When it first ran.
+    pub started_at: Option<Wall>,
+    /// When somebody last used it.
+    pub last_active_at: Option<Wall>,
 }
 
 /// Why a sandbox or host is in its status. Closed for what Roost writes itself; a fixture

@@ -1,0 +1,707 @@
+//! Owns how the monitor's decisions reach the database: probes, verdicts on silent
+//! hosts, returns, heartbeat flushes. Loads rows, asks `plan`, writes what it says.
+//!
+//! Never: decides anything that `plan` could; runs outside the writer's transaction.
+
+use super::StoreError;
+use super::journal::{Actor, Audit, Event, metadata};
+use super::rows;
+use super::writer::{After, HostRecord, Writer};
+use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
+use crate::model::host::{Host, HostStatus, Liveness};
+use crate::model::id::{HostId, SandboxId, TeamId};
+use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
+use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::model::time::{Mono, Now, Wall};
+use crate::plan::history::audit_of_transition;
+use crate::plan::observation::{
+    AskAgain, HostPlan, Question, Row, Stranger, Zombie, is_wrong_host, plan_host, strangers,
+};
+use crate::plan::reconcile::{Action, OperationState};
+use rusqlite::{OptionalExtension, params};
+use std::time::Duration;
+
+/// Failures in a row, with heartbeats arriving, after which a host is degraded.
+const DEGRADED_AFTER: u32 = 3;
+
+/// Answers in a row after which it is not any more.
+const RECOVERED_AFTER: u32 = 2;
+
+/// One probe that ended.
+#[derive(Debug)]
+pub struct Probed {
+    /// Whom we asked.
+    pub host: HostId,
+    /// The newest revision before we asked.
+    pub revision: u64,
+    /// When we asked.
+    pub asked_at: Mono,
+    /// Longest age of a status that counts against a row; see `Question::age_cap`.
+    pub age_cap: Option<Duration>,
+    /// What came back.
+    pub probe: Probe,
+}
+
+/// One transition as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Whose.
+    pub sandbox: SandboxId,
+    /// Before.
+    pub from: SandboxStatus,
+    /// After.
+    pub to: SandboxStatus,
+    /// Why.
+    pub reason: Reason,
+    /// Under which revision.
+    pub revision: u64,
+}
+
+/// What one command did to one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Which host.
+    pub host: HostId,
+    /// Public status before and after, when it changed, with the reason.
+    pub host_transition: Option<(HostStatus, HostStatus, Reason)>,
+    /// Sandboxes that changed.
+    pub transitions: Vec<Written>,
+    /// Sandboxes whose stop is held.
+    pub held: Vec<SandboxId>,
+    /// Confirmed zombies.
+    pub zombies: Vec<Zombie>,
+    /// What the agent should be asked once more.
+    pub again: Vec<(SandboxId, Action)>,
+    /// Why there was no observation, if there was none.
+    pub failure: Option<ProbeFailure>,
+    /// Whether an observation was applied to the rows.
+    pub observed: bool,
+    /// When to ask again.
+    pub ask_again: AskAgain,
+}
+
+impl Applied {
+    fn nothing(host: HostId) -> Applied {
+        Applied {
+            host,
+            host_transition: None,
+            transitions: Vec::new(),
+            held: Vec::new(),
+            zombies: Vec::new(),
+            again: Vec::new(),
+            failure: None,
+            observed: false,
+            ask_again: AskAgain::AsUsual,
+        }
+    }
+}
+
+impl Writer {
+    /// Applies what a probe found.
+    pub(super) fn probed(&mut self, probed: Probed, now: Now) -> Result<Applied, StoreError> {
+        let Some(host) = self.host(probed.host)? else {
+            return Ok(Applied::nothing(probed.host));
+        };
+        match &probed.probe {
+            Probe::Listed(listing) => self.listed(&host, &probed, listing, now),
+            Probe::Failed(failure) => {
+                let drained = failure.drained.clone();
+                self.failed(&host, failure.clone(), &drained, now)
+            }
+        }
+    }
+
+    pub(super) fn host(&self, id: HostId) -> Result<Option<Host>, StoreError> {
+        let sql = format!("SELECT {} FROM hosts WHERE id = ?1", rows::HOST);
+        let mut select = self.conn.prepare_cached(&sql)?;
+        Ok(select.query_row([id.to_string()], rows::host).optional()?)
+    }
+
+    fn listed(
+        &mut self,
+        host: &Host,
+        probed: &Probed,
+        listing: &Listing,
+        now: Now,
+    ) -> Result<Applied, StoreError> {
+        let rows = self.rows_of(host.id, listing, now)?;
+        let strangers = self.owners(host.id, strangers(listing, &rows))?;
+        if is_wrong_host(listing, &strangers) {
+            let theirs = strangers.iter().find_map(|s| s.owner);
+            let detail = match theirs {
+                Some(other) => format!("most sandboxes in the answer belong to {other}"),
+                None => "most sandboxes in the answer belong to other hosts".to_owned(),
+            };
+            let failure = ProbeFailure::new(FailureKind::WrongHost, detail);
+            return self.failed(host, failure, &listing.auto_paused, now);
+        }
+        let may_apply = match (host.status(), self.policy.is_strict()) {
+            (HostStatus::Online, _) | (HostStatus::Draining, false) => true,
+            (HostStatus::Draining, true)
+            | (HostStatus::Pending | HostStatus::Unreachable | HostStatus::Offline, _) => false,
+        };
+        if !may_apply {
+            // For diagnosis only; but what an agent tells once must not be lost.
+            self.in_savepoint(|w| w.note_drained(&listing.auto_paused, now))?;
+            return Ok(Applied::nothing(host.id));
+        }
+        let question = Question {
+            revision: probed.revision,
+            asked_at: probed.asked_at,
+            now,
+            contact_gap: self.presence.has_contact_gap(host.id, now.mono, &self.policy),
+            age_cap: probed.age_cap,
+        };
+        let record = self.records.entry(host.id).or_default();
+        let plan = plan_host(&rows, listing, &strangers, &record.looks, &question, &self.policy);
+        self.apply(host, plan, listing, probed, now)
+    }
+
+    /// The rows of a host, sorted by id, with their operations and announcements.
+    fn rows_of(&self, host: HostId, listing: &Listing, now: Now) -> Result<Vec<Row>, StoreError> {
+        let key = host.to_string();
+        let mut rows = Vec::with_capacity(listing.sandboxes.len());
+        let mut select = self.conn.prepare_cached(
+            "SELECT id, status, status_reason, status_changed_at, revision FROM sandboxes \
+             WHERE host_id = ?1 ORDER BY id",
+        )?;
+        let mut cursor = select.query([&key])?;
+        while let Some(row) = cursor.next()? {
+            let status: SandboxStatus = rows::parsed(row, 1)?;
+            let reason = row.get_ref(2)?.as_str_or_null().ok().flatten();
+            rows.push(Row {
+                id: rows::id(row, 0)?,
+                status,
+                stopped_by_inference: status == SandboxStatus::Stopped
+                    && reason == Some(Reason::Vanished.as_str()),
+                changed_at: rows::wall(row, 3)?,
+                revision: rows::unsigned(row, 4)?,
+                operation: OperationState::None,
+                announced: false,
+            });
+        }
+        self.mark_operations(&key, &mut rows, now.wall)?;
+        self.mark_announced(&key, &mut rows, listing)?;
+        Ok(rows)
+    }
+
+    fn mark_operations(&self, host: &str, rows: &mut [Row], now: Wall) -> Result<(), StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT sandbox_id, deadline_at FROM operations \
+             WHERE host_id = ?1 AND finished_at IS NULL",
+        )?;
+        let mut cursor = select.query([host])?;
+        while let Some(operation) = cursor.next()? {
+            let id: SandboxId = rows::id(operation, 0)?;
+            let deadline = rows::wall(operation, 1)?;
+            if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
+                rows[at].operation =
+                    if now <= deadline { OperationState::Live } else { OperationState::Expired };
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what this answer and, but for strict policy, earlier ones announced.
+    fn mark_announced(
+        &self,
+        host: &str,
+        rows: &mut [Row],
+        listing: &Listing,
+    ) -> Result<(), StoreError> {
+        if !self.policy.is_strict() {
+            let mut select = self.conn.prepare_cached(
+                "SELECT sandbox_id, revision FROM auto_pause_inbox WHERE host_id = ?1",
+            )?;
+            let mut cursor = select.query([host])?;
+            while let Some(entry) = cursor.next()? {
+                let id: SandboxId = rows::id(entry, 0)?;
+                let noted_at = rows::unsigned(entry, 1)?;
+                if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
+                    // A status newer than the announcement outdates it.
+                    rows[at].announced = rows[at].revision <= noted_at;
+                }
+            }
+        }
+        for id in &listing.auto_paused {
+            if let Ok(at) = rows.binary_search_by_key(id, |row| row.id) {
+                rows[at].announced = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who owns each of the ids that are not this host's.
+    fn owners(&self, host: HostId, ids: Vec<SandboxId>) -> Result<Vec<Stranger>, StoreError> {
+        let mut select = self.conn.prepare_cached("SELECT host_id FROM sandboxes WHERE id = ?1")?;
+        ids.into_iter()
+            .map(|id| {
+                let owner =
+                    select.query_row([id.to_string()], |row| rows::id(row, 0)).optional()?;
+                Ok(Stranger { id, owner: owner.filter(|owner| *owner != host) })
+            })
+            .collect()
+    }
+
+    fn apply(
+        &mut self,
+        host: &Host,
+        mut plan: HostPlan,
+        listing: &Listing,
+        probed: &Probed,
+        now: Now,
+    ) -> Result<Applied, StoreError> {
+        let before = self.records.entry(host.id).or_default();
+        let record = HostRecord {
+            looks: std::mem::take(&mut plan.memory),
+            failures: 0,
+            successes: before.successes.saturating_add(1),
+        };
+        let recovered = host.degraded && record.successes >= RECOVERED_AFTER;
+        let mut applied = Applied::nothing(host.id);
+        applied.observed = true;
+
+        let drained = self.drained_to_keep(&plan, listing);
+        let news = plan.zombies.iter().any(|z| z.new) || plan.hold_began;
+        let writes = !plan.transitions.is_empty()
+            || !plan.spent.is_empty()
+            || !drained.is_empty()
+            || news
+            || recovered
+            || host.rejoining
+            || host.probe_failure.is_some();
+        let observed = After::Observed { host: host.id, asked_at: probed.asked_at, now, record };
+        if writes {
+            applied.transitions = self.in_savepoint(|w| {
+                w.note_drained(&drained, now)?;
+                let written = w.write_transitions(host, &plan, listing, now)?;
+                w.spend(host.id, &plan.spent)?;
+                w.write_news(host, &plan, now)?;
+                w.write_probe_health(host, recovered, now)?;
+                w.after.push(observed);
+                Ok(written)
+            })?;
+        } else {
+            self.after.push(observed);
+        }
+        applied.held = plan.held;
+        applied.zombies = plan.zombies;
+        applied.again = plan.again;
+        applied.ask_again = plan.ask_again;
+        Ok(applied)
+    }
+
+    /// Announced ids that this very plan does not use up.
+    fn drained_to_keep(&self, plan: &HostPlan, listing: &Listing) -> Vec<SandboxId> {
+        let spent = |id: &SandboxId| plan.spent.binary_search(id).is_ok();
+        let keep = |id: &&SandboxId| !spent(id) && !self.policy.is_strict();
+        listing.auto_paused.iter().filter(keep).copied().collect()
+    }
+
+    /// Notes announcements under the host that the sandbox belongs to: after a change of
+    /// addresses the teller may be another one. Ids that have no row are nobody's.
+    pub(super) fn note_drained(&mut self, ids: &[SandboxId], now: Now) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.after.push(After::Noted(ids.to_vec()));
+        let mut insert = self.conn.prepare_cached(
+            "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) \
+             SELECT host_id, id, ?2, ?3 FROM sandboxes WHERE id = ?1 \
+             ON CONFLICT DO UPDATE SET revision = excluded.revision, noted_at = excluded.noted_at",
+        )?;
+        for id in ids {
+            insert.execute(params![id.to_string(), self.revision as i64, now.wall.0])?;
+        }
+        Ok(())
+    }
+
+    fn spend(&mut self, host: HostId, ids: &[SandboxId]) -> Result<(), StoreError> {
+        let mut delete = self.conn.prepare_cached(
+            "DELETE FROM auto_pause_inbox WHERE host_id = ?1 AND sandbox_id = ?2",
+        )?;
+        for id in ids {
+            delete.execute([host.to_string(), id.to_string()])?;
+        }
+        Ok(())
+    }
+
+    fn write_transitions(
+        &mut self,
+        host: &Host,
+        plan: &HostPlan,
+        listing: &Listing,
+        now: Now,
+    ) -> Result<Vec<Written>, StoreError> {
+        let key = host.id.to_string();
+        let mut written = Vec::with_capacity(plan.transitions.len());
+        for t in &plan.transitions {
+            let move_to = Move { host: host.id, key: &key, id: t.id, from: t.from, to: t.to };
+            let revision = self.move_sandbox(&move_to, &t.reason, now)?;
+            if let Some(at) = t.filled_by {
+                self.fill(&key, &listing.sandboxes[at], now)?;
+            }
+            let (sandbox, reason) = (t.id, t.reason.clone());
+            written.push(Written { sandbox, from: t.from, to: t.to, reason, revision });
+        }
+        Ok(written)
+    }
+
+    /// Moves one row, with its event and, when the monitor's move gets one, audit entry.
+    fn move_sandbox(&mut self, t: &Move<'_>, reason: &Reason, now: Now) -> Result<u64, StoreError> {
+        let revision = self.revision + 1;
+        let id = t.id.to_string();
+        let team: TeamId = {
+            let mut update = self.conn.prepare_cached(
+                "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
+                 revision = ?6 WHERE host_id = ?1 AND id = ?2 RETURNING team_id",
+            )?;
+            update.query_row(
+                params![t.key, id, t.to.as_str(), reason.as_str(), now.wall.0, revision as i64],
+                |row| rows::id(row, 0),
+            )?
+        };
+        let audit = audit_of_transition(t.from, t.to, reason, &self.policy);
+        let (from, to) = (t.from.as_str(), t.to.as_str());
+        let mut journal = self.journal(now, &Actor::SYSTEM);
+        journal.event(&Event {
+            kind: EventKind::of(t.to),
+            host: t.host,
+            sandbox: Some(t.id),
+            team,
+            from: Some(from),
+            to: Some(to),
+            reason,
+        })?;
+        if let Some((action, status)) = audit {
+            journal.audit(&Audit {
+                team,
+                resource: (ResourceType::Sandbox, &id),
+                action,
+                status,
+                metadata: &metadata(from, to, reason, t.host, revision),
+            })?;
+        }
+        Ok(revision)
+    }
+
+    /// Fills a row that became running with what the agent says of it.
+    fn fill(
+        &mut self,
+        host: &str,
+        entry: &crate::model::probe::Listed,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let started = match entry.created_at_unix {
+            ..=0 => now.wall.0,
+            unix => unix.saturating_mul(1000),
+        };
+        let mut update = self.conn.prepare_cached(
+            "UPDATE sandboxes SET host_ip = coalesce(?3, host_ip), \
+             metadata = coalesce(?4, metadata), started_at = coalesce(started_at, ?5) \
+             WHERE host_id = ?1 AND id = ?2",
+        )?;
+        let details = &entry.details;
+        update.execute(params![
+            host,
+            entry.id.to_string(),
+            details.host_ip,
+            details.metadata,
+            started
+        ])?;
+        Ok(())
+    }
+
+    fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
+        let reason = Reason::Other("runs on the host".into());
+        if plan.hold_began {
+            log::warn!("{} lost {} sandboxes at once; looking again", host.id, plan.held.len());
+            let words =
+                Reason::Other(format!("{} sandboxes vanished at once", plan.held.len()).into());
+            self.host_event(host, EventKind::HostMassVanish, None, &words, now)?;
+        }
+        for zombie in plan.zombies.iter().filter(|z| z.new) {
+            log::warn!("{} runs {}, which should not exist", host.id, zombie.id);
+            let from = zombie.status.map(SandboxStatus::as_str);
+            self.journal(now, &Actor::SYSTEM).event(&Event {
+                kind: EventKind::SandboxZombie,
+                host: host.id,
+                sandbox: Some(zombie.id),
+                team: host.team_id,
+                from,
+                to: None,
+                reason: &reason,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn host_event(
+        &mut self,
+        host: &Host,
+        kind: EventKind,
+        change: Option<(HostStatus, HostStatus)>,
+        reason: &Reason,
+        now: Now,
+    ) -> Result<u64, StoreError> {
+        self.journal(now, &Actor::SYSTEM).event(&Event {
+            kind,
+            host: host.id,
+            sandbox: None,
+            team: host.team_id,
+            from: change.map(|(from, _)| from.as_str()),
+            to: change.map(|(_, to)| to.as_str()),
+            reason,
+        })
+    }
+
+    /// An applied observation ends rejoining and probe trouble and may end degradation.
+    fn write_probe_health(
+        &mut self,
+        host: &Host,
+        recovered: bool,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        if recovered {
+            let reason = Reason::Other("probes succeed again".into());
+            self.host_event(host, EventKind::HostRecovered, None, &reason, now)?;
+        }
+        if recovered || host.rejoining || host.probe_failure.is_some() {
+            let mut update = self.conn.prepare_cached(
+                "UPDATE hosts SET rejoining = 0, degraded = ?2, probe_outcome = NULL, \
+                 probe_detail = NULL, probe_at = NULL, updated_at = ?3 WHERE id = ?1",
+            )?;
+            let degraded = host.degraded && !recovered;
+            update.execute(params![host.id.to_string(), degraded, now.wall.0])?;
+        }
+        Ok(())
+    }
+
+    /// A probe without an observation: keeps what was drained, counts towards degraded.
+    fn failed(
+        &mut self,
+        host: &Host,
+        failure: ProbeFailure,
+        drained: &[SandboxId],
+        now: Now,
+    ) -> Result<Applied, StoreError> {
+        let before = self.records.entry(host.id).or_default();
+        let record = HostRecord {
+            looks: std::mem::take(&mut before.looks),
+            failures: before.failures.saturating_add(1),
+            successes: 0,
+        };
+        let heard = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
+        let degrades = heard && !host.degraded && record.failures >= DEGRADED_AFTER;
+        let trouble = host.probe_failure.as_ref();
+        let changed = trouble.is_none_or(|t| t.kind != failure.kind || t.detail != failure.detail);
+        if degrades || changed || !drained.is_empty() {
+            self.in_savepoint(|w| {
+                w.note_drained(drained, now)?;
+                w.write_trouble(host, &failure, degrades, now)
+            })?;
+        }
+        self.after.push(After::Failed { host: host.id, record });
+        Ok(Applied { failure: Some(failure), ..Applied::nothing(host.id) })
+    }
+
+    fn write_trouble(
+        &mut self,
+        host: &Host,
+        failure: &ProbeFailure,
+        degrades: bool,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let same_kind = host.probe_failure.as_ref().filter(|t| t.kind == failure.kind);
+        let since = same_kind.map_or(now.wall, |t| t.since);
+        let mut update = self.conn.prepare_cached(
+            "UPDATE hosts SET probe_outcome = ?2, probe_detail = ?3, probe_at = ?4, \
+             degraded = degraded OR ?5, updated_at = ?6 WHERE id = ?1",
+        )?;
+        update.execute(params![
+            host.id.to_string(),
+            failure.kind.as_str(),
+            failure.detail,
+            since.0,
+            degrades,
+            now.wall.0
+        ])?;
+        drop(update);
+        if degrades {
+            log::warn!("{} is degraded: {failure}", host.id);
+            let reason = Reason::Other(failure.to_string().into());
+            self.host_event(host, EventKind::HostDegraded, None, &reason, now)?;
+        }
+        Ok(())
+    }
+
+    /// Sets one silent host unreachable and its active sandboxes missing, unless it was
+    /// heard after it was judged. `None` when it was, or is not to be judged any more.
+    pub(super) fn mark_down(
+        &mut self,
+        host: HostId,
+        heard_at: Option<Mono>,
+        now: Now,
+    ) -> Result<Option<Applied>, StoreError> {
+        let Some(host) = self.host(host)? else { return Ok(None) };
+        let from = host.status();
+        let may = match from {
+            HostStatus::Online | HostStatus::Draining => true,
+            HostStatus::Pending | HostStatus::Unreachable | HostStatus::Offline => false,
+        };
+        if !may || !self.presence.set_unreachable_unless_heard(host.id, heard_at) {
+            return Ok(None);
+        }
+        self.in_savepoint(|w| {
+            w.after.push(After::MarkedUnreachable(host.id));
+            w.write_down(&host, from, now)
+        })
+        .map(Some)
+    }
+
+    fn write_down(
+        &mut self,
+        host: &Host,
+        from: HostStatus,
+        now: Now,
+    ) -> Result<Applied, StoreError> {
+        let reason = Reason::HostUnreachable;
+        let to = HostStatus::Unreachable;
+        let revision =
+            self.host_event(host, EventKind::HostDown, Some((from, to)), &reason, now)?;
+        self.set_liveness(host.id, Liveness::Unreachable, revision, now)?;
+        let key = host.id.to_string();
+        let mut applied = Applied::nothing(host.id);
+        for (id, from) in self.lost_with(&key, now)? {
+            let to = SandboxStatus::Missing;
+            let move_to = Move { host: host.id, key: &key, id, from, to };
+            let revision = self.move_sandbox(&move_to, &reason, now)?;
+            applied.transitions.push(Written {
+                sandbox: id,
+                from,
+                to,
+                reason: reason.clone(),
+                revision,
+            });
+        }
+        let lost = applied.transitions.len();
+        log::warn!("{} is unreachable; {lost} sandboxes are missing", host.id);
+        let metadata = format!(
+            r#"{{"from":"{from}","to":"{to}","reason":"{reason}","revision":{revision},"sandboxes_missing":{lost}}}"#
+        );
+        self.host_audit(host, AuditAction::MarkedDown, AuditStatus::Error, &metadata, now)?;
+        applied.host_transition = Some((from, to, reason));
+        Ok(applied)
+    }
+
+    /// Sandboxes that go missing with their host. A starting one with an unfinished
+    /// operation stays with its operation.
+    fn lost_with(
+        &self,
+        host: &str,
+        now: Now,
+    ) -> Result<Vec<(SandboxId, SandboxStatus)>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT s.id, s.status FROM sandboxes s \
+             WHERE s.host_id = ?1 AND (s.status IN ('running', 'pending') OR s.status = 'starting' \
+             AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
+                 AND o.sandbox_id = s.id AND o.finished_at IS NULL AND o.deadline_at >= ?2)) \
+             ORDER BY s.id",
+        )?;
+        let rows = select.query_map(params![host, now.wall.0], |row| {
+            Ok((rows::id(row, 0)?, rows::parsed(row, 1)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    pub(super) fn host_audit(
+        &mut self,
+        host: &Host,
+        action: AuditAction,
+        status: AuditStatus,
+        metadata: &str,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let id = host.id.to_string();
+        let resource = (ResourceType::Host, id.as_str());
+        let audit = Audit { team: host.team_id, resource, action, status, metadata };
+        self.journal(now, &Actor::SYSTEM).audit(&audit).map(drop)
+    }
+
+    fn set_liveness(
+        &mut self,
+        host: HostId,
+        liveness: Liveness,
+        revision: u64,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE hosts SET liveness = ?2, rejoining = ?3, revision = ?4, updated_at = ?5 \
+             WHERE id = ?1",
+        )?;
+        let rejoining = liveness == Liveness::Alive;
+        update.execute(params![
+            host.to_string(),
+            liveness.as_str(),
+            rejoining,
+            revision as i64,
+            now.wall.0
+        ])?;
+        Ok(())
+    }
+
+    /// Takes an unreachable host that was heard back. False when it was not unreachable.
+    pub(super) fn mark_up(&mut self, host: HostId, now: Now) -> Result<bool, StoreError> {
+        let Some(mut host) = self.host(host)? else { return Ok(false) };
+        let from = host.status();
+        if host.liveness == Liveness::Alive {
+            return Ok(false);
+        }
+        host.liveness = Liveness::Alive;
+        let to = host.status();
+        self.in_savepoint(|w| {
+            let reason = Reason::HeartbeatReceived;
+            let revision =
+                w.host_event(&host, EventKind::HostUp, Some((from, to)), &reason, now)?;
+            w.set_liveness(host.id, Liveness::Alive, revision, now)?;
+            if !w.policy.is_strict() {
+                let metadata = format!(
+                    r#"{{"from":"{from}","to":"{to}","reason":"{reason}","revision":{revision}}}"#
+                );
+                w.host_audit(&host, AuditAction::MarkedUp, AuditStatus::Success, &metadata, now)?;
+            }
+            log::info!("{} is back", host.id);
+            w.after.push(After::HostChanged { host: Box::new(host), now });
+            Ok(true)
+        })
+    }
+
+    /// Writes the heartbeats since the last flush, and that we listened until now.
+    pub(super) fn flush(&mut self, now: Now) -> Result<(), StoreError> {
+        let dirty = self.presence.take_dirty(now.mono);
+        self.in_savepoint(|w| {
+            w.after.push(After::Flushed(dirty.clone()));
+            let mut beat = w.conn.prepare_cached(
+                "UPDATE hosts SET last_heartbeat_at = ?2, contact_gap = ?3 WHERE id = ?1",
+            )?;
+            for host in &dirty {
+                let at = host.last_heartbeat_at.map(|at| at.0);
+                beat.execute(params![host.id.to_string(), at, host.contact_gap])?;
+            }
+            drop(beat);
+            w.extend_tokens_after_jump(now)?;
+            let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
+            Ok(listened.execute([now.wall.0]).map(drop)?)
+        })
+    }
+}
+
+/// One row on its way to another status.
+struct Move<'a> {
+    host: HostId,
+    /// The host's id as text, made once for all its rows.
+    key: &'a str,
+    id: SandboxId,
+    from: SandboxStatus,
+    to: SandboxStatus,
+}

@@ -1,0 +1,128 @@
+//! Owns the ways in which the database can fail us, told by what can be done about it.
+//!
+//! Never: decides what a client is answered (`api` does).
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why the database could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreError {
+    /// There is no database at this path.
+    Missing(PathBuf),
+    /// The file is there and is not a Roost database.
+    Foreign(PathBuf),
+    /// A newer Roost made this database.
+    NewerSchema {
+        /// Version of the file.
+        found: i64,
+        /// Newest version that this program knows.
+        known: i64,
+    },
+    /// The schema is older than this program's and the file was opened for reading only.
+    OlderSchema {
+        /// Version of the file.
+        found: i64,
+        /// Version that this program needs.
+        known: i64,
+    },
+    /// Another process serves this database.
+    Held {
+        /// The lock file.
+        lock: PathBuf,
+        /// Process id as the lock file says it.
+        pid: String,
+    },
+    /// SQLite says that the file is damaged.
+    Damaged(String),
+    /// No space, a read-only file, or the disk failed: nothing was written.
+    Disk(String),
+    /// Another process is writing and did not stop in time.
+    Busy,
+    /// A file could not be read or written.
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
+    },
+    /// A row holds what no version of Roost writes.
+    BadRow(String),
+    /// Any other refusal by SQLite.
+    Sqlite(String),
+    /// The writer has stopped; nothing was written.
+    Stopped,
+}
+
+impl StoreError {
+    /// A file error with its path.
+    pub fn io(path: impl Into<PathBuf>, error: &std::io::Error) -> StoreError {
+        StoreError::Io { path: path.into(), message: error.to_string() }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Missing(path) => write!(
+                f,
+                "no database at {}; make one with `roost db init` or `roost serve`",
+                path.display()
+            ),
+            StoreError::Foreign(path) => {
+                write!(f, "{} is not a roost database; choose another path", path.display())
+            }
+            StoreError::NewerSchema { found, known } => write!(
+                f,
+                "the database has schema {found} and this roost knows up to {known}; \
+                 use the newer roost, or restore a backup made before the upgrade"
+            ),
+            StoreError::OlderSchema { found, known } => write!(
+                f,
+                "the database has schema {found} and this roost needs {known}; \
+                 start `roost serve` once, it migrates"
+            ),
+            StoreError::Held { lock, pid } => write!(
+                f,
+                "the database is held by another roost (pid {pid}, {}); stop it first",
+                lock.display()
+            ),
+            StoreError::Damaged(what) => {
+                write!(f, "the database is damaged ({what}); restore a backup")
+            }
+            StoreError::Disk(what) => {
+                write!(f, "the disk refused a write ({what}); free space or repair it")
+            }
+            StoreError::Busy => f.write_str("another process keeps the database locked; try again"),
+            StoreError::Io { path, message } => write!(f, "{}: {message}", path.display()),
+            StoreError::BadRow(what) => {
+                write!(f, "the database holds what roost never writes ({what})")
+            }
+            StoreError::Sqlite(what) => write!(f, "the database refused: {what}"),
+            StoreError::Stopped => f.write_str("the writer has stopped"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> StoreError {
+        use rusqlite::ErrorCode as Code;
+        let text = error.to_string();
+        if matches!(
+            error,
+            rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)
+        ) {
+            return StoreError::BadRow(text);
+        }
+        match error.sqlite_error_code() {
+            Some(Code::NotADatabase | Code::DatabaseCorrupt) => StoreError::Damaged(text),
+            Some(Code::DiskFull | Code::ReadOnly | Code::SystemIoFailure | Code::CannotOpen) => {
+                StoreError::Disk(text)
+            }
+            Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
+            Some(_) | None => StoreError::Sqlite(text),
+        }
+    }
+}

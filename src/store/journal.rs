@@ -1,0 +1,167 @@
+//! Owns the revision counter and the two histories: one event for every transition, one
+//! audit entry for whoever did something.
+//!
+//! Never: changes a host or sandbox; commits. Used by the writer inside its transaction.
+
+use super::error::StoreError;
+use crate::model::event::{ActorType, AuditAction, AuditStatus, EventKind, ResourceType};
+use crate::model::id::{HostId, Id, Kind, LogId, SandboxId, TeamId};
+use crate::model::sandbox::Reason;
+use crate::model::time::Wall;
+use ring::rand::{SecureRandom, SystemRandom};
+use rusqlite::{Connection, params};
+
+/// Random bytes for ids and tokens, fetched from the system in blocks.
+pub struct Random {
+    source: SystemRandom,
+    block: [u8; Random::BLOCK],
+    used: usize,
+}
+
+impl std::fmt::Debug for Random {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Random")
+    }
+}
+
+impl Random {
+    /// Bytes per system call: enough for an audit entry on each sandbox of a host.
+    const BLOCK: usize = 1024;
+
+    /// A source that asks the system at first use.
+    pub fn new() -> Random {
+        Random { source: SystemRandom::new(), block: [0; Random::BLOCK], used: Random::BLOCK }
+    }
+
+    /// Fresh random bytes. An operating system without randomness is beyond help: panics.
+    pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        if self.used + N > Random::BLOCK {
+            self.source.fill(&mut self.block).expect("the system gives random bytes");
+            self.used = 0;
+        }
+        let mut out = [0; N];
+        out.copy_from_slice(&self.block[self.used..self.used + N]);
+        self.used += N;
+        out
+    }
+
+    /// A fresh id.
+    pub fn id<K: Kind>(&mut self) -> Id<K> {
+        Id::from_random(self.bytes())
+    }
+}
+
+impl Default for Random {
+    fn default() -> Random {
+        Random::new()
+    }
+}
+
+/// Who acts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// Person, key or Roost itself.
+    pub kind: ActorType,
+    /// Id of the key or person.
+    pub id: Option<String>,
+    /// Name for people.
+    pub name: Option<String>,
+}
+
+impl Actor {
+    /// Roost itself.
+    pub const SYSTEM: Actor = Actor { kind: ActorType::System, id: None, name: None };
+}
+
+/// What happened to whom.
+pub(super) struct Event<'a> {
+    pub(super) kind: EventKind,
+    pub(super) host: HostId,
+    pub(super) sandbox: Option<SandboxId>,
+    pub(super) team: TeamId,
+    pub(super) from: Option<&'a str>,
+    pub(super) to: Option<&'a str>,
+    pub(super) reason: &'a Reason,
+}
+
+/// Who did what; goes with the event that was written last.
+pub(super) struct Audit<'a> {
+    pub(super) team: TeamId,
+    pub(super) resource: (ResourceType, &'a str),
+    pub(super) action: AuditAction,
+    pub(super) status: AuditStatus,
+    /// A JSON object.
+    pub(super) metadata: &'a str,
+}
+
+/// Writes history inside a transaction.
+pub(super) struct Journal<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) revision: &'a mut u64,
+    pub(super) random: &'a mut Random,
+    pub(super) now: Wall,
+    pub(super) actor: &'a Actor,
+}
+
+impl Journal<'_> {
+    /// Takes the next revision and writes the event under it.
+    pub(super) fn event(&mut self, event: &Event<'_>) -> Result<u64, StoreError> {
+        *self.revision += 1;
+        let mut insert = self.conn.prepare_cached(
+            "INSERT INTO events (revision, at, kind, host_id, sandbox_id, team_id, from_status, \
+             to_status, reason, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?;
+        insert.execute(params![
+            *self.revision as i64,
+            self.now.0,
+            event.kind.as_str(),
+            event.host.to_string(),
+            event.sandbox.map(|id| id.to_string()),
+            event.team.to_string(),
+            event.from,
+            event.to,
+            event.reason.as_str(),
+            self.actor.kind.as_str(),
+        ])?;
+        Ok(*self.revision)
+    }
+
+    /// Writes an audit entry.
+    pub(super) fn audit(&mut self, audit: &Audit<'_>) -> Result<LogId, StoreError> {
+        let id: LogId = self.random.id();
+        let mut insert = self.conn.prepare_cached(
+            "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, actor_name, \
+             resource_type, resource_id, action, scope, status, metadata, created_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'team', ?9, ?10, ?11)",
+        )?;
+        insert.execute(params![
+            id.to_string(),
+            audit.team.to_string(),
+            self.actor.kind.as_str(),
+            self.actor.id,
+            self.actor.name,
+            audit.resource.0.as_str(),
+            audit.resource.1,
+            audit.action.as_str(),
+            audit.status.as_str(),
+            audit.metadata,
+            self.now.0,
+        ])?;
+        Ok(id)
+    }
+}
+
+/// The metadata of an audit entry about a transition.
+pub(super) fn metadata(
+    from: &str,
+    to: &str,
+    reason: &Reason,
+    host: HostId,
+    revision: u64,
+) -> String {
+    // Words and ids need no escaping; a reason from outside may.
+    let reason = serde_json::Value::from(reason.as_str());
+    format!(
+        r#"{{"from":"{from}","to":"{to}","reason":{reason},"host_id":"{host}","revision":{revision}}}"#
+    )
+}

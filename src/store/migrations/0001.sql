@@ -1,0 +1,138 @@
+-- Version 1, as released. Never edited: schema.sql says what is current.
+
+-- One row: where the database stands.
+CREATE TABLE state (
+    id             INTEGER PRIMARY KEY CHECK (id = 1),
+    revision       INTEGER NOT NULL,   -- last one given out
+    listened_until INTEGER,            -- last heartbeat flush; NULL: until now (fixture)
+    created_at     INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE hosts (
+    id                TEXT PRIMARY KEY,
+    team_id           TEXT NOT NULL,
+    type              TEXT NOT NULL,
+    provider          TEXT,
+    availability_zone TEXT,
+    arch              TEXT,
+    cpu_cores         INTEGER,
+    memory_mb         INTEGER,
+    disk_gb           INTEGER,
+    address           TEXT,
+    intent            TEXT NOT NULL CHECK (intent IN ('active', 'draining', 'offline')),
+    liveness          TEXT NOT NULL CHECK (liveness IN ('alive', 'unreachable')),
+    registered_at     INTEGER,         -- NULL: pending
+    rejoining         INTEGER NOT NULL DEFAULT 0, -- heard again, not yet looked at
+    degraded          INTEGER NOT NULL DEFAULT 0, -- heartbeats arrive, probes fail
+    contact_gap       INTEGER NOT NULL DEFAULT 0, -- may have paused everything unannounced
+    last_heartbeat_at INTEGER,
+    probe_outcome     TEXT,            -- how probes fail since probe_at; NULL: they do not
+    probe_detail      TEXT,
+    probe_at          INTEGER,
+    revision          INTEGER NOT NULL,
+    created_at        INTEGER NOT NULL,
+    updated_at        INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Hosts that were deleted on purpose: the only ids that a heartbeat answers with 404.
+CREATE TABLE tombstones (
+    host_id    TEXT PRIMARY KEY,
+    deleted_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Clustered by host: one probe reads the rows of one host in one range.
+CREATE TABLE sandboxes (
+    host_id           TEXT NOT NULL REFERENCES hosts (id),
+    id                TEXT NOT NULL,
+    team_id           TEXT NOT NULL,
+    status            TEXT NOT NULL CHECK (status IN ('pending', 'starting', 'running', 'pausing',
+                          'paused', 'resuming', 'stopping', 'stopped', 'missing', 'error',
+                          'hibernated')),
+    status_reason     TEXT,
+    status_changed_at INTEGER NOT NULL,
+    revision          INTEGER NOT NULL,  -- of the last status change
+    template          TEXT,
+    vcpus             INTEGER,
+    memory_mb         INTEGER,
+    timeout_sec       INTEGER,
+    disk_size_mb      INTEGER,
+    guest_ip          TEXT,
+    host_ip           TEXT,
+    metadata          TEXT,              -- JSON object of strings
+    created_at        INTEGER NOT NULL,
+    started_at        INTEGER,
+    last_active_at    INTEGER,
+    PRIMARY KEY (host_id, id)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX sandboxes_by_id ON sandboxes (id);
+
+-- Ids that an agent said it paused by itself. It says so once and forgets.
+CREATE TABLE auto_pause_inbox (
+    host_id    TEXT NOT NULL,
+    sandbox_id TEXT NOT NULL,
+    revision   INTEGER NOT NULL,         -- newest when it was noted; a newer row outdates it
+    noted_at   INTEGER NOT NULL,
+    PRIMARY KEY (host_id, sandbox_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE operations (
+    id          TEXT PRIMARY KEY,
+    sandbox_id  TEXT NOT NULL,
+    host_id     TEXT NOT NULL,
+    kind        TEXT NOT NULL CHECK (kind IN ('create', 'pause', 'resume', 'destroy')),
+    created_at  INTEGER NOT NULL,
+    deadline_at INTEGER NOT NULL,
+    finished_at INTEGER,
+    error       TEXT
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX operations_unfinished ON operations (host_id, sandbox_id)
+    WHERE finished_at IS NULL;
+
+-- Secrets are stored as SHA-256 only.
+CREATE TABLE registration_tokens (
+    hash       BLOB PRIMARY KEY,
+    id         TEXT NOT NULL,
+    host_id    TEXT NOT NULL REFERENCES hosts (id),
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- A token stays valid until one of its children is used for the first time.
+CREATE TABLE refresh_tokens (
+    hash       BLOB PRIMARY KEY,
+    id         TEXT NOT NULL,
+    host_id    TEXT NOT NULL REFERENCES hosts (id),
+    parent     BLOB,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX refresh_tokens_by_host ON refresh_tokens (host_id);
+
+CREATE TABLE audit_logs (
+    seq           INTEGER PRIMARY KEY,
+    id            TEXT NOT NULL,
+    team_id       TEXT NOT NULL,
+    actor_type    TEXT NOT NULL,
+    actor_id      TEXT,
+    actor_name    TEXT,
+    resource_type TEXT NOT NULL,
+    resource_id   TEXT NOT NULL,
+    action        TEXT NOT NULL,
+    scope         TEXT NOT NULL,
+    status        TEXT NOT NULL,
+    metadata      TEXT NOT NULL,         -- JSON object: from, to, reason, ...
+    created_at    INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE events (
+    revision    INTEGER PRIMARY KEY,
+    at          INTEGER NOT NULL,
+    kind        TEXT NOT NULL,
+    host_id     TEXT NOT NULL,
+    sandbox_id  TEXT,
+    team_id     TEXT NOT NULL,
+    from_status TEXT,
+    to_status   TEXT,
+    reason      TEXT NOT NULL,
+    actor       TEXT NOT NULL
+) STRICT;

@@ -1,0 +1,19 @@
+//! Owns the database: schema, the one writer, read-only readers, and what is kept in
+//! memory between flushes. The only room that knows SQL.
+//!
+//! Never: decides what a probe means (`plan` does, called from here inside the writer's
+//! transaction), talks to an agent or a client.
+
+pub mod apply;
+pub mod error;
+pub mod fixture;
+pub mod identity;
+pub mod journal;
+pub mod open;
+pub mod presence;
+pub mod read;
+mod rows;
+pub mod verify;
+pub mod writer;
+
+pub use error::StoreError;

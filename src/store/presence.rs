@@ -1,0 +1,460 @@
+//! Owns what is known of hosts between two flushes: who was heard when, whose contact had
+//! a gap, who was deleted. Heartbeats end here and touch no disk.
+//!
+//! Never: judges a host (`plan::liveness`), blocks: the lock is held for a few map
+//! operations. Shared by the HTTP intake, the scheduler and the writer.
+
+use crate::model::host::{AgentAddress, Host, Intent, Liveness};
+use crate::model::id::HostId;
+use crate::model::policy::{CONTACT_GAP, Policy};
+use crate::model::time::{Mono, Now, Wall};
+use crate::plan::liveness::Silence;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A clock that moved by more than this against the last flush is not believed.
+const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
+
+/// How a heartbeat is to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beat {
+    /// A host of ours. `wake`: somebody must look at it now, because it was silent.
+    Known {
+        /// It was unreachable or its silence had become a contact gap.
+        wake: bool,
+    },
+    /// A host that was deleted on purpose.
+    Deleted,
+    /// Nobody we know.
+    Unknown,
+}
+
+/// What the scheduler and the API need of one host between flushes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNow {
+    /// Whose.
+    pub id: HostId,
+    /// Registered and not set aside.
+    pub active: bool,
+    /// What the operator wants.
+    pub intent: Intent,
+    /// What the database says.
+    pub liveness: Liveness,
+    /// Where its agent listens.
+    pub address: Option<AgentAddress>,
+    /// Heard since we started.
+    pub heard_at: Option<Mono>,
+    /// Time of the last heartbeat, flushed or not.
+    pub last_heartbeat_at: Option<Wall>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    now: HostNow,
+    /// Last contact for judging gaps: a heartbeat, or what the database remembered.
+    contact_at: Option<Mono>,
+    /// A gap opened and no observation has closed it.
+    gap: bool,
+    /// When an observation was last applied.
+    observed_at: Mono,
+    /// Something changed since the last flush.
+    dirty: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    hosts: HashMap<HostId, Entry>,
+    deleted: HashSet<HostId>,
+    listening_since: Mono,
+    clock_suspect: bool,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub struct Presence {
+    inner: Mutex<Inner>,
+}
+
+/// What one flush has to write for one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Flushed {
+    pub(super) id: HostId,
+    pub(super) last_heartbeat_at: Option<Wall>,
+    pub(super) contact_gap: bool,
+}
+
+impl Presence {
+    /// Starts from what the database remembers. `listened_until` is the last flush.
+    pub fn load(
+        hosts: &[Host],
+        deleted: impl IntoIterator<Item = HostId>,
+        listened_until: Option<Wall>,
+        now: Now,
+    ) -> Presence {
+        let presence = Presence::default();
+        {
+            let mut inner = presence.lock();
+            inner.listening_since = now.mono;
+            inner.deleted = deleted.into_iter().collect();
+            inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            for host in hosts {
+                inner.hosts.insert(host.id, Entry::remembered(host, now));
+            }
+        }
+        presence
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every critical section leaves the maps whole, so a panic elsewhere is no reason to stop.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a heartbeat.
+    pub fn heartbeat(&self, host: HostId, now: Now) -> Beat {
+        let mut inner = self.lock();
+        if inner.deleted.contains(&host) {
+            return Beat::Deleted;
+        }
+        let Some(entry) = inner.hosts.get_mut(&host) else { return Beat::Unknown };
+        let opened = entry.silent_too_long(now.mono);
+        entry.gap |= opened;
+        entry.now.heard_at = Some(now.mono);
+        entry.contact_at = Some(now.mono);
+        entry.now.last_heartbeat_at = Some(now.wall);
+        entry.dirty = true;
+        let wake = entry.now.active && (opened || entry.now.liveness == Liveness::Unreachable);
+        Beat::Known { wake }
+    }
+
+    /// Whether the host is known and, if so, whether it was deleted. Counts no heartbeat.
+    pub fn lookup(&self, host: HostId) -> Beat {
+        let inner = self.lock();
+        if inner.deleted.contains(&host) {
+            Beat::Deleted
+        } else if inner.hosts.contains_key(&host) {
+            Beat::Known { wake: false }
+        } else {
+            Beat::Unknown
+        }
+    }
+
+    /// One host.
+    pub fn get(&self, host: HostId) -> Option<HostNow> {
+        self.lock().hosts.get(&host).map(|entry| entry.now.clone())
+    }
+
+    /// All active hosts, in no order.
+    pub fn active(&self) -> Vec<HostNow> {
+        let inner = self.lock();
+        let active = inner.hosts.values().filter(|entry| entry.now.active);
+        active.map(|entry| entry.now.clone()).collect()
+    }
+
+    /// The silence of every active host for `plan::liveness`, with what was heard when it
+    /// was measured. In strict policy stored times count as they are; otherwise silence
+    /// counts only while we listen.
+    pub fn silences(&self, now: Now, policy: &Policy) -> Vec<(HostId, Option<Mono>, Silence)> {
+        let inner = self.lock();
+        let since = inner.listening_since;
+        let active = inner.hosts.values().filter(|entry| entry.now.active);
+        let silence = |entry: &Entry| {
+            let span = match (entry.now.heard_at, policy.is_strict()) {
+                (Some(heard), true) => Some(now.mono.since(heard)),
+                (None, true) => entry.now.last_heartbeat_at.map(|at| now.wall.since(at)),
+                (heard, false) => Some(now.mono.since(heard.unwrap_or(since).max(since))),
+            };
+            let unreachable = entry.now.liveness == Liveness::Unreachable;
+            (entry.now.id, entry.now.heard_at, Silence { span, unreachable })
+        };
+        active.map(silence).collect()
+    }
+
+    /// How long we have listened without a break.
+    pub fn listening(&self, now: Mono) -> Duration {
+        now.since(self.lock().listening_since)
+    }
+
+    /// Begins to listen anew: after a suspend, a clock jump, or when a mass guard ends.
+    /// `gap`: the break was long enough for agents to have paused everything.
+    pub fn listen_anew(&self, now: Mono, gap: bool) {
+        let mut inner = self.lock();
+        inner.listening_since = now;
+        for entry in inner.hosts.values_mut().filter(|_| gap) {
+            entry.gap = true;
+            entry.dirty = true;
+        }
+    }
+
+    /// Whether an expired but genuine token must be accepted, because the clock moved by
+    /// more than a day against the last flush, or back.
+    pub fn clock_is_suspect(&self) -> bool {
+        self.lock().clock_suspect
+    }
+
+    /// Says that the clock jumped while we ran.
+    pub fn suspect_clock(&self) {
+        self.lock().clock_suspect = true;
+    }
+
+    /// Whether the agent may have paused everything unannounced since the last applied
+    /// observation: either side was silent to the other for two beats, or we were away.
+    pub fn has_contact_gap(&self, host: HostId, now: Mono, policy: &Policy) -> bool {
+        // An observation is due every interval, with a tenth of jitter.
+        let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
+        let inner = self.lock();
+        inner.hosts.get(&host).is_none_or(|entry| {
+            entry.gap
+                || entry.silent_too_long(now)
+                || now.since(entry.observed_at) >= question_overdue
+        })
+    }
+
+    /// An observation asked for at `asked_at` was applied. It closes a gap only when the
+    /// agent was heard before it was asked and after the gap: agents pause everything
+    /// *before* they beat again, and a listing taken meanwhile says nothing of the rest.
+    pub(super) fn observed(&self, host: HostId, asked_at: Mono, now: Mono) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.hosts.get_mut(&host) else { return };
+        entry.observed_at = now;
+        let heard_before = entry.now.heard_at.is_some_and(|heard| heard <= asked_at);
+        if entry.gap && heard_before && !entry.silent_too_long(now) {
+            entry.gap = false;
+            entry.dirty = true;
+        }
+    }
+
+    /// Sets the host unreachable unless it was heard after `heard_at`. Returns whether it
+    /// was set; the writer takes it back when its transaction fails.
+    pub(super) fn set_unreachable_unless_heard(
+        &self,
+        host: HostId,
+        heard_at: Option<Mono>,
+    ) -> bool {
+        let mut inner = self.lock();
+        let Some(entry) = inner.hosts.get_mut(&host) else { return false };
+        let now = &mut entry.now;
+        let still = now.active && now.heard_at == heard_at && now.liveness == Liveness::Alive;
+        if still {
+            now.liveness = Liveness::Unreachable;
+        }
+        still
+    }
+
+    /// Takes over what the database says of a host after a commit.
+    pub(super) fn update(&self, host: &Host, now: Now) {
+        let mut inner = self.lock();
+        inner.deleted.remove(&host.id);
+        let entry = inner.hosts.entry(host.id).or_insert_with(|| Entry::remembered(host, now));
+        entry.now.active = host.is_active();
+        entry.now.intent = host.intent;
+        entry.now.liveness = host.liveness;
+        entry.now.address = host.address.clone();
+    }
+
+    /// A registration is contact like a heartbeat.
+    pub(super) fn registered(&self, host: &Host, now: Now) {
+        self.update(host, now);
+        let mut inner = self.lock();
+        if let Some(entry) = inner.hosts.get_mut(&host.id) {
+            entry.gap |= entry.silent_too_long(now.mono);
+            entry.now.heard_at = Some(now.mono);
+            entry.contact_at = Some(now.mono);
+            entry.now.last_heartbeat_at = Some(now.wall);
+            entry.dirty = true;
+        }
+    }
+
+    /// A host was deleted on purpose.
+    pub(super) fn delete(&self, host: HostId) {
+        let mut inner = self.lock();
+        inner.hosts.remove(&host);
+        inner.deleted.insert(host);
+    }
+
+    pub(super) fn set_liveness(&self, host: HostId, liveness: Liveness) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.now.liveness = liveness;
+        }
+    }
+
+    /// What has to be written; marks it as written. The writer gives it back with
+    /// [`Presence::unflushed`] when its transaction fails.
+    pub(super) fn take_dirty(&self, now: Mono) -> Vec<Flushed> {
+        let mut inner = self.lock();
+        let dirty = inner.hosts.values_mut().filter(|entry| entry.dirty);
+        dirty
+            .map(|entry| {
+                entry.dirty = false;
+                Flushed {
+                    id: entry.now.id,
+                    last_heartbeat_at: entry.now.last_heartbeat_at,
+                    contact_gap: entry.gap || entry.silent_too_long(now),
+                }
+            })
+            .collect()
+    }
+
+    pub(super) fn unflushed(&self, hosts: &[Flushed]) {
+        let mut inner = self.lock();
+        for flushed in hosts {
+            if let Some(entry) = inner.hosts.get_mut(&flushed.id) {
+                entry.dirty = true;
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn remembered(host: &Host, now: Now) -> Entry {
+        // A heartbeat from the future tells of a clock that moved: no contact to rely on.
+        let age = host.last_heartbeat_at.filter(|at| *at <= now.wall).map(|at| now.wall.since(at));
+        let recent = age.filter(|age| *age < CONTACT_GAP);
+        // Before the origin of the clock cannot be said; the gap then opens a little late.
+        let contact_at = recent.map(|age| now.mono.before(age));
+        Entry {
+            now: HostNow {
+                id: host.id,
+                active: host.is_active(),
+                intent: host.intent,
+                liveness: host.liveness,
+                address: host.address.clone(),
+                heard_at: None,
+                last_heartbeat_at: host.last_heartbeat_at,
+            },
+            contact_at,
+            gap: host.contact_gap || contact_at.is_none(),
+            observed_at: now.mono,
+            dirty: false,
+        }
+    }
+
+    fn silent_too_long(&self, now: Mono) -> bool {
+        self.contact_at.is_none_or(|at| now.since(at) >= CONTACT_GAP)
+    }
+}
+
+/// Whether the wall clock cannot be believed against the time of the last flush.
+fn is_jump(flushed: Wall, now: Wall) -> bool {
+    now < flushed || now.since(flushed) > CLOCK_JUMP
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::PLATFORM_TEAM;
+
+    const START: u64 = 1_000_000;
+
+    fn at(s: u64) -> Now {
+        Now { mono: Mono(START + s * 1000), wall: Wall((START + s * 1000) as i64) }
+    }
+
+    fn host(age_s: Option<i64>) -> Host {
+        Host {
+            id: HostId::from_u128(1),
+            team_id: PLATFORM_TEAM,
+            kind: "regular".into(),
+            provider: None,
+            availability_zone: None,
+            arch: None,
+            cpu_cores: None,
+            memory_mb: None,
+            disk_gb: None,
+            address: None,
+            intent: Intent::Active,
+            liveness: Liveness::Alive,
+            registered_at: Some(Wall(0)),
+            rejoining: false,
+            degraded: false,
+            contact_gap: false,
+            last_heartbeat_at: age_s.map(|s| Wall(START as i64 - s * 1000)),
+            probe_failure: None,
+            revision: 0,
+            created_at: Wall(0),
+            updated_at: Wall(0),
+        }
+    }
+
+    fn presence(age_s: Option<i64>) -> (Presence, HostId) {
+        (Presence::load(&[host(age_s)], [], None, at(0)), HostId::from_u128(1))
+    }
+
+    fn gap(presence: &Presence, s: u64) -> bool {
+        presence.has_contact_gap(HostId::from_u128(1), at(s).mono, &Policy::default())
+    }
+
+    #[test]
+    fn the_stored_age_alone_tells_of_a_gap_before_the_start() {
+        assert!(!gap(&presence(Some(5)).0, 0));
+        assert!(!gap(&presence(Some(59)).0, 0));
+        assert!(gap(&presence(Some(60)).0, 0));
+        assert!(gap(&presence(Some(5)).0, 55), "still silent");
+        assert!(gap(&presence(None).0, 0));
+        assert!(gap(&presence(Some(-5)).0, 0), "a heartbeat from the future");
+    }
+
+    #[test]
+    fn a_gap_is_closed_by_an_answer_asked_after_a_heartbeat_only() {
+        let (presence, id) = presence(Some(600));
+        presence.observed(id, at(1).mono, at(1).mono);
+        assert!(gap(&presence, 1), "the agent may be pausing this very moment");
+        assert_eq!(presence.heartbeat(id, at(10)), Beat::Known { wake: true });
+        presence.observed(id, at(9).mono, at(11).mono);
+        assert!(gap(&presence, 11), "asked before it was heard");
+        presence.observed(id, at(12).mono, at(13).mono);
+        assert!(!gap(&presence, 13));
+        assert_eq!(presence.heartbeat(id, at(40)), Beat::Known { wake: false });
+    }
+
+    #[test]
+    fn unanswered_questions_are_a_gap_too() {
+        let (presence, id) = presence(Some(5));
+        for s in (0..200).step_by(30) {
+            presence.heartbeat(id, at(s));
+        }
+        assert!(!gap(&presence, 125));
+        assert!(gap(&presence, 126), "66 s for the next question, 60 s of silence");
+    }
+
+    #[test]
+    fn a_heartbeat_in_between_spoils_the_verdict() {
+        let (presence, id) = presence(Some(5));
+        let heard = presence.silences(at(100), &Policy::default())[0].1;
+        presence.heartbeat(id, at(100));
+        assert!(!presence.set_unreachable_unless_heard(id, heard));
+        let heard = presence.silences(at(200), &Policy::default())[0].1;
+        assert!(presence.set_unreachable_unless_heard(id, heard));
+        assert!(!presence.set_unreachable_unless_heard(id, heard), "once");
+        assert_eq!(presence.heartbeat(id, at(201)), Beat::Known { wake: true });
+    }
+
+    #[test]
+    fn silence_counts_only_while_we_listen_except_in_strict() {
+        let (presence, _) = presence(Some(5000));
+        let span = |s, policy: &Policy| presence.silences(at(s), policy)[0].2.span;
+        assert_eq!(span(7, &Policy::default()), Some(Duration::from_secs(7)));
+        assert_eq!(span(7, &Policy::strict()), Some(Duration::from_secs(5007)));
+        presence.listen_anew(at(10).mono, false);
+        assert_eq!(span(12, &Policy::default()), Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_clock_that_jumped_is_suspect() {
+        let suspect = |flushed_s: i64| {
+            let flushed = Wall(START as i64 + flushed_s * 1000);
+            Presence::load(&[], [], Some(flushed), at(0)).clock_is_suspect()
+        };
+        assert!(!suspect(-3600));
+        assert!(suspect(-25 * 3600));
+        assert!(suspect(1));
+    }
+
+    #[test]
+    fn deleted_and_unknown_hosts_are_told_apart() {
+        let (presence, id) = presence(Some(5));
+        assert_eq!(presence.heartbeat(HostId::from_u128(2), at(0)), Beat::Unknown);
+        presence.delete(id);
+        assert_eq!(presence.heartbeat(id, at(0)), Beat::Deleted);
+    }
+}

@@ -1,0 +1,147 @@
+//! Owns the question whether a database is whole: SQLite's own checks and our invariants.
+//!
+//! Never: repairs anything. Called by `roost db verify` and by crash tests.
+
+use super::StoreError;
+use rusqlite::Connection;
+
+/// What must find no row, with what it means when it does. `?` marks stand for nothing.
+const INVARIANTS: &[(&str, &str)] = &[
+    (
+        "the revision counter is behind its events",
+        "SELECT max(revision) FROM events HAVING max(revision) > (SELECT revision FROM state)",
+    ),
+    (
+        "the last revision has no event",
+        "SELECT revision FROM state WHERE revision > 0 \
+         AND revision <> (SELECT max(revision) FROM events)",
+    ),
+    (
+        "revisions have a gap",
+        "SELECT min(revision) FROM events \
+         HAVING count(*) > 0 AND max(revision) - min(revision) + 1 <> count(*)",
+    ),
+    (
+        "a sandbox changed without its event",
+        "SELECT s.id FROM sandboxes s WHERE s.revision > 0 \
+         AND s.revision >= (SELECT min(revision) FROM events) \
+         AND NOT EXISTS (SELECT 1 FROM events e WHERE e.revision = s.revision \
+             AND e.sandbox_id = s.id AND e.to_status = s.status)",
+    ),
+    (
+        "an event is newer than the status it announced",
+        "SELECT e.revision FROM events e JOIN sandboxes s ON s.id = e.sandbox_id \
+         WHERE e.to_status IS NOT NULL AND e.revision > s.revision",
+    ),
+    (
+        "an audit entry has no event",
+        "SELECT seq FROM audit_logs WHERE metadata ->> 'revision' IS NOT NULL \
+         AND metadata ->> 'revision' >= (SELECT min(revision) FROM events) \
+         AND NOT EXISTS (SELECT 1 FROM events e \
+             WHERE e.revision = CAST(metadata ->> 'revision' AS INTEGER))",
+    ),
+    (
+        "an audit entry is no JSON object",
+        "SELECT seq FROM audit_logs WHERE json_type(metadata) <> 'object'",
+    ),
+    (
+        "an announcement lies with the wrong host",
+        "SELECT i.sandbox_id FROM auto_pause_inbox i WHERE NOT EXISTS \
+         (SELECT 1 FROM sandboxes s WHERE s.host_id = i.host_id AND s.id = i.sandbox_id)",
+    ),
+    (
+        "a deleted host is still there",
+        "SELECT host_id FROM tombstones WHERE host_id IN (SELECT id FROM hosts)",
+    ),
+    (
+        "an unfinished operation has no sandbox",
+        "SELECT o.id FROM operations o WHERE o.finished_at IS NULL AND NOT EXISTS \
+         (SELECT 1 FROM sandboxes s WHERE s.host_id = o.host_id AND s.id = o.sandbox_id)",
+    ),
+];
+
+/// Everything that is wrong with the database, a line each; empty when it is whole.
+pub fn verify(conn: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut wrong = Vec::new();
+    let mut check = conn.prepare("PRAGMA integrity_check(20)")?;
+    let lines = check.query_map([], |row| row.get::<_, String>(0))?;
+    for line in lines {
+        let line = line?;
+        if line != "ok" {
+            wrong.push(format!("sqlite: {line}"));
+        }
+    }
+    let mut keys = conn.prepare("SELECT \"table\", parent FROM pragma_foreign_key_check")?;
+    let mut rows = keys.query([])?;
+    while let Some(row) = rows.next()? {
+        let (table, parent): (String, String) = (row.get(0)?, row.get(1)?);
+        wrong.push(format!("a row of {table} names no row of {parent}"));
+    }
+    for (meaning, query) in INVARIANTS {
+        let mut select = conn.prepare(query)?;
+        let mut rows = select.query([])?;
+        if let Some(row) = rows.next()? {
+            let example: rusqlite::types::Value = row.get(0)?;
+            wrong.push(format!("{meaning} (for example {})", shown(&example)));
+        }
+    }
+    Ok(wrong)
+}
+
+fn shown(value: &rusqlite::types::Value) -> String {
+    use rusqlite::types::Value;
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Integer(n) => n.to_string(),
+        Value::Real(n) => n.to_string(),
+        Value::Text(text) => text.clone(),
+        Value::Blob(bytes) => format!("{} bytes", bytes.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::SCHEMA;
+
+    /// Each line breaks one invariant of an otherwise whole database.
+    #[test]
+    fn every_invariant_can_be_violated() {
+        let broken = [
+            "INSERT INTO events VALUES (9,0,'host.up','h',NULL,'t',NULL,NULL,'r','system')",
+            "UPDATE state SET revision = 7",
+            "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system'), \
+             (3,0,'host.up','h',NULL,'t',NULL,NULL,'r','system'); UPDATE state SET revision = 3",
+            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
+             VALUES ('h','s','t','running',0,1,0); UPDATE state SET revision = 1; \
+             INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system')",
+            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
+             VALUES ('h','s','t','running',0,0,0); UPDATE state SET revision = 1; \
+             INSERT INTO events VALUES (1,0,'sandbox.running','h','s','t',NULL,'running','r','system')",
+            "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system'); \
+             UPDATE state SET revision = 1; INSERT INTO audit_logs VALUES \
+             (1,'l','t','system',NULL,NULL,'host','h','marked_up','team','success','{\"revision\":2}',0)",
+            "INSERT INTO audit_logs VALUES \
+             (1,'l','t','system',NULL,NULL,'host','h','marked_up','team','success','[]',0)",
+            "INSERT INTO auto_pause_inbox VALUES ('h','s',0,0)",
+            "INSERT INTO tombstones VALUES ('h',0)",
+            "INSERT INTO operations (id,sandbox_id,host_id,kind,created_at,deadline_at) \
+             VALUES ('o','s','h','pause',0,0)",
+        ];
+        assert_eq!(broken.len(), INVARIANTS.len());
+        for (sql, (meaning, _)) in broken.iter().zip(INVARIANTS) {
+            let conn = Connection::open_in_memory().unwrap();
+            conn.execute_batch(SCHEMA).unwrap();
+            conn.execute_batch(
+                "INSERT INTO state VALUES (1,0,0,0); \
+                 INSERT INTO hosts (id,team_id,type,intent,liveness,revision,created_at,updated_at) \
+                 VALUES ('h','t','regular','active','alive',0,0,0)",
+            )
+            .unwrap();
+            assert_eq!(verify(&conn).unwrap(), Vec::<String>::new());
+            conn.execute_batch(sql).unwrap();
+            let wrong = verify(&conn).unwrap();
+            assert!(wrong.iter().any(|line| line.starts_with(meaning)), "{meaning}: {wrong:?}");
+        }
+    }
+}
