@@ -1,0 +1,511 @@
+//! Owns the calls to an agent and what each of their answers means.
+//!
+//! Never: retries, follows redirects, waits longer than a call's deadline, takes in more
+//! than the body limit, tells an inconclusive answer as an observation. Called by `engine`
+//! from many threads at once.
+
+use super::listing;
+use super::transport::{Failure, http_client};
+use super::wire::{
+    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, Empty, ErrorBody, Method,
+    ResumeSandboxRequest, SERVICE_PATH, SandboxRef,
+};
+use crate::model::UnknownWord;
+use crate::model::host::AgentAddress;
+use crate::model::id::SandboxId;
+use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
+use flate2::bufread::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+use ureq::http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
+use ureq::http::{HeaderMap, HeaderName, Request};
+
+/// Largest body, as received and again as decoded. Larger: hostile agents fill the memory,
+/// one body per worker. Smaller: the listing of a full machine might not fit.
+pub const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Largest buffer that a thread keeps for its next call. Larger: idle workers hold memory.
+/// Smaller: usual listings are read into memory that grows step by step.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest `detail` in characters. Larger: one agent fills logs and tables. Smaller: the
+/// cause is cut off.
+pub const DETAIL_CHARS_MAX: usize = 200;
+
+/// Longest message of a refusal in characters. Larger: as above. Smaller: agents wrap the
+/// cause in several layers and write it last.
+pub const MESSAGE_CHARS_MAX: usize = 1000;
+
+/// What all calls have in common.
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// Time to look up a name, and again to connect, TLS included.
+    pub connect_timeout: Duration,
+    /// Time for a whole `ListSandboxes` call.
+    pub probe_timeout: Duration,
+    /// TLS to agents whose address has no scheme of its own; none speaks plain HTTP to
+    /// them. Sessions are resumed from its cache, which should hold every host.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Default for ClientConfig {
+    /// The defaults of behaviour.md section 3.
+    fn default() -> ClientConfig {
+        ClientConfig {
+            connect_timeout: Duration::from_secs(2),
+            probe_timeout: Duration::from_secs(8),
+            tls: None,
+        }
+    }
+}
+
+/// Speaks to every agent; one is shared by all threads. Each call opens its own connection
+/// and closes it.
+#[derive(Debug, Clone)]
+pub struct AgentClient {
+    http: ureq::Agent,
+    probe_timeout: Duration,
+    tls: bool,
+}
+
+/// Why a call did not succeed, by what is known of its execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// Nothing was sent: the name could not be looked up, nobody listened, the connection
+    /// took too long, the certificate is not the host's. Certainly not executed.
+    NotReached {
+        /// What stood in the way, in a probe's words.
+        kind: FailureKind,
+        /// One line for people.
+        detail: String,
+    },
+    /// The request, or part of it, was sent and no whole answer came: the deadline passed
+    /// or the connection broke. Perhaps executed.
+    Unknown {
+        /// `timed_out` or `unreachable`.
+        kind: FailureKind,
+        /// One line for people.
+        detail: String,
+    },
+    /// The agent answered that it did not do it.
+    Refused {
+        /// Its word for why.
+        code: ConnectCode,
+        /// Its message for people, one line.
+        message: String,
+    },
+    /// Something answered, but not as the protocol says. Perhaps executed.
+    Malformed {
+        /// One line for people.
+        detail: String,
+    },
+}
+
+impl CallError {
+    /// Whether the agent has no snapshot to resume from: it says `not_found`, or wraps its
+    /// "no snapshot found" in `internal` (behaviour.md section 4).
+    pub fn is_snapshot_gone(&self) -> bool {
+        match self {
+            CallError::Refused { code: ConnectCode::NotFound, message: _ } => true,
+            CallError::Refused { code: ConnectCode::Internal, message } => {
+                message.contains("no snapshot found")
+            }
+            CallError::Refused { code: _, message: _ }
+            | CallError::NotReached { .. }
+            | CallError::Unknown { .. }
+            | CallError::Malformed { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallError::NotReached { kind, detail } => write!(f, "not sent, {kind}: {detail}"),
+            CallError::Unknown { kind, detail } => write!(f, "outcome unknown, {kind}: {detail}"),
+            CallError::Refused { code, message } => write!(f, "refused, {code}: {message}"),
+            CallError::Malformed { detail } => write!(f, "outcome unknown, malformed: {detail}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl From<Failure> for CallError {
+    fn from(Failure { sent, kind, detail }: Failure) -> CallError {
+        let detail = one_line(&detail, DETAIL_CHARS_MAX);
+        match (sent, kind) {
+            (false, kind) => CallError::NotReached { kind, detail },
+            (true, FailureKind::Malformed | FailureKind::Refused | FailureKind::WrongHost) => {
+                CallError::Malformed { detail }
+            }
+            (true, FailureKind::Unreachable | FailureKind::TimedOut) => {
+                CallError::Unknown { kind, detail }
+            }
+        }
+    }
+}
+
+impl AgentClient {
+    /// A client; opens nothing yet.
+    pub fn new(config: ClientConfig) -> AgentClient {
+        let tls = config.tls.is_some();
+        AgentClient {
+            http: http_client(config.connect_timeout, config.tls),
+            probe_timeout: config.probe_timeout,
+            tls,
+        }
+    }
+
+    /// Asks an agent what it has. The agent forgets the auto-paused ids by telling them,
+    /// so the caller must keep what it gets, in a failure too.
+    pub fn list_sandboxes(&self, at: &AgentAddress) -> Probe {
+        match self.exchange(at, Method::List, b"{}", self.probe_timeout, observed) {
+            Ok(probe) => probe,
+            Err(Failure { sent: _, kind, detail }) => failed(kind, &detail, Vec::new()),
+        }
+    }
+
+    /// Makes a sandbox and tells what the agent says of it.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn create(
+        &self,
+        at: &AgentAddress,
+        request: &CreateSandboxRequest<'_>,
+        deadline: Duration,
+    ) -> Result<Details, CallError> {
+        self.call(at, Method::Create, request, deadline, |body| started(body, &request.sandbox_id))
+    }
+
+    /// Starts a paused sandbox again and tells what the agent says of it.
+    ///
+    /// # Errors
+    /// See [`CallError`] and [`CallError::is_snapshot_gone`].
+    pub fn resume(
+        &self,
+        at: &AgentAddress,
+        request: &ResumeSandboxRequest<'_>,
+        deadline: Duration,
+    ) -> Result<Details, CallError> {
+        self.call(at, Method::Resume, request, deadline, |body| started(body, &request.sandbox_id))
+    }
+
+    /// Takes a snapshot of a running sandbox and stops it.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn pause(
+        &self,
+        at: &AgentAddress,
+        id: SandboxId,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        self.call(at, Method::Pause, &named(id), deadline, done)
+    }
+
+    /// Removes a sandbox; an unknown one is refused with `not_found`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn destroy(
+        &self,
+        at: &AgentAddress,
+        id: SandboxId,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        self.call(at, Method::Destroy, &named(id), deadline, done)
+    }
+
+    /// Resets a sandbox's idle timer; so it is no way to find out whether one is alive.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn ping(
+        &self,
+        at: &AgentAddress,
+        id: SandboxId,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        self.call(at, Method::Ping, &named(id), deadline, done)
+    }
+
+    /// Makes an agent destroy everything it has and exit.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn terminate(&self, at: &AgentAddress, deadline: Duration) -> Result<(), CallError> {
+        self.call(at, Method::Terminate, &Empty::default(), deadline, done)
+    }
+
+    fn call<T>(
+        &self,
+        at: &AgentAddress,
+        method: Method,
+        request: &impl Serialize,
+        deadline: Duration,
+        read: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<T, CallError> {
+        let body = serde_json::to_vec(request).map_err(|e| CallError::NotReached {
+            kind: FailureKind::Malformed,
+            detail: one_line(&format!("request: {e}"), DETAIL_CHARS_MAX),
+        })?;
+        self.exchange(at, method, &body, deadline, |answer| match answer.verdict() {
+            Verdict::Success => read(answer.body).map_err(malformed),
+            Verdict::Refused(code, message) => {
+                Err(CallError::Refused { code, message: one_line(&message, MESSAGE_CHARS_MAX) })
+            }
+            Verdict::NotJson(detail) | Verdict::NotConnect(detail) => Err(malformed(detail)),
+        })?
+    }
+
+    /// One request and its whole answer, which `judge` sees before its memory is used for
+    /// the next one.
+    fn exchange<T>(
+        &self,
+        at: &AgentAddress,
+        method: Method,
+        body: &[u8],
+        deadline: Duration,
+        judge: impl FnOnce(&Answer<'_>) -> T,
+    ) -> Result<T, Failure> {
+        let url = format!("{}{SERVICE_PATH}{method}", at.base_url(self.tls));
+        let request = Request::post(url)
+            .header(CONTENT_TYPE, "application/json")
+            .header("Connect-Protocol-Version", "1")
+            .header("Connect-Timeout-Ms", deadline.as_millis().to_string())
+            .header(CONNECTION, "close")
+            .body(body)
+            .map_err(|e| Failure {
+                sent: false,
+                kind: FailureKind::Unreachable,
+                detail: format!("address: {e}"),
+            })?;
+        let failure = |error| Failure::of(error, deadline);
+        let response = self.http.run(self.within(deadline, request)).map_err(failure)?;
+        let (head, body) = response.into_parts();
+        Scratch::lend(|scratch| {
+            let encoding = header(&head.headers, CONTENT_ENCODING);
+            let body = scratch.fill(encoding, body).map_err(|error| match error {
+                BodyError::Broken(error) => failure(error),
+                BodyError::Bad(detail) => {
+                    Failure { sent: true, kind: FailureKind::Malformed, detail }
+                }
+            })?;
+            let content_type = header(&head.headers, CONTENT_TYPE);
+            Ok(judge(&Answer { status: head.status.as_u16(), content_type, body }))
+        })
+    }
+
+    /// Bounds every phase of a request by the whole call's deadline; resolving and
+    /// connecting have their own bounds below it.
+    fn within<'b>(&self, deadline: Duration, request: Request<&'b [u8]>) -> Request<&'b [u8]> {
+        let deadline = Some(deadline);
+        self.http
+            .configure_request(request)
+            .timeout_global(deadline)
+            .timeout_per_call(deadline)
+            .timeout_send_request(deadline)
+            .timeout_send_body(deadline)
+            .timeout_recv_response(deadline)
+            .timeout_recv_body(deadline)
+            .build()
+    }
+}
+
+fn named(id: SandboxId) -> SandboxRef<'static> {
+    SandboxRef { sandbox_id: Cow::Owned(id.to_string()) }
+}
+
+/// A whole answer, decoded.
+struct Answer<'a> {
+    status: u16,
+    content_type: &'a str,
+    body: &'a [u8],
+}
+
+/// What an answer is before its message is read.
+enum Verdict {
+    /// Status 200 and JSON.
+    Success,
+    /// A Connect error.
+    Refused(ConnectCode, String),
+    /// Status 200 and another content type.
+    NotJson(String),
+    /// Another status without a Connect error.
+    NotConnect(String),
+}
+
+impl Answer<'_> {
+    fn verdict(&self) -> Verdict {
+        let json = is_json(self.content_type);
+        if self.status == 200 {
+            return match json {
+                true => Verdict::Success,
+                false => Verdict::NotJson(format!("content type {:?}", self.content_type)),
+            };
+        }
+        let error =
+            if json { serde_json::from_slice::<ErrorBody<'_>>(self.body).ok() } else { None };
+        match error.map(|error| (error.code.parse(), error.message)) {
+            Some((Ok(code), message)) => Verdict::Refused(code, message.into_owned()),
+            Some((Err(UnknownWord { found, .. }), _)) => Verdict::NotConnect(format!(
+                "status {}: unknown Connect code {found:?}",
+                self.status
+            )),
+            None if (300..400).contains(&self.status) => {
+                Verdict::NotConnect(format!("status {}: redirects are not followed", self.status))
+            }
+            None => Verdict::NotConnect(format!(
+                "status {} without a Connect error, content type {:?}",
+                self.status, self.content_type
+            )),
+        }
+    }
+}
+
+/// Parameters are allowed, and JSON has only one charset.
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split_once(';').map_or(content_type, |(essence, _)| essence);
+    essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+fn observed(answer: &Answer<'_>) -> Probe {
+    match answer.verdict() {
+        Verdict::Success => match listing::read(answer.body) {
+            Ok(listing) => Probe::Listed(listing),
+            Err(unreadable) => {
+                failed(FailureKind::Malformed, &unreadable.detail, unreadable.drained)
+            }
+        },
+        Verdict::NotJson(detail) => {
+            failed(FailureKind::Malformed, &detail, listing::drained(answer.body))
+        }
+        Verdict::NotConnect(detail) => failed(FailureKind::Malformed, &detail, Vec::new()),
+        Verdict::Refused(code, message) => {
+            failed(FailureKind::Refused, &format!("{code}: {message}"), Vec::new())
+        }
+    }
+}
+
+fn failed(kind: FailureKind, detail: &str, drained: Vec<SandboxId>) -> Probe {
+    Probe::Failed(ProbeFailure { kind, detail: one_line(detail, DETAIL_CHARS_MAX), drained })
+}
+
+fn malformed(detail: String) -> CallError {
+    CallError::Malformed { detail: one_line(&detail, DETAIL_CHARS_MAX) }
+}
+
+fn started(body: &[u8], asked: &str) -> Result<Details, String> {
+    let CreateSandboxResponse { sandbox_id, status: _, host_ip, metadata } = message(body)?;
+    if !sandbox_id.is_empty() && sandbox_id != asked {
+        return Err(format!("asked for {asked}, answered for {sandbox_id:?}"));
+    }
+    listing::details(&host_ip, metadata)
+}
+
+fn done(body: &[u8]) -> Result<(), String> {
+    message(body).map(|Empty { .. }| ())
+}
+
+fn message<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+    let json = std::str::from_utf8(body).map_err(|e| format!("not UTF-8: {e}"))?;
+    serde_json::from_str(json).map_err(|e| format!("unexpected answer: {e}"))
+}
+
+/// A text of somebody else as one line that can be shown: control characters and what
+/// turns the direction of writing become spaces, and it ends after `chars_max`.
+fn one_line(text: &str, chars_max: usize) -> String {
+    let shown = |c: char| {
+        let hidden = c.is_control()
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if hidden { ' ' } else { c }
+    };
+    let mut line: String = text.chars().take(chars_max).map(shown).collect();
+    if text.chars().nth(chars_max).is_some() {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
+/// Memory for one answer, kept by each thread.
+#[derive(Default)]
+struct Scratch {
+    received: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+enum BodyError {
+    /// It did not come whole.
+    Broken(ureq::Error),
+    /// It came, but is too large or not decodable.
+    Bad(String),
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Scratch {
+    fn lend<T>(with: impl FnOnce(&mut Scratch) -> T) -> T {
+        let mut scratch = SCRATCH.take();
+        let result = with(&mut scratch);
+        scratch.tidy();
+        SCRATCH.set(scratch);
+        result
+    }
+
+    fn tidy(&mut self) {
+        for buffer in [&mut self.received, &mut self.decoded] {
+            buffer.clear();
+            buffer.shrink_to(KEPT_BYTES_MAX);
+        }
+    }
+
+    /// A body, whole and decoded.
+    fn fill(&mut self, encoding: &str, body: ureq::Body) -> Result<&[u8], BodyError> {
+        if body.content_length().is_some_and(|length| length > BODY_BYTES_MAX) {
+            return Err(too_large());
+        }
+        let mut reader = body.into_with_config().limit(BODY_BYTES_MAX).reader();
+        reader.read_to_end(&mut self.received).map_err(|e| broken(e.into()))?;
+        match encoding {
+            "" | "identity" => Ok(&self.received),
+            "gzip" => {
+                gunzip(&self.received, &mut self.decoded)?;
+                Ok(&self.decoded)
+            }
+            other => Err(BodyError::Bad(format!("content encoding {other:?}"))),
+        }
+    }
+}
+
+fn header(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"))
+}
+
+fn gunzip(received: &[u8], decoded: &mut Vec<u8>) -> Result<(), BodyError> {
+    // One byte more than allowed is enough to know that there is more.
+    let mut plain = MultiGzDecoder::new(received).take(BODY_BYTES_MAX + 1);
+    plain.read_to_end(decoded).map_err(|e| BodyError::Bad(format!("gzip: {e}")))?;
+    if decoded.len() as u64 > BODY_BYTES_MAX { Err(too_large()) } else { Ok(()) }
+}
+
+fn broken(error: ureq::Error) -> BodyError {
+    if let ureq::Error::BodyExceedsLimit(_) = error {
+        too_large()
+    } else {
+        BodyError::Broken(error)
+    }
+}
+
+fn too_large() -> BodyError {
+    BodyError::Bad(format!("body is larger than {BODY_BYTES_MAX} bytes"))
+}

@@ -1,0 +1,391 @@
+//! Owns how bytes reach an agent: the HTTP client's settings, name lookup, TCP, TLS, and
+//! how a call that got no answer is named.
+//!
+//! Never: follows a redirect, uses a proxy, keeps a connection, reads a message. Nothing
+//! here waits without a deadline. Called by `client`.
+
+use crate::model::probe::FailureKind;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConnection, StreamOwned};
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::time::{Duration as Span, Instant as Moment};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
+    TransportAdapter,
+};
+
+/// What is read from a socket at once, and so the longest head of an answer. Larger: every
+/// probe in flight holds more. Smaller: more system calls, and long heads are refused.
+const INPUT_BYTES: usize = 16 * 1024;
+
+/// Longest head of an answer: one byte less than what is read at once, or a head without
+/// end would look like a closed connection.
+const HEAD_BYTES_MAX: usize = INPUT_BYTES - 1;
+
+/// What is written to a socket at once. Larger: every probe in flight holds more. Smaller:
+/// our own head, whose longest line names the host, might not fit.
+const OUTPUT_BYTES: usize = 2 * 1024;
+
+/// Name lookups under way at once, those included whose call has given up: the system's
+/// lookup cannot be stopped. Larger: a dead name server costs more threads. Smaller: a
+/// slow one holds up hosts that are named, not numbered.
+const LOOKUPS_MAX: usize = 64;
+
+/// Stack of a name lookup's thread. Larger: address space is wasted. Smaller: the system's
+/// resolver, which keeps its answers on the stack, overruns it.
+const LOOKUP_STACK_BYTES: usize = 512 * 1024;
+
+/// Most addresses of one name that are tried: what the HTTP client's array holds.
+const ADDRESSES_MAX: usize = 16;
+
+/// An HTTP client as it must be for agents; it has no deadline for a whole call yet.
+pub(super) fn http_client(
+    connect_timeout: Duration,
+    tls: Option<Arc<rustls::ClientConfig>>,
+) -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("roost/", env!("CARGO_PKG_VERSION")))
+        .accept("application/json")
+        .accept_encoding("gzip")
+        .no_delay(true)
+        .max_response_header_size(HEAD_BYTES_MAX)
+        .input_buffer_size(INPUT_BYTES)
+        .output_buffer_size(OUTPUT_BYTES)
+        .max_idle_connections(0)
+        .max_idle_connections_per_host(0)
+        .timeout_resolve(Some(connect_timeout))
+        .timeout_connect(Some(connect_timeout))
+        .build();
+    ureq::Agent::with_parts(config, Connect { tls }, Names::new(look_up))
+}
+
+/// A call without an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// False when no byte of the request was sent: certainly not executed.
+    pub(super) sent: bool,
+    /// The kind, in a probe's words.
+    pub(super) kind: FailureKind,
+    /// For people; not yet made safe to show.
+    pub(super) detail: String,
+}
+
+impl Failure {
+    /// Names what the HTTP client says. `deadline` is the whole call's.
+    pub(super) fn of(error: ureq::Error, deadline: Duration) -> Failure {
+        let (sent, error) = match taken_from_tag(error) {
+            Ok(before) => (false, before),
+            Err(error) => (true, error),
+        };
+        let (kind, detail) = name(&error, sent, deadline);
+        Failure { sent, kind, detail }
+    }
+}
+
+fn name(error: &ureq::Error, sent: bool, deadline: Duration) -> (FailureKind, String) {
+    if let ureq::Error::Timeout(phase) = error {
+        let detail = match sent {
+            true => format!("no whole answer within {deadline:?}"),
+            false => format!("no connection in time: {phase}"),
+        };
+        return (FailureKind::TimedOut, detail);
+    }
+    if let Some(tls) = tls_error(error) {
+        return (tls_kind(tls), format!("TLS: {tls}"));
+    }
+    if let ureq::Error::Io(e) = error {
+        let timed_out = e.kind() == io::ErrorKind::TimedOut;
+        let kind = if timed_out { FailureKind::TimedOut } else { FailureKind::Unreachable };
+        return (kind, e.to_string());
+    }
+    // What was not asked cannot have answered wrongly.
+    let kind = if sent { FailureKind::Malformed } else { FailureKind::Unreachable };
+    (kind, error.to_string())
+}
+
+fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    if let ureq::Error::Rustls(tls) = error {
+        return Some(tls);
+    }
+    let ureq::Error::Io(io) = error else { return None };
+    io.get_ref()?.downcast_ref::<rustls::Error>()
+}
+
+fn tls_kind(error: &rustls::Error) -> FailureKind {
+    if let rustls::Error::InvalidCertificate(certificate) = error {
+        let wrong_host = !is_out_of_date(certificate);
+        return if wrong_host { FailureKind::WrongHost } else { FailureKind::Malformed };
+    }
+    // An alert: the other side will not have us.
+    let alert = matches!(error, rustls::Error::AlertReceived(_));
+    if alert { FailureKind::Unreachable } else { FailureKind::Malformed }
+}
+
+/// The right host may show it; every other fault means that somebody else answered.
+fn is_out_of_date(error: &CertificateError) -> bool {
+    matches!(
+        error,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    )
+}
+
+/// What went wrong before the first byte of a request was sent.
+#[derive(Debug)]
+struct BeforeSending(ureq::Error);
+
+impl fmt::Display for BeforeSending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for BeforeSending {}
+
+fn before_sending(error: ureq::Error) -> ureq::Error {
+    ureq::Error::Other(Box::new(BeforeSending(error)))
+}
+
+fn taken_from_tag(error: ureq::Error) -> Result<ureq::Error, ureq::Error> {
+    let ureq::Error::Other(other) = error else { return Err(error) };
+    other.downcast::<BeforeSending>().map(|tag| tag.0).map_err(ureq::Error::Other)
+}
+
+/// Opens connections: TCP, and TLS in it where the URL says so.
+struct Connect {
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect").field("tls", &self.tls.is_some()).finish()
+    }
+}
+
+impl Connector<()> for Connect {
+    type Out = Box<dyn Transport>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _nothing: Option<()>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        self.open(details).map(Some).map_err(before_sending)
+    }
+}
+
+impl Connect {
+    fn open(&self, details: &ConnectionDetails<'_>) -> Result<Box<dyn Transport>, ureq::Error> {
+        let tls = match (details.needs_tls(), &self.tls) {
+            (false, _) => None,
+            (true, Some(config)) => Some(config),
+            (true, None) => return Err(ureq::Error::Tls("the address says https, agent_tls off")),
+        };
+        let tcp = Connector::<()>::connect(&TcpConnector::default(), details, None)?;
+        let tcp = tcp.ok_or(ureq::Error::ConnectionFailed)?;
+        match tls {
+            None => Ok(Box::new(tcp)),
+            Some(config) => Ok(Box::new(Tls::handshake(config, details, Box::new(tcp))?)),
+        }
+    }
+}
+
+/// A TLS connection under the caller's own settings: client certificate, verifier and
+/// session cache.
+struct Tls {
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+    buffers: LazyBuffers,
+}
+
+impl Tls {
+    fn handshake(
+        config: &Arc<rustls::ClientConfig>,
+        details: &ConnectionDetails<'_>,
+        tcp: Box<dyn Transport>,
+    ) -> Result<Tls, ureq::Error> {
+        let host = bare_host(details.uri).to_owned();
+        let name = ServerName::try_from(host)
+            .map_err(|_| ureq::Error::Tls("no certificate can name this address"))?;
+        let mut conn = ClientConnection::new(Arc::clone(config), name)?;
+        let mut sock = TransportAdapter::new(tcp, Arc::clone(&details.current_time));
+        sock.set_timeout(left_to_connect(details));
+        conn.complete_io(&mut sock)?;
+        Ok(Tls {
+            stream: StreamOwned { conn, sock },
+            buffers: LazyBuffers::new(INPUT_BYTES, OUTPUT_BYTES),
+        })
+    }
+}
+
+/// What the TCP connection left of the time to connect.
+fn left_to_connect(details: &ConnectionDetails<'_>) -> NextTimeout {
+    let mut left = details.timeout;
+    if let (Span::Exact(after), Moment::Exact(start)) = (left.after, details.now) {
+        left.after = Span::Exact(after.saturating_sub(start.elapsed()));
+    }
+    left
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}
+
+impl Transport for Tls {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.stream.sock.set_timeout(timeout);
+        let output = &self.buffers.output()[..amount];
+        self.stream.write_all(output)?;
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.stream.sock.set_timeout(timeout);
+        let amount = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        // Connections are not used twice.
+        false
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+/// The host of a URL without the brackets around an IPv6 literal.
+fn bare_host(uri: &Uri) -> &str {
+    let host = uri.host().unwrap_or_default();
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
+}
+
+/// Asks the system for a name's addresses; may take minutes.
+type Lookup = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+
+fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    (name, port).to_socket_addrs().map(Iterator::collect)
+}
+
+/// Turns the host of a URL into addresses. Literals and `localhost` never reach the
+/// system: a static glibc would load the machine's name-service modules for them.
+struct Names {
+    lookup: Lookup,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl Names {
+    fn new(lookup: Lookup) -> Names {
+        Names { lookup, under_way: Arc::default() }
+    }
+
+    fn addresses(
+        &self,
+        uri: &Uri,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = bare_host(uri);
+        let port =
+            uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let mut addresses = self.empty();
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            addresses.push(SocketAddr::new(ip, port));
+        } else if is_localhost(host) {
+            addresses.push((Ipv4Addr::LOCALHOST, port).into());
+            addresses.push((Ipv6Addr::LOCALHOST, port).into());
+        } else {
+            for address in self.ask_system(host, port, timeout)?.into_iter().take(ADDRESSES_MAX) {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
+    }
+
+    /// Asks in a thread of its own, which outlives the call when the system is slower
+    /// than `timeout`.
+    fn ask_system(
+        &self,
+        host: &str,
+        port: u16,
+        timeout: NextTimeout,
+    ) -> Result<Vec<SocketAddr>, ureq::Error> {
+        let slot = Slot::take(&self.under_way)
+            .ok_or_else(|| io::Error::other(format!("{LOOKUPS_MAX} name lookups are stuck")))?;
+        let (answer, answered) = mpsc::sync_channel(1);
+        let (lookup, host) = (self.lookup, host.to_owned());
+        std::thread::Builder::new()
+            .name("lookup".to_owned())
+            .stack_size(LOOKUP_STACK_BYTES)
+            .spawn(move || {
+                let found = lookup(&host, port);
+                drop(slot);
+                // Nobody listens any more when the call has given up.
+                let _ = answer.send(found);
+            })?;
+        match answered.recv_timeout(*timeout.after) {
+            Ok(found) => Ok(found?),
+            Err(RecvTimeoutError::Timeout) => Err(ureq::Error::Timeout(timeout.reason)),
+            Err(RecvTimeoutError::Disconnected) => Err(ureq::Error::HostNotFound),
+        }
+    }
+}
+
+fn is_localhost(host: &str) -> bool {
+    host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case("localhost")
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").field("under_way", &self.under_way).finish_non_exhaustive()
+    }
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        self.addresses(uri, timeout).map_err(before_sending)
+    }
+}
+
+/// One of the lookups that may be under way; given back when dropped.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(under_way: &Arc<AtomicUsize>) -> Option<Slot> {
+        let slot = Slot(Arc::clone(under_way));
+        let before = under_way.fetch_add(1, Ordering::Relaxed);
+        if before < LOOKUPS_MAX { Some(slot) } else { None }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
