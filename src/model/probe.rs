@@ -15,6 +15,16 @@ pub enum Probe {
     Failed(ProbeFailure),
 }
 
+impl Probe {
+    /// Ids that the agent announced with this answer and has forgotten since.
+    pub fn drained(&self) -> &[SandboxId] {
+        match self {
+            Probe::Listed(listing) => &listing.auto_paused,
+            Probe::Failed(failure) => &failure.drained,
+        }
+    }
+}
+
 /// Most ids that one answer may hold. Larger and a hostile agent keeps the writer busy
 /// looking its inventions up; smaller than what a host can really run and its answers
 /// are refused.

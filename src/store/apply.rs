@@ -304,7 +304,6 @@ impl Writer {
         if ids.is_empty() {
             return Ok(());
         }
-        self.after.push(After::Noted(ids.to_vec()));
         let mut insert = self.conn.prepare_cached(
             "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) \
              SELECT host_id, id, ?2, ?3 FROM sandboxes WHERE id = ?1 \

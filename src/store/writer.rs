@@ -80,6 +80,23 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Ids that an agent announced with this command and will not announce again.
+    fn told(&self) -> &[SandboxId] {
+        match self {
+            Command::Probed(probed, _) => probed.probe.drained(),
+            Command::MarkDown(..)
+            | Command::MarkUp(..)
+            | Command::Flush(..)
+            | Command::CreateHost(..)
+            | Command::NewRegistrationToken(..)
+            | Command::Register(..)
+            | Command::Refresh { .. }
+            | Command::Stop => &[],
+        }
+    }
+}
+
 /// A command and when it was given.
 pub struct Envelope {
     /// When.
@@ -153,7 +170,8 @@ pub struct Writer {
     full_sync: bool,
     /// What must be told to others once the transaction is committed, or taken back.
     pub(super) after: Vec<After>,
-    /// Announcements that a failed transaction could not keep.
+    /// Announcements that a failed transaction could not keep. The agents have forgotten
+    /// them, so they wait here until they can be written.
     owed: Vec<SandboxId>,
 }
 
@@ -165,7 +183,6 @@ pub(super) enum After {
     HostRegistered { host: Box<Host>, now: Now },
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
-    Noted(Vec<SandboxId>),
 }
 
 type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -229,6 +246,7 @@ impl Writer {
             return;
         }
         let durable = batch.iter().any(|e| e.command.is_durable());
+        let told: Vec<SandboxId> = batch.iter().flat_map(|e| e.command.told()).copied().collect();
         let before = self.revision;
         let rows_before = self.rows_written();
         let mut batch = batch.into_iter();
@@ -241,6 +259,9 @@ impl Writer {
             self.commit(before)
         });
         let failed = result.err();
+        if failed.is_some() {
+            self.owed.extend(told);
+        }
         let rows = self.rows_written() - rows_before;
         self.settle(before, failed.as_ref(), rows);
         for answer in answers {
@@ -314,8 +335,6 @@ impl Writer {
                 self.presence.set_liveness(host, crate::model::host::Liveness::Alive);
             }
             After::Flushed(hosts) => self.presence.unflushed(&hosts),
-            // The agents have forgotten them: kept here until they can be written.
-            After::Noted(ids) => self.owed.extend(ids),
             After::Observed { .. }
             | After::Failed { .. }
             | After::HostChanged { .. }
@@ -334,7 +353,7 @@ impl Writer {
             }
             After::HostChanged { host, now } => self.presence.update(&host, now),
             After::HostRegistered { host, now } => self.presence.registered(&host, now),
-            After::MarkedUnreachable(_) | After::Flushed(_) | After::Noted(_) => {}
+            After::MarkedUnreachable(_) | After::Flushed(_) => {}
         }
     }
 
@@ -342,7 +361,11 @@ impl Writer {
         let now = envelope.now;
         match envelope.command {
             Command::Probed(probed, reply) => {
+                let told = probed.probe.drained().to_vec();
                 let result = self.probed(*probed, now);
+                if result.is_err() {
+                    self.owed.extend(told);
+                }
                 answer(result, reply)
             }
             Command::MarkDown(hosts, reply) => {
