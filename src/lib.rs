@@ -4,7 +4,10 @@
 //! with `clock`, `config` and `metrics` beside them. `tests/tidy.rs` keeps the rule.
 
 pub mod agent;
+pub mod clock;
+pub mod config;
 pub mod http;
+pub mod logging;
 pub mod model;
 pub mod plan;
 pub mod store;

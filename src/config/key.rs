@@ -1,0 +1,268 @@
+//! Owns the table of keys: name, default, what is allowed, one sentence.
+//!
+//! Never: parses anything (`rule` does). Everything that lists the keys reads this table:
+//! lowering, `--help`, `roost config`, docs/configuration.md.
+
+use super::rule::{AgentTls, LogFormat, Rule};
+use crate::model::policy::{PolicyName, ZombiePolicy};
+use crate::model::vocabulary;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+vocabulary! {
+    /// The name of a setting, spelt as in `roost.toml`.
+    Key, "key", {
+        /// Directory of the database, keys and certificates.
+        DataDir = "data_dir",
+        /// Where the API and the page are served.
+        Listen = "listen",
+        /// Silence after which a host is unreachable.
+        UnreachableAfter = "unreachable_after",
+        /// Listening before judging.
+        StartupGrace = "startup_grace",
+        /// Time between two probes.
+        ProbeInterval = "probe_interval",
+        /// Deadline of a probe.
+        ProbeTimeout = "probe_timeout",
+        /// Probes in flight.
+        Workers = "workers",
+        /// How long a transient status is left alone.
+        TransientGrace = "transient_grace",
+        /// Time between two looks.
+        ConfirmDelay = "confirm_delay",
+        /// Which mapping.
+        Policy = "policy",
+        /// What happens to zombies.
+        Zombies = "zombies",
+        /// Time between two writes of heartbeats.
+        HeartbeatFlush = "heartbeat_flush",
+        /// How long a mass verdict is held.
+        MassGuardMax = "mass_guard_max",
+        /// How we talk to agents.
+        AgentTls = "agent_tls",
+        /// Log filter.
+        Log = "log",
+        /// Log format.
+        LogFormat = "log_format",
+    }
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct KeyInfo {
+    /// Which setting.
+    pub key: Key,
+    /// The value when nobody sets one, as it would be written.
+    pub default: &'static str,
+    /// What is allowed, and the field it fills.
+    pub rule: Rule,
+    /// Whether SIGHUP applies a new value; otherwise a restart does.
+    pub live: bool,
+    /// What the setting does, one sentence.
+    pub about: &'static str,
+}
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+const fn s(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+const fn min(count: u64) -> Duration {
+    Duration::from_secs(count * 60)
+}
+
+const HOUR: Duration = min(60);
+const DAY: Duration = min(24 * 60);
+
+/// Every key, in the order of `Key::ALL` and of the documentation.
+pub const KEYS: [KeyInfo; Key::ALL.len()] = [
+    KeyInfo {
+        key: Key::DataDir,
+        default: "./roost-data",
+        rule: Rule::Path { field: |c| &mut c.data_dir },
+        live: false,
+        about: "Directory of the database, keys and certificates, relative to where roost is started.",
+    },
+    KeyInfo {
+        key: Key::Listen,
+        default: "127.0.0.1:8000",
+        rule: Rule::Address { field: |c| &mut c.listen },
+        live: false,
+        about: "Address and port of the HTTP API and the status page; port 0 picks a free one.",
+    },
+    KeyInfo {
+        key: Key::UnreachableAfter,
+        default: "90s",
+        // A day: beyond it nobody is being watched. A second: tests need small values.
+        rule: Rule::Span { min: s(1), max: DAY, field: |c| &mut c.unreachable_after },
+        live: true,
+        about: "Silence after which a host is unreachable; agents beat every 30s.",
+    },
+    KeyInfo {
+        key: Key::StartupGrace,
+        default: "90s",
+        rule: Rule::Span { min: s(0), max: DAY, field: |c| &mut c.startup_grace },
+        live: true,
+        about: "How long roost listens after a start, a suspend or a clock jump before it calls a host unreachable.",
+    },
+    KeyInfo {
+        key: Key::ProbeInterval,
+        default: "60s",
+        rule: Rule::Span { min: s(1), max: HOUR, field: |c| &mut c.probe_interval },
+        live: true,
+        about: "Time between two probes of a healthy host.",
+    },
+    KeyInfo {
+        key: Key::ProbeTimeout,
+        default: "8s",
+        // Below a tenth of a second a busy agent on a small board never answers in time.
+        rule: Rule::Span { min: ms(100), max: min(5), field: |c| &mut c.probe_timeout },
+        live: true,
+        about: "Deadline of one whole probe; at most `probe_interval`.",
+    },
+    KeyInfo {
+        key: Key::Workers,
+        default: "32",
+        // More than 1024 threads cost more than the probes they wait for.
+        rule: Rule::Count { min: 1, max: 1024, field: |c| &mut c.workers },
+        live: false,
+        about: "Probes in flight at once, over all hosts.",
+    },
+    KeyInfo {
+        key: Key::TransientGrace,
+        default: "2m",
+        rule: Rule::Span { min: s(1), max: HOUR, field: |c| &mut c.transient_grace },
+        live: true,
+        about: "How long a sandbox may stay starting, resuming, pausing or stopping before roost steps in.",
+    },
+    KeyInfo {
+        key: Key::ConfirmDelay,
+        default: "3s",
+        rule: Rule::Span { min: ms(10), max: min(5), field: |c| &mut c.confirm_delay },
+        live: true,
+        about: "Time until the second look that an absence needs; less than `probe_interval`.",
+    },
+    KeyInfo {
+        key: Key::Policy,
+        default: "default",
+        rule: Rule::Word {
+            allowed: PolicyName::WORDS,
+            set: |c, word| word.parse().map(|value| c.policy = value).is_ok(),
+        },
+        live: true,
+        about: "How a probe's answer is mapped to statuses; `strict` decides on one probe.",
+    },
+    KeyInfo {
+        key: Key::Zombies,
+        default: "report",
+        rule: Rule::Word {
+            allowed: ZombiePolicy::WORDS,
+            set: |c, word| word.parse().map(|value| c.zombies = value).is_ok(),
+        },
+        live: true,
+        about: "What happens to a sandbox that runs on a host although it should not.",
+    },
+    KeyInfo {
+        key: Key::HeartbeatFlush,
+        default: "10s",
+        // Larger loses more of what was heard in a crash; smaller wears out an SD card.
+        rule: Rule::Span { min: ms(100), max: min(5), field: |c| &mut c.heartbeat_flush },
+        live: true,
+        about: "Time between two writes of the heartbeats kept in memory.",
+    },
+    KeyInfo {
+        key: Key::MassGuardMax,
+        default: "5m",
+        rule: Rule::Span { min: s(0), max: DAY, field: |c| &mut c.mass_guard_max },
+        live: true,
+        about: "How long the verdict is held when most hosts fall silent at once; 0s never holds it.",
+    },
+    KeyInfo {
+        key: Key::AgentTls,
+        default: "off",
+        rule: Rule::Word {
+            allowed: AgentTls::WORDS,
+            set: |c, word| word.parse().map(|value| c.agent_tls = value).is_ok(),
+        },
+        live: false,
+        about: "How roost talks to agents; `mtls` uses the CA in the data directory.",
+    },
+    KeyInfo {
+        key: Key::Log,
+        default: "info",
+        rule: Rule::Filter { field: |c| &mut c.log },
+        live: true,
+        about: "Which records are logged: a level, or `target=level` pairs with commas between.",
+    },
+    KeyInfo {
+        key: Key::LogFormat,
+        default: "text",
+        rule: Rule::Word {
+            allowed: LogFormat::WORDS,
+            set: |c, word| word.parse().map(|value| c.log_format = value).is_ok(),
+        },
+        live: true,
+        about: "How a log record is written on stderr; `json` is one object a line.",
+    },
+];
+
+/// Other spellings of every key, in the order of `Key::ALL`: flag without dashes, variable.
+static SPELLINGS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
+    let words = Key::WORDS.iter();
+    words.map(|word| (word.replace('_', "-"), format!("ROOST_{}", word.to_uppercase()))).collect()
+});
+
+impl Key {
+    /// The row of this key.
+    pub fn info(self) -> &'static KeyInfo {
+        const TABLE: &[KeyInfo; Key::ALL.len()] = &KEYS;
+        &TABLE[self as usize]
+    }
+
+    /// The flag without its dashes, for example `probe-interval`.
+    pub fn flag(self) -> &'static str {
+        &SPELLINGS[self as usize].0
+    }
+
+    /// The environment variable, for example `ROOST_PROBE_INTERVAL`.
+    pub fn variable(self) -> &'static str {
+        &SPELLINGS[self as usize].1
+    }
+
+    /// The sentence for `--help`: what it does, what is allowed, the default, the variable.
+    pub fn help(self) -> String {
+        let info = self.info();
+        let about = info.about.trim_end_matches('.').replace('`', "");
+        let (allowed, default) = (info.rule.allowed(), info.default);
+        format!("{about} [{allowed}; default {default}; env {}]", self.variable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_in_the_order_of_the_keys() {
+        for (key, info) in Key::ALL.iter().zip(&KEYS) {
+            assert_eq!(*key, info.key);
+            assert_eq!(key.info().key, *key);
+        }
+    }
+
+    #[test]
+    fn every_sentence_ends() {
+        for info in &KEYS {
+            assert!(info.about.ends_with('.'), "{}", info.key);
+        }
+    }
+
+    #[test]
+    fn spellings() {
+        assert_eq!(Key::ProbeInterval.flag(), "probe-interval");
+        assert_eq!(Key::ProbeInterval.variable(), "ROOST_PROBE_INTERVAL");
+    }
+}

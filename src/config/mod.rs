@@ -1,0 +1,201 @@
+//! Owns what an operator can set: every key, its validation, and where its value came from.
+//!
+//! Never: opens a database or a socket, creates files, prints. Called by `cli` at the start
+//! and by `engine` when SIGHUP asks for another look at the file.
+//!
+//! Everything is text first. Flags, environment, `roost.toml` and defaults are gathered as
+//! strings, then the table in `key` lowers them all the same way, so that a bad value is
+//! refused in the same words wherever it was written.
+
+mod error;
+mod gather;
+mod key;
+mod paths;
+mod rule;
+mod show;
+
+pub use error::ConfigError;
+pub use gather::{Inputs, OTHER_VARIABLES, Setting, Source, TEST_VARIABLE_PREFIXES};
+pub use key::{KEYS, Key, KeyInfo};
+pub use paths::Paths;
+pub use rule::{AgentTls, LogFormat, Rule, parse_span};
+pub use show::reference;
+
+use crate::model::policy::{HEARTBEAT_INTERVAL, Policy, PolicyName, ZombiePolicy};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Every setting, valid: each value is within the bounds of `KEYS`, and together they fit.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory of the database, keys and certificates.
+    pub data_dir: PathBuf,
+    /// Where the HTTP API and the status page are served. Port 0: the system picks one.
+    pub listen: SocketAddr,
+    /// Silence after which a host is unreachable.
+    pub unreachable_after: Duration,
+    /// How long we listen after a start before we judge anybody.
+    pub startup_grace: Duration,
+    /// Time between two probes of a healthy host.
+    pub probe_interval: Duration,
+    /// Deadline of one whole probe; never longer than `probe_interval`.
+    pub probe_timeout: Duration,
+    /// Probes in flight at once, over all hosts.
+    pub workers: usize,
+    /// How long a transient status is left alone.
+    pub transient_grace: Duration,
+    /// Time between two looks before an absence counts; shorter than `probe_interval`.
+    pub confirm_delay: Duration,
+    /// How a probe's answer is mapped to statuses.
+    pub policy: PolicyName,
+    /// What happens to a sandbox that runs although it should not.
+    pub zombies: ZombiePolicy,
+    /// Time between two writes of the heartbeats kept in memory.
+    pub heartbeat_flush: Duration,
+    /// How long the verdict on most of the fleet is held.
+    pub mass_guard_max: Duration,
+    /// How we talk to agents.
+    pub agent_tls: AgentTls,
+    /// Which records are logged, in the syntax of env_logger.
+    pub log: String,
+    /// How a record is written.
+    pub log_format: LogFormat,
+    settings: Vec<Setting>,
+    file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Gathers every source, refuses what is unknown or out of range, and returns the rest.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a name nobody knows, a value that is not allowed, or two
+    /// values that contradict each other. The first one found is reported.
+    pub fn load(inputs: &Inputs) -> Result<Config, ConfigError> {
+        let gathered = gather::gather(inputs)?;
+        let mut config = Config::empty();
+        config.file = gathered.file;
+        for (info, setting) in KEYS.iter().zip(gathered.settings) {
+            let lowered = info.rule.lower(&mut config, &setting);
+            lowered.map_err(|hint| ConfigError::refused(info, &setting, hint))?;
+            config.settings.push(setting);
+        }
+        config.reconcile_spans()?;
+        Ok(config)
+    }
+
+    /// The numbers that decisions are made with.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            name: self.policy,
+            zombies: self.zombies,
+            unreachable_after: self.unreachable_after,
+            startup_grace: self.startup_grace,
+            probe_interval: self.probe_interval,
+            transient_grace: self.transient_grace,
+            confirm_delay: self.confirm_delay,
+            mass_guard_max: self.mass_guard_max,
+        }
+    }
+
+    /// Where the files of the data directory are.
+    pub fn paths(&self) -> Paths {
+        Paths::of(&self.data_dir)
+    }
+
+    /// Every key with its text and source, in the order of `KEYS`.
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+
+    /// The configuration file that was read; `None` when there was none.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// What is allowed but probably not meant, one sentence each; logged at the start.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let two_beats = HEARTBEAT_INTERVAL * 2;
+        if self.unreachable_after < two_beats {
+            warnings.push(format!(
+                "unreachable_after is {}: agents beat every {}, one lost heartbeat looks like a lost host",
+                show::span(self.unreachable_after),
+                show::span(HEARTBEAT_INTERVAL),
+            ));
+        }
+        if self.startup_grace < self.unreachable_after {
+            warnings.push(format!(
+                "startup_grace is {}, less than unreachable_after: a restart may mark healthy hosts unreachable",
+                show::span(self.startup_grace),
+            ));
+        }
+        warnings
+    }
+
+    /// Keys whose value differs in `newer`, for the log line after a reload.
+    pub fn changed(&self, newer: &Config) -> Vec<&'static KeyInfo> {
+        let pairs = self.settings.iter().zip(&newer.settings);
+        let differs = KEYS.iter().zip(pairs).filter(|(_, (old, new))| old.text != new.text);
+        differs.map(|(info, _)| info).collect()
+    }
+
+    /// Before lowering: every field is overwritten, because every field is in `KEYS`.
+    fn empty() -> Config {
+        Config {
+            data_dir: PathBuf::new(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            unreachable_after: Duration::ZERO,
+            startup_grace: Duration::ZERO,
+            probe_interval: Duration::ZERO,
+            probe_timeout: Duration::ZERO,
+            workers: 0,
+            transient_grace: Duration::ZERO,
+            confirm_delay: Duration::ZERO,
+            policy: PolicyName::Default,
+            zombies: ZombiePolicy::Report,
+            heartbeat_flush: Duration::ZERO,
+            mass_guard_max: Duration::ZERO,
+            agent_tls: AgentTls::Off,
+            log: String::new(),
+            log_format: LogFormat::Text,
+            settings: Vec::with_capacity(KEYS.len()),
+            file: None,
+        }
+    }
+
+    /// A probe must be over before the next one is due, and a second look must come before
+    /// it. A default gives way to what was set; two set values that contradict are refused.
+    fn reconcile_spans(&mut self) -> Result<(), ConfigError> {
+        let interval = self.probe_interval;
+        if self.probe_timeout > interval {
+            self.give_way(Key::ProbeTimeout, "at most", interval)?;
+            self.probe_timeout = interval;
+        }
+        if self.confirm_delay >= interval {
+            self.give_way(Key::ConfirmDelay, "less than", interval / 2)?;
+            self.confirm_delay = interval / 2;
+        }
+        Ok(())
+    }
+
+    fn give_way(&mut self, key: Key, relation: &str, to: Duration) -> Result<(), ConfigError> {
+        let against = self.setting(Key::ProbeInterval).to_string();
+        let setting = &mut self.settings[key as usize];
+        match setting.source {
+            Source::Default => {
+                setting.text = show::span(to);
+                Ok(())
+            }
+            Source::File { .. } | Source::Env(_) | Source::Flag(_) => Err(ConfigError::Refused {
+                setting: setting.to_string(),
+                allowed: format!("{relation} {against}"),
+                hint: None,
+            }),
+        }
+    }
+
+    fn setting(&self, key: Key) -> &Setting {
+        &self.settings[key as usize]
+    }
+}

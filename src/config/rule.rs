@@ -1,0 +1,231 @@
+//! Owns what a value may be: lowers text into typed, bounded fields of `Config`.
+//!
+//! Never: knows where a text came from; the caller adds that to the refusal.
+//! Called by `Config::load`, `--help` and the documentation.
+
+use super::Config;
+use super::gather::Setting;
+use super::show::span;
+use crate::model::vocabulary;
+use log::LevelFilter;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+vocabulary! {
+    /// How we talk to agents.
+    AgentTls, "agent_tls", {
+        /// Plain HTTP.
+        Off = "off",
+        /// TLS 1.3, certificates of our own CA on both sides.
+        Mtls = "mtls",
+    }
+}
+
+vocabulary! {
+    /// How a log record is written.
+    LogFormat, "log format", {
+        /// One line for people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+/// Longest accepted value in bytes. Larger: a mistake fills the terminal; smaller than a
+/// path can be (4096 on Linux): a valid `data_dir` is refused.
+const VALUE_BYTES_MAX: usize = 4096;
+
+/// What a key's value may be, and the field it fills.
+#[derive(Debug)]
+pub enum Rule {
+    /// A path that is not empty.
+    Path {
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut PathBuf,
+    },
+    /// An IP address, or `localhost`, with a port.
+    Address {
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut SocketAddr,
+    },
+    /// A duration with its unit, bounds included.
+    Span {
+        /// Shortest.
+        min: Duration,
+        /// Longest.
+        max: Duration,
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut Duration,
+    },
+    /// A whole number, bounds included.
+    Count {
+        /// Smallest.
+        min: usize,
+        /// Largest.
+        max: usize,
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut usize,
+    },
+    /// One of a few words.
+    Word {
+        /// The words.
+        allowed: &'static [&'static str],
+        /// Fills the field; false when the word is none of `allowed`.
+        set: fn(&mut Config, &str) -> bool,
+    },
+    /// A log filter.
+    Filter {
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut String,
+    },
+}
+
+/// What to tell somebody whose value was refused, beyond what is allowed.
+pub(super) type Hint = Option<&'static str>;
+
+impl Rule {
+    /// What is allowed, to stand after "must be".
+    pub fn allowed(&self) -> String {
+        match self {
+            Rule::Path { .. } => "a path".to_owned(),
+            Rule::Address { .. } => "address:port".to_owned(),
+            Rule::Span { min, max, .. } => format!("{} to {}", span(*min), span(*max)),
+            Rule::Count { min, max, .. } => format!("{min} to {max}"),
+            Rule::Word { allowed, .. } => allowed.join(" or "),
+            Rule::Filter { .. } => "an env_logger filter".to_owned(),
+        }
+    }
+
+    /// Puts the value into its field, or leaves the field and says what may help.
+    pub(super) fn lower(&self, config: &mut Config, setting: &Setting) -> Result<(), Hint> {
+        let text = setting.text.as_str();
+        self.accept_type(setting)?;
+        if text.len() > VALUE_BYTES_MAX {
+            return Err(None);
+        }
+        match self {
+            Rule::Path { field } => *field(config) = path(text)?,
+            Rule::Address { field } => *field(config) = address(text)?,
+            Rule::Span { min, max, field } => *field(config) = bounded_span(text, *min, *max)?,
+            Rule::Count { min, max, field } => *field(config) = count(text, *min, *max)?,
+            Rule::Word { set, .. } => set(config, text).then_some(()).ok_or(None)?,
+            Rule::Filter { field } => *field(config) = filter(text)?,
+        }
+        Ok(())
+    }
+
+    /// A file's values have types of their own: only a count may stand without quotes. A
+    /// duration without them passes here, to be refused with a hint about its unit.
+    fn accept_type(&self, setting: &Setting) -> Result<(), Hint> {
+        const QUOTES: &str = "it is written in quotes";
+        match self {
+            Rule::Span { .. } | Rule::Count { .. } => {
+                (setting.is_text || setting.is_integer).then_some(()).ok_or(None)
+            }
+            Rule::Path { .. } | Rule::Address { .. } | Rule::Word { .. } | Rule::Filter { .. } => {
+                setting.is_text.then_some(()).ok_or(Some(QUOTES))
+            }
+        }
+    }
+}
+
+/// Reads a duration such as `90s` or `2m`.
+///
+/// # Errors
+/// A text that says what is wrong with it, to stand after the value.
+pub fn parse_span(text: &str) -> Result<Duration, &'static str> {
+    const WRITTEN: &str = "a duration is written like 90s or 2m";
+    const UNIT: &str = "a duration has a unit, for example 90s or 2m";
+    if text.parse::<f64>().is_ok() {
+        return Err(UNIT);
+    }
+    humantime::parse_duration(text).map_err(|_| WRITTEN)
+}
+
+fn bounded_span(text: &str, min: Duration, max: Duration) -> Result<Duration, Hint> {
+    let value = parse_span(text).map_err(Some)?;
+    if value < min || value > max { Err(None) } else { Ok(value) }
+}
+
+fn count(text: &str, min: usize, max: usize) -> Result<usize, Hint> {
+    let value = text.parse().map_err(|_| None)?;
+    if value < min || value > max { Err(None) } else { Ok(value) }
+}
+
+fn path(text: &str) -> Result<PathBuf, Hint> {
+    if text.is_empty() || text.contains('\0') { Err(None) } else { Ok(PathBuf::from(text)) }
+}
+
+/// Names are not resolved here; `localhost` is the one that needs no resolver.
+fn address(text: &str) -> Result<SocketAddr, Hint> {
+    const EXAMPLE: &str = "for example 127.0.0.1:8000, 0.0.0.0:8000 or [::]:8000";
+    if let Some(port) = text.strip_prefix("localhost:") {
+        let port = port.parse().map_err(|_| Some(EXAMPLE))?;
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    text.parse().map_err(|_| Some(EXAMPLE))
+}
+
+/// env_logger takes a lone word that is no level for a target and then logs nothing else:
+/// `inof` would silence everything. So a lone word must be a level.
+fn filter(text: &str) -> Result<String, Hint> {
+    const WRITTEN: &str = "for example info, or warn,roost::engine=debug";
+    const SLASH: &str = "text after a slash is not supported";
+    if text.contains('/') {
+        return Err(Some(SLASH));
+    }
+    if text.split(',').all(|part| is_directive(part.trim())) {
+        Ok(text.to_owned())
+    } else {
+        Err(Some(WRITTEN))
+    }
+}
+
+fn is_directive(part: &str) -> bool {
+    let (target, level) = match part.split_once('=') {
+        Some((target, level)) => (Some(target), level),
+        None => (None, part),
+    };
+    let named = target.is_none_or(|name| !name.is_empty() && !name.contains(char::is_whitespace));
+    named && level.parse::<LevelFilter>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_need_a_unit() {
+        assert_eq!(parse_span("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_span("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_span("0s"), Ok(Duration::ZERO));
+        for unitless in ["0", "90", "1.5", "-3"] {
+            assert!(parse_span(unitless).is_err_and(|hint| hint.contains("unit")), "{unitless}");
+        }
+        for wrong in ["", "s", "90 parsecs", "-3s", "∞"] {
+            assert!(parse_span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn filters() {
+        for right in ["info", "WARN", "off", "warn,roost::engine=debug", "roost=trace , ureq=off"] {
+            assert_eq!(filter(right).as_deref(), Ok(right), "{right}");
+        }
+        for wrong in ["", "inof", "roost", "roost=", "roost=loud", "=info", "info,", "info/x"] {
+            assert!(filter(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for right in ["127.0.0.1:0", "[::]:8000", "[::1]:80", "localhost:8000"] {
+            assert!(address(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "8000", ":8000", "127.0.0.1", "::1:x", "example.org:80", "1.2.3.4:65536"]
+        {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+    }
+}

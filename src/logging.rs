@@ -1,0 +1,241 @@
+//! Owns how log records are written: format, colour, time, and what becomes of a panic.
+//!
+//! Never: writes to stdout, which belongs to data; fails a caller because stderr is gone.
+//! Called by `cli` once at the start, and by `engine` when SIGHUP brings another filter.
+
+use crate::config::LogFormat;
+use crate::model::time::Wall;
+use env_logger::Logger;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{OnceLock, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The logger in use. A lock stands before it so that SIGHUP can bring another filter.
+static CURRENT: OnceLock<RwLock<Logger>> = OnceLock::new();
+
+/// Starts logging to stderr and routes panics into the log. `filter` is in the syntax of
+/// env_logger, already validated by `config`.
+///
+/// # Errors
+/// When a logger is already set, for example by an earlier call.
+pub fn start(filter: &str, format: LogFormat) -> Result<(), log::SetLoggerError> {
+    let logger = build(filter, format);
+    log::set_max_level(logger.filter());
+    CURRENT.get_or_init(|| RwLock::new(logger));
+    log::set_logger(&Forward)?;
+    log_panics();
+    Ok(())
+}
+
+/// Replaces filter and format of a started logger; does nothing before `start`.
+pub fn restart(filter: &str, format: LogFormat) {
+    if let Some(current) = CURRENT.get() {
+        let logger = build(filter, format);
+        log::set_max_level(logger.filter());
+        *current.write().unwrap_or_else(PoisonError::into_inner) = logger;
+    }
+}
+
+/// What the `log` crate holds; it hands every record to the current logger.
+struct Forward;
+
+impl Forward {
+    fn with<T>(&self, ask: impl FnOnce(&Logger) -> T) -> Option<T> {
+        let current = CURRENT.get()?;
+        Some(ask(&current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl Log for Forward {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.with(|logger| logger.enabled(metadata)).unwrap_or(false)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.with(|logger| logger.log(record));
+    }
+
+    fn flush(&self) {
+        self.with(|logger| logger.flush());
+    }
+}
+
+fn build(filter: &str, format: LogFormat) -> Logger {
+    let mut builder = env_logger::Builder::new();
+    // Without a filter env_logger would show errors only.
+    builder.filter_level(LevelFilter::Info).parse_filters(filter);
+    builder.target(env_logger::Target::Stderr).write_style(env_logger::WriteStyle::Never);
+    let style = match format {
+        LogFormat::Text => Style::of_stderr(),
+        LogFormat::Json => Style::Json,
+    };
+    builder.format(move |out, record| writeln!(out, "{}", line(record, style, wall_now())));
+    builder.build()
+}
+
+/// Not for decisions, only for the people who read the log; so not through `clock`, which
+/// in a simulation stands still.
+fn wall_now() -> Wall {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Wall(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// How one line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// Time, level, target, message.
+    Plain,
+    /// The same with a coloured level.
+    Coloured,
+    /// The journal knows the time and takes the level as a prefix.
+    Journal,
+    /// One object.
+    Json,
+}
+
+impl Style {
+    fn of_stderr() -> Style {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if stderr_is_journal() {
+            Style::Journal
+        } else if std::io::stderr().is_terminal() && !no_colour {
+            Style::Coloured
+        } else {
+            Style::Plain
+        }
+    }
+}
+
+/// The variable is inherited by children whose stderr goes elsewhere; it counts only when it
+/// names the very file that stderr is, as device and inode.
+fn stderr_is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else {
+        return false;
+    };
+    stream.to_str() == Some(&format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// One record as one line, without its end.
+fn line(record: &Record<'_>, style: Style, at: Wall) -> String {
+    let (level, target) = (record.level(), record.target());
+    let message = record.args().to_string();
+    match style {
+        Style::Json => json_line(level, target, &message, at),
+        Style::Plain => format!("{at} {level:<5} {target}: {}", one_line(&message)),
+        Style::Coloured => {
+            let colour = colour(level);
+            format!("{at} \x1b[{colour}m{level:<5}\x1b[0m {target}: {}", one_line(&message))
+        }
+        Style::Journal => format!("<{}>{target}: {}", priority(level), one_line(&message)),
+    }
+}
+
+fn json_line(level: Level, target: &str, message: &str, at: Wall) -> String {
+    #[derive(serde::Serialize)]
+    struct Line<'a> {
+        ts: Wall,
+        level: &'a str,
+        target: &'a str,
+        message: &'a str,
+    }
+    let line = Line { ts: at, level: level.as_str(), target, message };
+    // Text and a time always serialize.
+    serde_json::to_string(&line).unwrap_or_default()
+}
+
+/// Agents and clients write parts of our messages; none of them may forge a line of its own
+/// or move the cursor.
+fn one_line(message: &str) -> String {
+    let escaped = |c: char| -> String {
+        if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() }
+    };
+    message.chars().map(escaped).collect()
+}
+
+fn colour(level: Level) -> u8 {
+    match level {
+        Level::Error => 31,
+        Level::Warn => 33,
+        Level::Info => 32,
+        Level::Debug => 36,
+        Level::Trace => 90,
+    }
+}
+
+/// Priorities of syslog, as sd-daemon(3) reads them from the start of a line.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// A panic is a bug; it goes where the operator looks. With the log switched off the usual
+/// message stays.
+fn log_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !log::log_enabled!(target: "panic", Level::Error) {
+            return usual(panic);
+        }
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed").to_owned();
+        let what = panic.payload_as_str().unwrap_or("no message");
+        let at = panic.location().map_or_else(|| "unknown place".to_owned(), ToString::to_string);
+        log::error!(target: "panic", "thread {name} panicked at {at}: {what}");
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn check(style: Style, message: &str, expected: &Expect) {
+        let args = format_args!("{message}");
+        let record =
+            Record::builder().level(Level::Warn).target("roost::engine").args(args).build();
+        expected.assert_eq(&line(&record, style, Wall(1_779_000_000_123)));
+    }
+
+    #[test]
+    fn lines() {
+        check(
+            Style::Plain,
+            "host is late",
+            &expect!["2026-05-17T06:40:00.123Z WARN  roost::engine: host is late"],
+        );
+        check(Style::Journal, "host is late", &expect!["<4>roost::engine: host is late"]);
+        check(
+            Style::Json,
+            "say \"hello\"\nbye",
+            &expect![[
+                r#"{"ts":"2026-05-17T06:40:00.123Z","level":"WARN","target":"roost::engine","message":"say \"hello\"\nbye"}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn nobody_forges_a_line() {
+        check(
+            Style::Journal,
+            "bad answer: a\n<0>b\x1b[2J",
+            &expect![[r"<4>roost::engine: bad answer: a\n<0>b\u{1b}[2J"]],
+        );
+    }
+
+    #[test]
+    fn only_the_level_is_coloured() {
+        let args = format_args!("x");
+        let record = Record::builder().level(Level::Error).target("t").args(args).build();
+        let coloured = line(&record, Style::Coloured, Wall(0));
+        assert_eq!(coloured, "1970-01-01T00:00:00.000Z \x1b[31mERROR\x1b[0m t: x");
+    }
+}
