@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod clock;
 pub mod config;
+pub mod engine;
 pub mod http;
 pub mod logging;
 pub mod model;

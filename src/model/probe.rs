@@ -3,8 +3,10 @@
 //! Never: wire JSON, retries. Made by `agent`, read by `plan` and `store`.
 
 use super::id::SandboxId;
+use super::time::Wall;
 use super::vocabulary;
 use std::fmt;
+use std::time::Duration;
 
 /// What one probe found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,17 @@ pub struct Details {
     pub host_ip: Option<Box<str>>,
     /// A compact JSON object of strings, for example kernel and agent versions.
     pub metadata: Option<Box<str>>,
+}
+
+/// What the last probe of a host brought, for people to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastProbe {
+    /// When it ended.
+    pub at: Wall,
+    /// How long the agent took.
+    pub took: Duration,
+    /// How many sandboxes it listed, or how it failed.
+    pub outcome: Result<usize, ProbeFailure>,
 }
 
 vocabulary! {

@@ -5,6 +5,7 @@
 
 use super::StoreError;
 use super::journal::{Actor, Audit, Event, metadata};
+use super::open::open_writer;
 use super::rows;
 use super::writer::{After, HostRecord, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
@@ -18,7 +19,8 @@ use crate::plan::observation::{
     AskAgain, HostPlan, Question, Row, Stranger, Zombie, is_wrong_host, plan_host, strangers,
 };
 use crate::plan::reconcile::{Action, OperationState};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use std::path::Path;
 use std::time::Duration;
 
 /// Failures in a row, with heartbeats arriving, after which a host is degraded.
@@ -298,21 +300,11 @@ impl Writer {
         listing.auto_paused.iter().filter(keep).copied().collect()
     }
 
-    /// Notes announcements under the host that the sandbox belongs to: after a change of
-    /// addresses the teller may be another one. Ids that have no row are nobody's.
     pub(super) fn note_drained(&mut self, ids: &[SandboxId], now: Now) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
+        match ids {
+            [] => Ok(()),
+            ids => note(&self.conn, ids, self.revision as i64, now.wall),
         }
-        let mut insert = self.conn.prepare_cached(
-            "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) \
-             SELECT host_id, id, ?2, ?3 FROM sandboxes WHERE id = ?1 \
-             ON CONFLICT DO UPDATE SET revision = excluded.revision, noted_at = excluded.noted_at",
-        )?;
-        for id in ids {
-            insert.execute(params![id.to_string(), self.revision as i64, now.wall.0])?;
-        }
-        Ok(())
     }
 
     fn spend(&mut self, host: HostId, ids: &[SandboxId]) -> Result<(), StoreError> {
@@ -693,6 +685,33 @@ impl Writer {
             Ok(listened.execute([now.wall.0]).map(drop)?)
         })
     }
+}
+
+/// Notes announcements in a database that another process may be serving: what agents
+/// told a dry run they will not tell again. The only write outside the writer.
+pub fn keep_announcements(db: &Path, ids: &[SandboxId], now: Now) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let mut conn = open_writer(db, false, now.wall)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let revision: i64 = tx.query_row("SELECT revision FROM state", [], |row| row.get(0))?;
+    note(&tx, ids, revision, now.wall)?;
+    Ok(tx.commit()?)
+}
+
+/// Notes announcements under the host that each sandbox belongs to: after a change of
+/// addresses the teller may be another one. Ids that have no row are nobody's.
+fn note(conn: &Connection, ids: &[SandboxId], revision: i64, at: Wall) -> Result<(), StoreError> {
+    let mut insert = conn.prepare_cached(
+        "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) \
+         SELECT host_id, id, ?2, ?3 FROM sandboxes WHERE id = ?1 \
+         ON CONFLICT DO UPDATE SET revision = excluded.revision, noted_at = excluded.noted_at",
+    )?;
+    for id in ids {
+        insert.execute(params![id.to_string(), revision, at.0])?;
+    }
+    Ok(())
 }
 
 /// One row on its way to another status.

@@ -7,6 +7,7 @@
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
+use crate::model::probe::LastProbe;
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::liveness::Silence;
 use std::collections::{HashMap, HashSet};
@@ -14,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A clock that moved by more than this against the last flush is not believed.
-const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
+pub const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
 
 /// How a heartbeat is to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,7 @@ struct Entry {
     observed_at: Mono,
     /// Something changed since the last flush.
     dirty: bool,
+    last_probe: Option<LastProbe>,
 }
 
 #[derive(Debug, Default)]
@@ -168,6 +170,18 @@ impl Presence {
             (entry.now.id, entry.now.heard_at, Silence { span, unreachable })
         };
         active.map(silence).collect()
+    }
+
+    /// Notes what the last probe of a host brought, for people to see.
+    pub fn note_probe(&self, host: HostId, probe: LastProbe) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.last_probe = Some(probe);
+        }
+    }
+
+    /// What the last probe of a host brought since we started.
+    pub fn last_probe(&self, host: HostId) -> Option<LastProbe> {
+        self.lock().hosts.get(&host).and_then(|entry| entry.last_probe.clone())
     }
 
     /// How long we have listened without a break.
@@ -326,6 +340,7 @@ impl Entry {
             gap: host.contact_gap || contact_at.is_none(),
             observed_at: now.mono,
             dirty: false,
+            last_probe: None,
         }
     }
 

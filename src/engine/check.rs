@@ -1,0 +1,344 @@
+//! Owns `roost check`: one full pass over a database, passive and active, then the end.
+//!
+//! Never: listens. Ages are measured against the moment until which a server listened. A
+//! dry run works on a copy; only what agents tell once is kept in the database itself.
+
+use super::workers::{Answered, Job, Workers};
+use crate::agent::client::{AgentClient, ClientConfig};
+use crate::clock::Clock;
+use crate::model::host::{AgentAddress, HostStatus, Intent, Liveness};
+use crate::model::id::{HostId, SandboxId};
+use crate::model::policy::Policy;
+use crate::model::probe::ProbeFailure;
+use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::model::time::{Now, Wall};
+use crate::plan::liveness::{MassGuard, Silence};
+use crate::plan::observation::AskAgain;
+use crate::plan::schedule::{Input, Schedule, Watch};
+use crate::store::StoreError;
+use crate::store::apply::{Applied, Probed, Written, keep_announcements};
+use crate::store::open::{Lock, copy, open_writer};
+use crate::store::presence::Presence;
+use crate::store::read;
+use crate::store::writer::{Command, QUEUE_MAX, Writer, WriterHandle};
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Times that one host is asked in one pass. More than two only while rows keep changing
+/// under the question.
+const LOOKS_MAX: u32 = 5;
+
+/// What to check and how.
+#[derive(Clone)]
+pub struct CheckOptions {
+    /// The database file.
+    pub db: PathBuf,
+    /// Change nothing.
+    pub dry_run: bool,
+    /// Decide by this.
+    pub policy: Policy,
+    /// Only this host.
+    pub host: Option<HostId>,
+    /// Probes at a time.
+    pub workers: usize,
+    /// How to ask agents.
+    pub client: ClientConfig,
+}
+
+/// One thing that is held back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// On or about which host.
+    pub host: HostId,
+    /// Which sandbox; `None` for a verdict on the host itself.
+    pub sandbox: Option<SandboxId>,
+    /// `mass_vanish` or `mass_guard`.
+    pub why: &'static str,
+}
+
+/// What one pass found and did.
+#[derive(Debug, Clone, Default)]
+pub struct CheckReport {
+    /// Whether it only looked.
+    pub dry_run: bool,
+    /// Whether the plain mapping decided.
+    pub strict: bool,
+    /// Active hosts that were looked at.
+    pub hosts_checked: usize,
+    /// Hosts whose answer was applied.
+    pub observations: usize,
+    /// Hosts that gave no usable answer.
+    pub failed_probes: Vec<(HostId, ProbeFailure)>,
+    /// Hosts that changed.
+    pub host_transitions: Vec<(HostId, HostStatus, HostStatus, Reason)>,
+    /// Sandboxes that changed, in order of revisions.
+    pub transitions: Vec<(HostId, Written)>,
+    /// What is held back.
+    pub held: Vec<Held>,
+    /// Sandboxes that run and should not.
+    pub zombies: Vec<(HostId, SandboxId, Option<SandboxStatus>)>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl CheckReport {
+    /// Whether anything changed, or would have in a real run.
+    pub fn has_changes(&self) -> bool {
+        !self.host_transitions.is_empty() || !self.transitions.is_empty()
+    }
+}
+
+/// One full pass.
+pub fn check(options: &CheckOptions, clock: Arc<dyn Clock>) -> Result<CheckReport, StoreError> {
+    if !options.db.exists() {
+        // Otherwise a lock file would be left behind.
+        return Err(StoreError::Missing(options.db.clone()));
+    }
+    if !options.dry_run {
+        let _lock = Lock::take(&Lock::path_for(&options.db))?;
+        return Pass::over(&options.db, options, clock)?.run();
+    }
+    let io = |e: std::io::Error| StoreError::io(std::env::temp_dir(), &e);
+    let scratch = tempfile::tempdir().map_err(io)?;
+    let file = scratch.path().join("roost.db");
+    copy(&options.db, &file)?;
+    let pass = Pass::over(&file, options, Arc::clone(&clock))?;
+    let drained = Arc::clone(&pass.drained);
+    let report = pass.run()?;
+    let drained = drained.lock().unwrap_or_else(PoisonError::into_inner);
+    keep_announcements(&options.db, &drained, clock.now())?;
+    Ok(report)
+}
+
+/// One pass under way.
+struct Pass<'a> {
+    options: &'a CheckOptions,
+    clock: Arc<dyn Clock>,
+    writer: WriterHandle,
+    thread: Option<JoinHandle<()>>,
+    presence: Arc<Presence>,
+    workers: Workers,
+    ended: Receiver<Ended>,
+    listened_until: Option<Wall>,
+    drained: Arc<Mutex<Vec<SandboxId>>>,
+    report: CheckReport,
+}
+
+/// One probe that was asked, answered and applied.
+struct Ended {
+    host: HostId,
+    took: Duration,
+    result: Result<Applied, StoreError>,
+}
+
+impl<'a> Pass<'a> {
+    fn over(
+        db: &Path,
+        options: &'a CheckOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Pass<'a>, StoreError> {
+        let now = clock.now();
+        let conn = open_writer(db, false, now.wall)?;
+        let listened_until = read::listened_until(&conn)?;
+        let hosts = read::hosts(&conn)?;
+        let presence = Arc::new(Presence::load(&hosts, [], listened_until, now));
+        let writer = Writer::new(conn, options.policy.clone(), Arc::clone(&presence))?;
+        let revision = writer.published();
+        let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
+        let thread = spawn("writer", move || writer.run(&commands))?;
+        let writer = WriterHandle::new(queue);
+        let (send, ended) = crossbeam_channel::unbounded();
+        let drained = Arc::new(Mutex::new(Vec::new()));
+        let deliver = deliver(writer.clone(), send, Arc::clone(&drained));
+        let agent = AgentClient::new(options.client.clone());
+        let threads_max = Schedule::in_flight_max(options.workers);
+        let workers = Workers::new(agent, Arc::clone(&clock), revision, threads_max, deliver);
+        let report = CheckReport {
+            dry_run: options.dry_run,
+            strict: options.policy.is_strict(),
+            ..CheckReport::default()
+        };
+        let thread = Some(thread);
+        let pass = Pass {
+            options,
+            clock,
+            writer,
+            thread,
+            presence,
+            workers,
+            ended,
+            listened_until,
+            drained,
+            report,
+        };
+        Ok(pass)
+    }
+
+    fn run(mut self) -> Result<CheckReport, StoreError> {
+        let began = self.clock.now();
+        self.passive(began)?;
+        self.active()?;
+        self.report.transitions.sort_by_key(|(_, written)| written.revision);
+        self.report.elapsed = self.clock.now().mono.since(began.mono);
+        self.writer.send(self.clock.now(), Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the writer was logged by its hook and shows as `Stopped` before.
+            let _ = thread.join();
+        }
+        Ok(self.report)
+    }
+
+    /// Judges silent hosts by what the database remembers.
+    fn passive(&mut self, now: Now) -> Result<(), StoreError> {
+        let only = self.options.host;
+        let policy = &self.options.policy;
+        let mut hosts = self.presence.active();
+        hosts.sort_by_key(|host| host.id);
+        // Strict takes stored times as they are; otherwise silence counted while we listened.
+        let until = self.listened_until.filter(|_| !policy.is_strict()).unwrap_or(now.wall);
+        let silences: Vec<Silence> = hosts
+            .iter()
+            .map(|host| Silence {
+                span: host.last_heartbeat_at.map(|at| until.since(at)),
+                unreachable: host.liveness == Liveness::Unreachable,
+            })
+            .collect();
+        let verdict = MassGuard::default().judge(now.mono, &silences, None, policy);
+        let wanted = |at: &&usize| only.is_none_or(|id| hosts[**at].id == id);
+        self.report.hosts_checked = (0..hosts.len()).filter(|at| wanted(&at)).count();
+        let held = verdict.held.iter().filter(wanted).map(|&at| hosts[at].id);
+        self.report.held.extend(held.map(|host| Held { host, sandbox: None, why: "mass_guard" }));
+        let down: Vec<_> =
+            verdict.down.iter().filter(wanted).map(|&at| (hosts[at].id, None)).collect();
+        let applied = self.writer.call(now, |reply| Command::MarkDown(down, reply))?;
+        for applied in applied {
+            let host = applied.host;
+            if let Some((from, to, reason)) = applied.host_transition {
+                self.report.host_transitions.push((host, from, to, reason));
+            }
+            self.report.transitions.extend(applied.transitions.into_iter().map(|t| (host, t)));
+        }
+        Ok(())
+    }
+
+    /// Asks every host that is online, or draining, until nothing waits for another look.
+    fn active(&mut self) -> Result<(), StoreError> {
+        let interval = self.options.policy.probe_interval;
+        let mut schedule = Schedule::new(interval, self.options.workers, 0);
+        let mut hosts = HashMap::new();
+        let now = self.clock.now().mono;
+        for host in self.presence.active() {
+            let probed = host.liveness == Liveness::Alive
+                && (host.intent == Intent::Active || !self.options.policy.is_strict())
+                && self.options.host.is_none_or(|id| id == host.id);
+            if let Some(address) = host.address.filter(|_| probed) {
+                schedule.handle(now, Input::Watch(host.id, Watch::Probed));
+                hosts.insert(host.id, Asked { address, looks: 0, last: None });
+            }
+        }
+        let mut open = hosts.len();
+        while open > 0 {
+            self.submit_due(&mut schedule, &hosts);
+            let Some(ended) = self.wait(&schedule) else { continue };
+            let applied = ended.result?;
+            let again = self.again(&applied, hosts.get_mut(&ended.host));
+            let now = self.clock.now().mono;
+            let answered = applied.observed;
+            let (host, took) = (ended.host, ended.took);
+            schedule.handle(now, Input::Done { host, answered, took, again });
+            if again == AskAgain::AsUsual {
+                schedule.handle(now, Input::Forget(host));
+                open -= 1;
+            }
+            self.report.transitions.extend(applied.transitions.iter().map(|t| (host, t.clone())));
+            if let Some(asked) = hosts.get_mut(&host) {
+                asked.last = Some(applied);
+            }
+        }
+        self.summarize(hosts);
+        Ok(())
+    }
+
+    fn submit_due(&self, schedule: &mut Schedule, hosts: &HashMap<HostId, Asked>) {
+        let now = self.clock.now().mono;
+        while let Some(host) = schedule.next(now) {
+            if let Some(asked) = hosts.get(&host) {
+                self.workers.submit(Job { host, address: asked.address.clone() });
+            }
+        }
+    }
+
+    fn wait(&self, schedule: &Schedule) -> Option<Ended> {
+        match schedule.next_wake() {
+            None => self.ended.recv().ok(),
+            Some(wake) => self.ended.recv_timeout(wake.since(self.clock.now().mono)).ok(),
+        }
+    }
+
+    /// Whether this pass looks at the host once more, and when.
+    fn again(&self, applied: &Applied, asked: Option<&mut Asked>) -> AskAgain {
+        let Some(asked) = asked else { return AskAgain::AsUsual };
+        asked.looks += 1;
+        match applied.ask_again {
+            AskAgain::AsUsual => AskAgain::AsUsual,
+            _ if asked.looks >= LOOKS_MAX => AskAgain::AsUsual,
+            AskAgain::AtOnce => AskAgain::AtOnce,
+            // A held mass vanish waits for a whole interval; one pass does not.
+            AskAgain::After(delay) if delay > self.options.policy.confirm_delay => {
+                AskAgain::AsUsual
+            }
+            AskAgain::After(delay) => AskAgain::After(delay),
+        }
+    }
+
+    /// What the last look at each host left open.
+    fn summarize(&mut self, hosts: HashMap<HostId, Asked>) {
+        let last: BTreeMap<HostId, Applied> =
+            hosts.into_iter().filter_map(|(host, asked)| Some((host, asked.last?))).collect();
+        for (host, applied) in last {
+            self.report.observations += usize::from(applied.observed);
+            self.report.failed_probes.extend(applied.failure.map(|failure| (host, failure)));
+            let held = applied.held.into_iter().map(Some);
+            self.report.held.extend(held.map(|sandbox| Held { host, sandbox, why: "mass_vanish" }));
+            let zombies = applied.zombies.into_iter();
+            self.report.zombies.extend(zombies.map(|zombie| (host, zombie.id, zombie.status)));
+        }
+    }
+}
+
+/// One host on its way through a pass.
+struct Asked {
+    address: AgentAddress,
+    looks: u32,
+    last: Option<Applied>,
+}
+
+/// Hands an answer to the writer, and what came of it to the pass.
+fn deliver(
+    writer: WriterHandle,
+    ended: Sender<Ended>,
+    drained: Arc<Mutex<Vec<SandboxId>>>,
+) -> Box<dyn Fn(Answered) + Send + Sync> {
+    Box::new(move |answered: Answered| {
+        let told = answered.probe.drained();
+        drained.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(told);
+        let Answered { host, revision, asked_at, now, took, probe } = answered;
+        let probed = Probed { host, revision, asked_at, age_cap: None, probe };
+        let ended = ended.clone();
+        let reply = Box::new(move |result| {
+            // The pass may have ended with an error before.
+            let _ = ended.send(Ended { host, took, result });
+        });
+        writer.send(now, Command::Probed(Box::new(probed), reply));
+    })
+}
+
+/// Starts a thread, or says that the system gives none.
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(run).map_err(|e| StoreError::io(name, &e))
+}

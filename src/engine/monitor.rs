@@ -1,0 +1,284 @@
+//! Owns the monitor as a state machine: what happened goes in, what shall be done comes
+//! out. Joins the schedule, the verdict on silent hosts, heartbeat flushes and the watch
+//! over our own clocks.
+//!
+//! Never: does anything itself. The scheduler thread drives it with real time, tests and
+//! the simulation with a manual clock.
+
+use crate::clock::{ClockChange, JumpDetector, Reading};
+use crate::model::host::{AgentAddress, Liveness};
+use crate::model::id::HostId;
+use crate::model::policy::{CONTACT_GAP, Policy};
+use crate::model::time::{Mono, Now};
+use crate::plan::liveness::{MassGuard, Silence};
+use crate::plan::observation::AskAgain;
+use crate::plan::schedule::{self, Schedule, Watch};
+use crate::store::StoreError;
+use crate::store::apply::Applied;
+use crate::store::presence::{CLOCK_JUMP, Presence};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A wake-up that comes so much later than asked for means that we did not listen: the
+/// machine was stopped in a way that no clock tells.
+const OVERSLEPT: Duration = Duration::from_secs(5);
+
+/// How long to wait before a write that failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What can happen.
+#[derive(Debug)]
+pub enum Input {
+    /// A host that was unreachable, or silent for long, was heard.
+    Heard(HostId),
+    /// A host was added, changed or deleted.
+    Changed(HostId),
+    /// Somebody wants a host probed at once.
+    ProbeNow(HostId),
+    /// A probe ended and was written, or could not be.
+    Ended {
+        /// Of which host.
+        host: HostId,
+        /// How long the agent took.
+        took: Duration,
+        /// What came of it.
+        result: Result<Applied, StoreError>,
+    },
+    /// The verdict on silent hosts was written, or could not be.
+    MarkedDown(Result<Vec<Applied>, StoreError>),
+    /// An unreachable host was taken back, or could not be.
+    MarkedUp(HostId, Result<bool, StoreError>),
+    /// Heartbeats were flushed, or could not be.
+    Flushed(Result<(), StoreError>),
+}
+
+/// What shall be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Ask this host's agent.
+    Probe(HostId, AgentAddress),
+    /// Write that these hosts are unreachable, unless heard after this.
+    MarkDown(Vec<(HostId, Option<Mono>)>),
+    /// Write that this host is back.
+    MarkUp(HostId),
+    /// Write the heartbeats.
+    Flush,
+}
+
+/// See the head of this file.
+pub struct Monitor {
+    policy: Policy,
+    presence: Arc<Presence>,
+    schedule: Schedule,
+    guard: MassGuard,
+    jumps: JumpDetector,
+    flush_every: Duration,
+    flush_at: Mono,
+    judge_at: Mono,
+    /// A verdict is being written; judging again would repeat it.
+    marking: bool,
+    returning: Vec<HostId>,
+    /// When we asked to be woken.
+    wake_at: Option<Mono>,
+}
+
+impl Monitor {
+    /// A monitor that begins to listen now and probes everybody at once.
+    pub fn new(
+        policy: Policy,
+        presence: Arc<Presence>,
+        workers: usize,
+        flush_every: Duration,
+        seed: u64,
+        now: Mono,
+    ) -> Monitor {
+        let schedule = Schedule::new(policy.probe_interval, workers, seed);
+        let mut monitor = Monitor {
+            policy,
+            schedule,
+            guard: MassGuard::default(),
+            jumps: JumpDetector::new(),
+            flush_every,
+            flush_at: now.after(flush_every),
+            judge_at: now,
+            marking: false,
+            returning: Vec::new(),
+            wake_at: None,
+            presence,
+        };
+        let mut hosts = monitor.presence.active();
+        hosts.sort_by_key(|host| host.id);
+        hosts.iter().for_each(|host| monitor.changed(now, host.id));
+        monitor
+    }
+
+    /// Whether verdicts on silent hosts are being held, and since when.
+    pub fn holding_since(&self) -> Option<Mono> {
+        self.guard.holding_since()
+    }
+
+    /// Probes in flight.
+    pub fn in_flight(&self) -> usize {
+        self.schedule.in_flight()
+    }
+
+    /// Looks at the clocks. Call at every wake-up, before anything else.
+    pub fn tick(&mut self, reading: Reading) {
+        let now = reading.now.mono;
+        let late = self.wake_at.take().map_or(Duration::ZERO, |wake| now.since(wake));
+        let away = match self.jumps.feed(reading) {
+            ClockChange::Steady => late,
+            ClockChange::Suspended(span) => span.max(late),
+            ClockChange::WallForward(span) => {
+                self.clock_moved(now, span, span > CLOCK_JUMP);
+                late
+            }
+            ClockChange::WallBack(span) => {
+                self.clock_moved(now, span, true);
+                late
+            }
+        };
+        if away > OVERSLEPT {
+            log::warn!("did not listen for {} s; listening anew", away.as_secs());
+            self.listen_anew(now, away >= CONTACT_GAP);
+        }
+    }
+
+    fn clock_moved(&mut self, now: Mono, span: Duration, suspect: bool) {
+        log::warn!("the clock moved by {} s; listening anew", span.as_secs());
+        if suspect {
+            self.presence.suspect_clock();
+        }
+        self.listen_anew(now, false);
+    }
+
+    fn listen_anew(&mut self, now: Mono, gap: bool) {
+        self.presence.listen_anew(now, gap);
+        self.judge_at = now;
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Mono, input: Input) {
+        match input {
+            Input::Heard(host) => self.heard(now, host),
+            Input::Changed(host) => self.changed(now, host),
+            Input::ProbeNow(host) => self.schedule.handle(now, schedule::Input::ProbeNow(host)),
+            Input::Ended { host, took, result } => self.ended(now, host, took, result),
+            Input::MarkedDown(result) => self.marked_down(now, result),
+            Input::MarkedUp(host, result) => match result {
+                Ok(_) => self.changed(now, host),
+                // The next heartbeat says so again.
+                Err(error) => log::error!("could not take {host} back: {error}"),
+            },
+            Input::Flushed(Ok(())) => {}
+            Input::Flushed(Err(error)) => {
+                log::error!("could not flush heartbeats: {error}");
+                self.flush_at = now.after(RETRY_AFTER);
+            }
+        }
+    }
+
+    fn heard(&mut self, now: Mono, host: HostId) {
+        if self.guard.heard_silent_host() {
+            log::info!("{host} was heard; everybody gets time to be heard before any verdict");
+            self.listen_anew(now, false);
+        }
+        match self.presence.get(host).map(|host| host.liveness) {
+            Some(Liveness::Unreachable) => self.returning.push(host),
+            Some(Liveness::Alive) => self.schedule.handle(now, schedule::Input::ProbeNow(host)),
+            None => {}
+        }
+    }
+
+    fn changed(&mut self, now: Mono, id: HostId) {
+        let host = self.presence.get(id).filter(|host| host.active && host.address.is_some());
+        let strict = self.policy.is_strict();
+        let watch = host.and_then(|host| match (host.liveness, host.intent) {
+            (Liveness::Unreachable, _) if strict => None,
+            (Liveness::Unreachable, _) => Some(Watch::Diagnosed),
+            (Liveness::Alive, crate::model::host::Intent::Draining) if strict => None,
+            (Liveness::Alive, _) => Some(Watch::Probed),
+        });
+        let input = watch.map_or(schedule::Input::Forget(id), |w| schedule::Input::Watch(id, w));
+        self.schedule.handle(now, input);
+    }
+
+    fn ended(
+        &mut self,
+        now: Mono,
+        host: HostId,
+        took: Duration,
+        result: Result<Applied, StoreError>,
+    ) {
+        let (answered, again) = match &result {
+            Ok(applied) => (applied.failure.is_none(), applied.ask_again),
+            Err(error) => {
+                log::error!("could not apply what {host} answered: {error}");
+                (false, AskAgain::AsUsual)
+            }
+        };
+        self.schedule.handle(now, schedule::Input::Done { host, answered, took, again });
+    }
+
+    fn marked_down(&mut self, now: Mono, result: Result<Vec<Applied>, StoreError>) {
+        self.marking = false;
+        match result {
+            Ok(applied) => {
+                self.judge_at = now;
+                applied.iter().for_each(|applied| self.changed(now, applied.host));
+            }
+            Err(error) => {
+                log::error!("could not write the verdict on silent hosts: {error}");
+                self.judge_at = now.after(RETRY_AFTER);
+            }
+        }
+    }
+
+    /// What shall be done now.
+    pub fn effects(&mut self, now: Now) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = self.returning.drain(..).map(Effect::MarkUp).collect();
+        if !self.marking && self.judge_at <= now.mono {
+            effects.extend(self.judge(now));
+        }
+        while let Some(host) = self.schedule.next(now.mono) {
+            match self.presence.get(host).and_then(|host| host.address) {
+                Some(address) => effects.push(Effect::Probe(host, address)),
+                None => self.schedule.handle(now.mono, schedule::Input::Forget(host)),
+            }
+        }
+        if self.flush_at <= now.mono {
+            self.flush_at = now.mono.after(self.flush_every);
+            effects.push(Effect::Flush);
+        }
+        effects
+    }
+
+    fn judge(&mut self, now: Now) -> Option<Effect> {
+        let mut hosts = self.presence.silences(now, &self.policy);
+        hosts.sort_by_key(|(host, _, _)| *host);
+        let silences: Vec<Silence> = hosts.iter().map(|(_, _, silence)| *silence).collect();
+        let listening = (!self.policy.is_strict()).then(|| self.presence.listening(now.mono));
+        let verdict = self.guard.judge(now.mono, &silences, listening, &self.policy);
+        if verdict.hold_began {
+            log::error!(
+                "{} of {} hosts fell silent together: suspecting our own network, holding the verdict",
+                verdict.held.len(),
+                hosts.len()
+            );
+        }
+        let next = verdict.next_in.unwrap_or(self.policy.unreachable_after);
+        self.judge_at = now.mono.after(next.min(self.policy.unreachable_after));
+        let down: Vec<_> = verdict.down.iter().map(|&at| (hosts[at].0, hosts[at].1)).collect();
+        self.marking = !down.is_empty();
+        self.marking.then_some(Effect::MarkDown(down))
+    }
+
+    /// When to look again if nothing happens before.
+    pub fn next_wake(&mut self) -> Mono {
+        let judge = (!self.marking).then_some(self.judge_at);
+        let wake =
+            judge.into_iter().chain(self.schedule.next_wake()).fold(self.flush_at, Mono::min);
+        self.wake_at = Some(wake);
+        wake
+    }
+}

@@ -1,0 +1,133 @@
+//! Owns the scheduler thread: lets time and messages into the monitor and carries out
+//! what it wants.
+//!
+//! Never: waits for a probe or a commit. Its mailbox is unbounded so that the writer
+//! never waits for it; what can be in it is bounded by hosts and probes in flight.
+
+use super::monitor::{Effect, Input, Monitor};
+use super::workers::{Answered, Job, Workers};
+use crate::clock::{Clock, Reading};
+use crate::model::time::Now;
+use crate::store::apply::Probed;
+use crate::store::presence::Presence;
+use crate::store::writer::{Command, WriterHandle};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What can wake the scheduler.
+pub(super) enum Mail {
+    /// Something happened to a host, a probe or a write.
+    Input(Input),
+    /// No more probes are started; the thread ends.
+    Stop,
+}
+
+/// What others may see of the scheduler.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// Monotonic milliseconds of its last round.
+    pub last_round_ms: AtomicU64,
+    /// Whether verdicts on silent hosts are held: monotonic milliseconds since when, or 0.
+    pub holding_since_ms: AtomicU64,
+    /// Probes in flight.
+    pub in_flight: AtomicU64,
+}
+
+pub(super) struct Scheduler {
+    pub(super) monitor: Monitor,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) writer: WriterHandle,
+    pub(super) workers: Workers,
+    pub(super) mail: Receiver<Mail>,
+    pub(super) post: Sender<Mail>,
+    pub(super) pulse: Arc<Pulse>,
+}
+
+impl Scheduler {
+    /// Runs until [`Mail::Stop`]; then waits, bounded, for probes in flight: what they
+    /// bring is not asked for again.
+    pub(super) fn run(mut self, patience: Duration) {
+        loop {
+            let reading = Reading::of(&*self.clock);
+            let now = reading.now;
+            self.monitor.tick(reading);
+            for effect in self.monitor.effects(now) {
+                self.carry_out(effect, now);
+            }
+            self.show(now);
+            let wait = self.monitor.next_wake().since(self.clock.now().mono);
+            match self.mail.recv_timeout(wait) {
+                Ok(Mail::Input(input)) => self.take_in(input),
+                Ok(Mail::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            for mail in self.mail.clone().try_iter() {
+                match mail {
+                    Mail::Input(input) => self.take_in(input),
+                    Mail::Stop => return self.finish(patience),
+                }
+            }
+        }
+        self.finish(patience);
+    }
+
+    fn take_in(&mut self, input: Input) {
+        self.monitor.handle(self.clock.now().mono, input);
+    }
+
+    fn finish(self, patience: Duration) {
+        if !self.workers.drain(patience) {
+            log::warn!("{} probes are still in flight; leaving them", self.workers.open());
+        }
+    }
+
+    fn show(&self, now: Now) {
+        let holding = self.monitor.holding_since().map_or(0, |since| since.0.max(1));
+        self.pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
+        self.pulse.holding_since_ms.store(holding, Ordering::Relaxed);
+        self.pulse.in_flight.store(self.monitor.in_flight() as u64, Ordering::Relaxed);
+    }
+
+    fn carry_out(&self, effect: Effect, now: Now) {
+        let post = self.post.clone();
+        // The scheduler may have ended; what was written is written all the same.
+        let tell = move |input| drop(post.send(Mail::Input(input)));
+        match effect {
+            Effect::Probe(host, address) => self.workers.submit(Job { host, address }),
+            Effect::MarkDown(hosts) => {
+                let reply = Box::new(move |result| tell(Input::MarkedDown(result)));
+                self.writer.send(now, Command::MarkDown(hosts, reply));
+            }
+            Effect::MarkUp(host) => {
+                let reply = Box::new(move |result| tell(Input::MarkedUp(host, result)));
+                self.writer.send(now, Command::MarkUp(host, reply));
+            }
+            Effect::Flush => {
+                let reply = Box::new(move |result| tell(Input::Flushed(result)));
+                self.writer.send(now, Command::Flush(reply));
+            }
+        }
+    }
+}
+
+/// Hands every answer to the writer, and what came of it to the scheduler.
+pub(super) fn deliver(
+    writer: WriterHandle,
+    presence: Arc<Presence>,
+    strict: bool,
+    post: Sender<Mail>,
+) -> Box<dyn Fn(Answered) + Send + Sync> {
+    Box::new(move |answered: Answered| {
+        presence.note_probe(answered.host, answered.summary());
+        let Answered { host, revision, asked_at, now, took, probe } = answered;
+        let age_cap = (!strict).then(|| presence.listening(now.mono));
+        let probed = Probed { host, revision, asked_at, age_cap, probe };
+        let post = post.clone();
+        let reply = Box::new(move |result| {
+            drop(post.send(Mail::Input(Input::Ended { host, took, result })));
+        });
+        writer.send(now, Command::Probed(Box::new(probed), reply));
+    })
+}
