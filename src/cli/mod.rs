@@ -2,4 +2,5 @@
 //!
 //! Never: decides about hosts or sandboxes; it asks the rooms below. Called by `main`.
 
+pub mod args;
 pub mod output;
