@@ -148,13 +148,20 @@ fn json_line(level: Level, target: &str, message: &str, at: Wall) -> String {
     serde_json::to_string(&line).unwrap_or_default()
 }
 
-/// Agents and clients write parts of our messages; none of them may forge a line of its own
-/// or move the cursor.
-fn one_line(message: &str) -> String {
-    let escaped = |c: char| -> String {
-        if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() }
-    };
-    message.chars().map(escaped).collect()
+/// The text with everything escaped that could end a line, move the cursor or turn the
+/// direction of reading: agents and clients write parts of what we print, and none of them
+/// may forge a line of its own.
+pub fn one_line(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    safe
+}
+
+fn is_unsafe(c: char) -> bool {
+    // The ranges are line separators and the controls of bidirectional text.
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn colour(level: Level) -> u8 {

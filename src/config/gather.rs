@@ -15,9 +15,14 @@ use toml::de::{DeTable, DeValue};
 /// Names the file to read when `--config` does not.
 const CONFIG_VARIABLE: &str = "ROOST_CONFIG";
 
-/// Variables of ours that are no keys: the file, and what commands read that talk to a
-/// running server.
-pub const OTHER_VARIABLES: &[&str] = &[CONFIG_VARIABLE, "ROOST_URL", "ROOST_API_KEY"];
+/// Names the server that commands talk to.
+pub const URL_VARIABLE: &str = "ROOST_URL";
+
+/// Secret: the key they show it.
+pub const API_KEY_VARIABLE: &str = "ROOST_API_KEY";
+
+/// Variables of ours that are no keys.
+pub const OTHER_VARIABLES: &[&str] = &[CONFIG_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE];
 
 /// Variables that belong to the tests and measurements.
 pub const TEST_VARIABLE_PREFIXES: &[&str] = &["ROOST_TEST_", "ROOST_BENCH_", "ROOST_SIM_"];

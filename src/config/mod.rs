@@ -15,7 +15,10 @@ mod rule;
 mod show;
 
 pub use error::ConfigError;
-pub use gather::{Inputs, OTHER_VARIABLES, Setting, Source, TEST_VARIABLE_PREFIXES};
+pub use gather::{
+    API_KEY_VARIABLE, Inputs, OTHER_VARIABLES, Setting, Source, TEST_VARIABLE_PREFIXES,
+    URL_VARIABLE,
+};
 pub use key::{KEYS, Key, KeyInfo};
 pub use paths::Paths;
 pub use rule::{AgentTls, LogFormat, Rule, parse_span};

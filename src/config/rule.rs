@@ -97,6 +97,18 @@ impl Rule {
         }
     }
 
+    /// What stands for the value in `--help`.
+    pub fn placeholder(&self) -> &'static str {
+        match self {
+            Rule::Path { .. } => "PATH",
+            Rule::Address { .. } => "ADDRESS",
+            Rule::Span { .. } => "DURATION",
+            Rule::Count { .. } => "N",
+            Rule::Word { .. } => "WORD",
+            Rule::Filter { .. } => "FILTER",
+        }
+    }
+
     /// Puts the value into its field, or leaves the field and says what may help.
     pub(super) fn lower(&self, config: &mut Config, setting: &Setting) -> Result<(), Hint> {
         let text = setting.text.as_str();
