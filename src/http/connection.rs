@@ -1,0 +1,431 @@
+//! Owns one connection: what it waits for, and what to do when that has come.
+//!
+//! Never: blocks, looks at a clock (moments are arguments), knows epoll or threads. Driven by
+//! `worker` when its socket is ready, by `reaper` when its deadline is due.
+
+use super::buffer::Buffer;
+use super::limits::{
+    LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig, WRITE_BYTES_PER_MS,
+};
+use super::parse::{Parsed, Parser, Stage, Step, Version};
+use super::reject::Reject;
+use super::request::{Method, Request};
+use super::response::{Body, BodyEnd, Response, head, is_bodiless};
+use super::service::Service;
+use super::stream::StreamWriter;
+use super::transport::Transport;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+/// One accepted connection, from its first byte to its last.
+#[derive(Debug)]
+pub(super) struct Connection {
+    transport: Transport,
+    peer: SocketAddr,
+    listener: usize,
+    parser: Parser,
+    /// Read and not yet understood, kept here between turns.
+    saved: Vec<u8>,
+    out: Option<Box<Outgoing>>,
+    /// Bytes still to be forgotten, when refused or closing.
+    lingering: Option<usize>,
+    /// Requests begun so far, so that two waits for two requests are not taken for one.
+    served: u32,
+    wait: Option<Wait>,
+}
+
+/// What a connection waits for, and until when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wait {
+    cause: Waiting,
+    served: u32,
+    since_ms: u64,
+    deadline_ms: u64,
+}
+
+/// Why a connection does nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// For the peer's part of the TLS handshake.
+    Handshake,
+    /// For the first byte of the first request.
+    First,
+    /// For the first byte of another request.
+    Idle,
+    /// For the rest of a head.
+    Head,
+    /// For the rest of a body.
+    Body,
+    /// For the peer to read.
+    Writing,
+    /// For the peer to read the last response and close.
+    Lingering,
+}
+
+/// What has to happen next to a connection.
+pub(super) enum Next {
+    /// Wait until there is something to read.
+    Readable,
+    /// Wait until there is room to write, or go on at once when there is.
+    Writable,
+    /// A stream begins; it needs a thread.
+    Stream(StreamStart),
+    /// It is over.
+    Close,
+}
+
+/// A streaming response that has not begun.
+pub(super) struct StreamStart {
+    pub(super) head: Vec<u8>,
+    pub(super) chunked: bool,
+    pub(super) run: Box<dyn FnOnce(&mut StreamWriter) + Send>,
+}
+
+/// A response on its way.
+#[derive(Debug)]
+struct Outgoing {
+    head: Vec<u8>,
+    body: Vec<u8>,
+    sent: usize,
+    after: After,
+}
+
+/// What follows a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// The next request, or the body of this one after `100 Continue`.
+    GoOn,
+    /// The end; the client has nothing more to say.
+    Close,
+    /// The end, once the client had time to read this.
+    Linger,
+}
+
+impl Connection {
+    /// Just accepted by the listener of this index.
+    pub(super) fn new(
+        transport: Transport,
+        peer: SocketAddr,
+        listener: usize,
+        body_bytes_max: usize,
+    ) -> Connection {
+        Connection {
+            transport,
+            peer,
+            listener,
+            parser: Parser::new(body_bytes_max),
+            saved: Vec::new(),
+            out: None,
+            lingering: None,
+            served: 0,
+            wait: None,
+        }
+    }
+
+    /// Does all that can be done now. `input` is empty before and after; it is the caller's
+    /// so that waiting connections need no buffer.
+    pub(super) fn advance(&mut self, input: &mut Buffer, service: &Service) -> Next {
+        input.push(&std::mem::take(&mut self.saved));
+        let next = self.go_on(input, service).unwrap_or_else(|error| {
+            log::debug!("connection from {} ends: {error}", self.peer);
+            Next::Close
+        });
+        self.saved = input.take_unread();
+        next
+    }
+
+    /// The deadline is due: an answer if one is owed, else the end.
+    pub(super) fn expire(&mut self, input: &mut Buffer, service: &Service) -> Next {
+        match self.waiting() {
+            Waiting::Head | Waiting::Body => {
+                self.refuse(Reject::Timeout.into());
+                self.advance(input, service)
+            }
+            Waiting::Handshake
+            | Waiting::First
+            | Waiting::Idle
+            | Waiting::Writing
+            | Waiting::Lingering => Next::Close,
+        }
+    }
+
+    /// Puts an answer of ours in the stead of the handler's; the connection ends after it.
+    pub(super) fn refuse(&mut self, response: Response) {
+        self.respond(response, Version::Http11, After::Linger, Method::Get);
+    }
+
+    /// Why it does nothing.
+    pub(super) fn waiting(&self) -> Waiting {
+        if self.lingering.is_some() {
+            return Waiting::Lingering;
+        }
+        if self.out.is_some() {
+            return Waiting::Writing;
+        }
+        if self.transport.is_handshaking() {
+            return Waiting::Handshake;
+        }
+        match self.parser.stage() {
+            Stage::Boundary if self.served == 0 => Waiting::First,
+            Stage::Boundary => Waiting::Idle,
+            Stage::Head => Waiting::Head,
+            Stage::Body => Waiting::Body,
+        }
+    }
+
+    /// Begins or continues a wait at `now_ms`; returns its deadline. A wait that goes on
+    /// keeps its deadline, or a client could send a byte now and then for ever.
+    pub(super) fn wait_from(&mut self, now_ms: u64, config: &ServerConfig) -> u64 {
+        let (cause, served) = (self.waiting(), self.served);
+        let wait = match self.wait {
+            Some(wait) if (wait.cause, wait.served) == (cause, served) => wait,
+            Some(_) | None => {
+                let deadline_ms = now_ms.saturating_add(self.patience_ms(cause, config));
+                Wait { cause, served, since_ms: now_ms, deadline_ms }
+            }
+        };
+        self.wait = Some(wait);
+        wait.deadline_ms
+    }
+
+    /// Whether nothing of a request has arrived, so that nobody misses an answer.
+    pub(super) fn is_untouched(&self) -> bool {
+        match self.waiting() {
+            Waiting::Handshake | Waiting::First | Waiting::Idle => self.saved.is_empty(),
+            Waiting::Head | Waiting::Body | Waiting::Writing | Waiting::Lingering => false,
+        }
+    }
+
+    /// Brings the deadline forward to `deadline_ms` if part of a request has arrived.
+    pub(super) fn hurry(&mut self, deadline_ms: u64) {
+        let partial = match self.waiting() {
+            Waiting::Head | Waiting::Body | Waiting::Lingering => true,
+            Waiting::Handshake | Waiting::First | Waiting::Idle | Waiting::Writing => false,
+        };
+        if let Some(wait) = self.wait.as_mut().filter(|_| partial) {
+            wait.deadline_ms = wait.deadline_ms.min(deadline_ms);
+        }
+    }
+
+    /// When it has waited for too long.
+    pub(super) fn deadline_ms(&self) -> u64 {
+        self.wait.map_or(u64::MAX, |wait| wait.deadline_ms)
+    }
+
+    /// Since when it has been waiting.
+    pub(super) fn waiting_since_ms(&self) -> u64 {
+        self.wait.map_or(u64::MAX, |wait| wait.since_ms)
+    }
+
+    /// Bytes this holds on the heap for what is half-read or half-written.
+    pub(super) fn held_bytes(&self) -> usize {
+        let out = self.out.as_ref().map_or(0, |out| out.head.capacity() + out.body.capacity());
+        self.saved.capacity() + self.parser.held_bytes() + out
+    }
+
+    /// The other end.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// The bytes themselves, for a stream.
+    pub(super) fn transport(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+
+    /// Sends nothing more; what still arrives is forgotten.
+    pub(super) fn begin_linger(&mut self) {
+        self.transport.finish();
+        self.saved = Vec::new();
+        self.lingering = Some(LINGER_BYTES_MAX);
+    }
+
+    fn patience_ms(&self, cause: Waiting, config: &ServerConfig) -> u64 {
+        let span = match cause {
+            Waiting::Handshake => config.handshake_deadline,
+            Waiting::First | Waiting::Head => config.head_deadline,
+            Waiting::Idle => config.idle_timeout,
+            Waiting::Body => config.body_deadline,
+            Waiting::Writing => {
+                let bytes = self.out.as_ref().map_or(0, |out| out.body.len()) as u64;
+                config.write_deadline + Duration::from_millis(bytes / WRITE_BYTES_PER_MS)
+            }
+            Waiting::Lingering => config.linger,
+        };
+        u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn go_on(&mut self, input: &mut Buffer, service: &Service) -> io::Result<Next> {
+        let mut may_read = true;
+        let last = self.served.saturating_add(REQUESTS_PER_TURN);
+        loop {
+            if self.lingering.is_some() {
+                return self.forget(input);
+            }
+            match unblocked(self.flush())? {
+                None => return Ok(Next::Writable),
+                Some(After::GoOn) => {}
+                Some(After::Close) => {
+                    self.transport.finish();
+                    return Ok(Next::Close);
+                }
+                Some(After::Linger) => {
+                    self.begin_linger();
+                    continue;
+                }
+            }
+            if self.served >= last {
+                return Ok(Next::Writable);
+            }
+            match self.parser.step(input) {
+                Step::Complete(parsed) => {
+                    if let Some(start) = self.answer(*parsed, input, service) {
+                        return Ok(Next::Stream(start));
+                    }
+                }
+                Step::Continue => self.send(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec(), After::GoOn),
+                Step::Reject(reject) => {
+                    log::debug!("refused a request from {}: {}", self.peer, reject.message());
+                    self.refuse(reject.into());
+                }
+                Step::More if !may_read => return Ok(self.rest(input, service)),
+                Step::More => match unblocked(self.read(input))? {
+                    None => return Ok(self.rest(input, service)),
+                    Some(0) => return Ok(Next::Close),
+                    // A full buffer means that more is there; less means that asking again
+                    // would only cost a system call.
+                    Some(count) => may_read = count >= READ_BYTES,
+                },
+            }
+        }
+    }
+
+    fn rest(&self, input: &Buffer, service: &Service) -> Next {
+        if self.transport.wants_write() {
+            Next::Writable
+        } else if self.is_untouched() && input.is_empty() && service.is_stopping() {
+            Next::Close
+        } else {
+            Next::Readable
+        }
+    }
+
+    fn read(&mut self, input: &mut Buffer) -> io::Result<usize> {
+        self.transport.read(input.with_room(READ_BYTES))
+    }
+
+    /// Reads and forgets until the peer closes, nothing more is there, or enough is enough.
+    fn forget(&mut self, input: &mut Buffer) -> io::Result<Next> {
+        loop {
+            input.consume(input.unread().len());
+            match unblocked(self.read(input))? {
+                None => return Ok(Next::Readable),
+                Some(0) => return Ok(Next::Close),
+                Some(count) => match self.lingering.and_then(|left| left.checked_sub(count)) {
+                    Some(left) => self.lingering = Some(left),
+                    None => return Ok(Next::Close),
+                },
+            }
+        }
+    }
+
+    /// Hands out what is on its way; says what follows once all of it is out.
+    fn flush(&mut self) -> io::Result<After> {
+        let Some(out) = &mut self.out else {
+            self.transport.flush()?;
+            return Ok(After::GoOn);
+        };
+        loop {
+            let head = out.head.get(out.sent..).unwrap_or_default();
+            let body_sent = out.sent.saturating_sub(out.head.len());
+            let body = out.body.get(body_sent..).unwrap_or_default();
+            if head.is_empty() && body.is_empty() {
+                break;
+            }
+            out.sent += self.transport.write(head, body)?;
+        }
+        self.transport.flush()?;
+        let after = out.after;
+        self.out = None;
+        Ok(after)
+    }
+
+    /// Asks the handler; what is no stream is put on its way.
+    fn answer(&mut self, parsed: Parsed, input: &Buffer, service: &Service) -> Option<StreamStart> {
+        self.served = self.served.saturating_add(1);
+        let Parsed { method, path, query, headers, body, version, keep_alive } = parsed;
+        let (peer, listener) = (self.peer, self.listener);
+        let request = Request { method, path, query, headers, body, peer, listener };
+        let response = service.answer(request);
+        let after = match (keep_alive, service.is_stopping()) {
+            (true, false) => After::GoOn,
+            (false, false) if input.is_empty() => After::Close,
+            (false, false) | (_, true) => After::Linger,
+        };
+        let Response { status, headers, body } = response;
+        match body {
+            Body::Stream(run) => {
+                let start = StreamStart::new(status, &headers, version, run);
+                if method != Method::Head {
+                    return Some(start);
+                }
+                self.send(start.head, After::Linger);
+            }
+            Body::Empty | Body::Bytes(_) => {
+                self.respond(Response { status, headers, body }, version, after, method);
+            }
+        }
+        None
+    }
+
+    fn respond(&mut self, response: Response, version: Version, after: After, method: Method) {
+        let body = match response.body {
+            Body::Bytes(bytes) => bytes,
+            Body::Empty | Body::Stream(_) => Vec::new(),
+        };
+        let bodiless = is_bodiless(response.status);
+        let end = if bodiless { BodyEnd::Nothing } else { BodyEnd::Length(body.len()) };
+        let keep_alive = after == After::GoOn;
+        let head = head(response.status, &response.headers, end, version, keep_alive);
+        self.send(head, after);
+        if let Some(out) = self.out.as_mut().filter(|_| !bodiless && method != Method::Head) {
+            out.body = body;
+        }
+    }
+
+    fn send(&mut self, head: Vec<u8>, after: After) {
+        self.out = Some(Box::new(Outgoing { head, body: Vec::new(), sent: 0, after }));
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.transport.as_fd()
+    }
+}
+
+impl StreamStart {
+    fn new(
+        status: u16,
+        headers: &[(&'static str, String)],
+        version: Version,
+        run: Box<dyn FnOnce(&mut StreamWriter) + Send>,
+    ) -> StreamStart {
+        let (end, chunked) = match version {
+            Version::Http10 => (BodyEnd::Close, false),
+            Version::Http11 => (BodyEnd::Chunked, true),
+        };
+        StreamStart { head: head(status, headers, end, version, false), chunked, run }
+    }
+}
+
+/// None for what cannot be done without waiting.
+pub(super) fn unblocked<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,171 @@
+//! Owns streaming responses: a body that is written bit by bit by a thread of its own.
+//!
+//! Never: waits for a peer beyond the write deadline, nor for anything beyond a moment once
+//! the server stops. Started by `worker`, used by handlers.
+
+use super::connection::{Connection, StreamStart, unblocked};
+use super::limits::STREAM_STOP_GRACE;
+use super::stop::StopSignal;
+use crossbeam_channel::Receiver;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::convert::Infallible;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Writes the body of one streaming response.
+#[derive(Debug)]
+pub struct StreamWriter {
+    connection: Box<Connection>,
+    chunked: bool,
+    write_deadline: Duration,
+    stop: Arc<StopSignal>,
+    failed: bool,
+}
+
+/// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// The time is over.
+    TimedOut,
+    /// The server stops; the stream should return.
+    Stopping,
+    /// Nobody reads any more; the stream should return.
+    PeerGone,
+}
+
+impl StreamWriter {
+    pub(super) fn new(
+        connection: Box<Connection>,
+        chunked: bool,
+        write_deadline: Duration,
+        stop: Arc<StopSignal>,
+    ) -> StreamWriter {
+        StreamWriter { connection, chunked, write_deadline, stop, failed: false }
+    }
+
+    /// Writes all of `data` and waits until the kernel has it. `TimedOut` when the peer does
+    /// not read within the write deadline, or within a second once the server stops; any
+    /// error is final.
+    pub fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        if !self.chunked {
+            return self.send(data);
+        }
+        let mut chunk = format!("{:x}\r\n", data.len()).into_bytes();
+        chunk.extend_from_slice(data);
+        chunk.extend_from_slice(b"\r\n");
+        self.send(&chunk)
+    }
+
+    /// Whether the server stops and the stream should return.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_raised()
+    }
+
+    /// A channel that disconnects when the server stops, for `select!`.
+    pub fn stopping(&self) -> Receiver<Infallible> {
+        self.stop.channel().clone()
+    }
+
+    /// Waits for `timeout`, or less when there is no more reason to wait.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<Waited> {
+        let until = Instant::now() + timeout.min(LONGEST_WAIT);
+        loop {
+            let ready = self.poll(PollFlags::RDHUP, true, until)?;
+            if ready.stopping {
+                return Ok(Waited::Stopping);
+            } else if ready.peer {
+                return Ok(Waited::PeerGone);
+            } else if Instant::now() >= until {
+                return Ok(Waited::TimedOut);
+            }
+        }
+    }
+
+    /// Sends the head, lets the handler write, ends the body. Gives the connection back when
+    /// the client can tell that the response is complete.
+    pub(super) fn run(mut self, start: StreamStart) -> Option<Box<Connection>> {
+        let mut ended = self.send(&start.head);
+        if ended.is_ok() {
+            (start.run)(&mut self);
+            ended = self.send(if self.chunked { b"0\r\n\r\n" } else { b"" });
+        }
+        match ended {
+            Ok(()) => Some(self.connection),
+            Err(error) => {
+                log::debug!("stream to {} ends: {error}", self.connection.peer());
+                None
+            }
+        }
+    }
+
+    /// After an error part of a chunk may be out: nothing that follows would make sense.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.failed {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let sent = self.send_in_time(bytes);
+        self.failed = sent.is_err();
+        sent
+    }
+
+    fn send_in_time(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut until = Instant::now() + self.write_deadline;
+        let (mut left, mut stopping) = (bytes, false);
+        loop {
+            if unblocked(self.send_some(&mut left))?.is_some() {
+                return Ok(());
+            }
+            if !stopping && self.is_stopping() {
+                stopping = true;
+                until = until.min(Instant::now() + STREAM_STOP_GRACE);
+            }
+            let ready = self.poll(PollFlags::OUT, !stopping, until)?;
+            if !ready.peer && Instant::now() >= until {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// `WouldBlock` until nothing is left and the kernel has it all.
+    fn send_some(&mut self, left: &mut &[u8]) -> io::Result<()> {
+        let transport = self.connection.transport();
+        while !left.is_empty() {
+            let count = transport.write(left, &[])?;
+            *left = left.get(count..).unwrap_or_default();
+        }
+        transport.flush()
+    }
+
+    fn poll(&self, wanted: PollFlags, stop_too: bool, until: Instant) -> io::Result<Ready> {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
+        let stop_wanted = if stop_too { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds =
+            [PollFd::new(&self.connection, wanted), PollFd::new(&*self.stop, stop_wanted)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) => {
+                let [peer, stopping] = fds.map(|fd| !fd.revents().is_empty());
+                Ok(Ready { peer, stopping })
+            }
+            // A signal: the caller looks at the time and asks again.
+            Err(Errno::INTR) => Ok(Ready { peer: false, stopping: false }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What a poll found.
+struct Ready {
+    /// Room to write, or the peer is gone.
+    peer: bool,
+    /// The server stops.
+    stopping: bool,
+}
+
+/// Far enough away, and no overflow when added to a moment.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,0 +1,179 @@
+//! Owns the workers: each waits for anything to be ready and deals with it.
+//!
+//! Never: waits for a peer. All workers wait on one poller; one-shot events give each
+//! connection to exactly one of them. Started by `server`.
+
+use super::buffer::Buffer;
+use super::connection::{Connection, Next, StreamStart};
+use super::limits::ACCEPTS_PER_TURN;
+use super::response::Response;
+use super::server::Shared;
+use super::stream::StreamWriter;
+use super::table::{Place, lock};
+use super::token::Token;
+use super::transport::Transport;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A worker's life.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let mut input = Buffer::default();
+    // One event at a time: whatever else is ready is for the other workers.
+    let mut events = Vec::with_capacity(1);
+    loop {
+        match epoll::wait(&shared.epoll, spare_capacity(&mut events), None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                log::error!("an HTTP worker ends: could not wait for events: {error}");
+                return;
+            }
+        }
+        for event in events.drain(..) {
+            match Token::decode(event.data) {
+                Token::Exit => return,
+                Token::Listener(index) => accept_turn(shared, index),
+                Token::Connection(place) => {
+                    if let Some(mut connection) = shared.unpark(place) {
+                        let next = connection.advance(&mut input, &shared.service);
+                        follow(shared, place, connection, next, &mut input);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Does with a connection what has to happen next.
+pub(super) fn follow(
+    shared: &Arc<Shared>,
+    place: Place,
+    mut connection: Box<Connection>,
+    mut next: Next,
+    input: &mut Buffer,
+) {
+    loop {
+        let start = match next {
+            Next::Readable => return shared.park(place, connection, EventFlags::IN, false),
+            Next::Writable => return shared.park(place, connection, EventFlags::OUT, false),
+            Next::Close => return shared.close(place, connection),
+            Next::Stream(start) => start,
+        };
+        if shared.streams.fetch_add(1, Ordering::SeqCst) < shared.config.streams_max {
+            return start_stream(shared, place, connection, start);
+        }
+        shared.streams.fetch_sub(1, Ordering::SeqCst);
+        connection.refuse(Response::error(503, "unavailable", "too many streams are open"));
+        next = connection.advance(input, &shared.service);
+    }
+}
+
+fn start_stream(
+    shared: &Arc<Shared>,
+    place: Place,
+    connection: Box<Connection>,
+    start: StreamStart,
+) {
+    let stream = RunningStream { shared: Arc::clone(shared), place, ended: None };
+    let stop = Arc::clone(&shared.stop);
+    let writer = StreamWriter::new(connection, start.chunked, shared.config.write_deadline, stop);
+    let body = move || {
+        let mut stream = stream;
+        stream.ended = catch_unwind(AssertUnwindSafe(|| writer.run(start))).unwrap_or_else(|_| {
+            log::error!("a stream panicked");
+            None
+        });
+    };
+    if let Err(error) = Shared::spawn(shared, "http-stream".to_owned(), body) {
+        log::error!("could not start a thread for a stream: {error}");
+    }
+}
+
+/// Gives back what a stream took, however it ends, also when its thread cannot start.
+struct RunningStream {
+    shared: Arc<Shared>,
+    place: Place,
+    /// The connection, when the response is complete.
+    ended: Option<Box<Connection>>,
+}
+
+impl Drop for RunningStream {
+    fn drop(&mut self) {
+        self.shared.streams.fetch_sub(1, Ordering::SeqCst);
+        match self.ended.take() {
+            Some(mut connection) => {
+                connection.begin_linger();
+                self.shared.park(self.place, connection, EventFlags::IN, false);
+            }
+            None => self.shared.table.release(self.place),
+        }
+    }
+}
+
+fn accept_turn(shared: &Shared, index: usize) {
+    match accept_some(shared, index, ACCEPTS_PER_TURN) {
+        Ok(()) => {
+            if shared.cannot_accept.swap(false, Ordering::SeqCst) {
+                log::info!("connections are accepted again");
+            }
+            shared.rearm_listener(index);
+        }
+        Err(error) => {
+            if !shared.cannot_accept.swap(true, Ordering::SeqCst) {
+                log::error!("could not accept connections, will go on trying: {error}");
+            }
+            shared.make_room();
+            shared.rest_listener(index);
+        }
+    }
+}
+
+/// Takes in those who have connected before the end of a server.
+pub(super) fn accept_last(shared: &Shared, index: usize) {
+    if let Err(error) = accept_some(shared, index, shared.config.connections_max) {
+        log::debug!("connections were lost at the end: {error}");
+    }
+}
+
+fn accept_some(shared: &Shared, index: usize, count_max: usize) -> Result<(), Errno> {
+    let Some(listener) = shared.listeners.get(index) else { return Ok(()) };
+    let listener = lock(listener);
+    let Some(listener) = &*listener else { return Ok(()) };
+    for _ in 0..count_max {
+        match acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok((socket, peer)) => admit(shared, socket, peer, index),
+            Err(Errno::WOULDBLOCK) => return Ok(()),
+            // About that one connection, not about the listener; accept(2) lists them.
+            Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {}
+            Err(Errno::NETDOWN | Errno::HOSTDOWN | Errno::HOSTUNREACH | Errno::NETUNREACH) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn admit(shared: &Shared, socket: OwnedFd, peer: Option<SocketAddrAny>, listener: usize) {
+    let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { return };
+    let socket = TcpStream::from(socket);
+    let transport = match &shared.config.tls {
+        None => Ok(Transport::plain(socket)),
+        Some(tls) => Transport::tls(socket, tls.current()),
+    };
+    let transport = match transport {
+        Ok(transport) => transport,
+        Err(error) => return log::error!("could not begin TLS with {peer}: {error}"),
+    };
+    let place = shared.table.claim();
+    let Some(place) = place.or_else(|| shared.make_room().then(|| shared.table.claim())?) else {
+        return log::warn!("dropped {peer}: too many connections, all of them busy");
+    };
+    let body_bytes_max = shared.config.body_bytes_max;
+    let connection = Box::new(Connection::new(transport, peer, listener, body_bytes_max));
+    shared.park(place, connection, EventFlags::IN, true);
+}
