@@ -4,6 +4,7 @@
 //! with `clock`, `config` and `metrics` beside them. `tests/tidy.rs` keeps the rule.
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;

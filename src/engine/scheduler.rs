@@ -6,6 +6,7 @@
 
 use super::monitor::{Effect, Input, Monitor};
 use super::workers::{Answered, Job, Workers};
+use crate::api::Pulse;
 use crate::clock::{Clock, Reading};
 use crate::model::time::Now;
 use crate::store::apply::Probed;
@@ -13,7 +14,7 @@ use crate::store::presence::Presence;
 use crate::store::writer::{Command, WriterHandle};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What can wake the scheduler.
@@ -22,17 +23,6 @@ pub(super) enum Mail {
     Input(Input),
     /// No more probes are started; the thread ends.
     Stop,
-}
-
-/// What others may see of the scheduler.
-#[derive(Debug, Default)]
-pub struct Pulse {
-    /// Monotonic milliseconds of its last round.
-    pub last_round_ms: AtomicU64,
-    /// Whether verdicts on silent hosts are held: monotonic milliseconds since when, or 0.
-    pub holding_since_ms: AtomicU64,
-    /// Probes in flight.
-    pub in_flight: AtomicU64,
 }
 
 pub(super) struct Scheduler {

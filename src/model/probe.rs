@@ -27,11 +27,6 @@ impl Probe {
     }
 }
 
-/// Most ids that one answer may hold. Larger and a hostile agent keeps the writer busy
-/// looking its inventions up; smaller than what a host can really run and its answers
-/// are refused.
-pub const LISTING_IDS_MAX: usize = 10_000;
-
 /// One conclusive answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listing {

@@ -141,6 +141,12 @@ impl Presence {
         }
     }
 
+    /// Whether this database knows no host at all, not even a deleted one.
+    pub fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.hosts.is_empty() && inner.deleted.is_empty()
+    }
+
     /// One host.
     pub fn get(&self, host: HostId) -> Option<HostNow> {
         self.lock().hosts.get(&host).map(|entry| entry.now.clone())

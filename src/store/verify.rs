@@ -14,7 +14,7 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "the last revision has no event",
         "SELECT revision FROM state WHERE revision > 0 \
-         AND revision <> (SELECT max(revision) FROM events)",
+         AND revision IS NOT (SELECT max(revision) FROM events)",
     ),
     (
         "revisions have a gap",

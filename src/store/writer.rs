@@ -17,7 +17,7 @@ use crate::plan::observation::HostMemory;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -155,6 +155,14 @@ pub struct WriterFigures {
     pub failures: AtomicU64,
     /// Rows changed.
     pub rows: AtomicU64,
+    failing: AtomicBool,
+}
+
+impl WriterFigures {
+    /// Whether the last transaction failed.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
 }
 
 /// The writer itself, without its thread: `execute` is what a simulation drives.
@@ -308,6 +316,7 @@ impl Writer {
     /// Tells everybody what is true now, or takes back what was not written.
     fn settle(&mut self, before: u64, failed: Option<&StoreError>, rows: u64) {
         let after = std::mem::take(&mut self.after);
+        self.figures.failing.store(failed.is_some(), Ordering::Relaxed);
         if let Some(error) = failed {
             log::error!("could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);

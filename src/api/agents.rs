@@ -1,0 +1,137 @@
+//! Owns what agents are answered: registration, heartbeats, renewal.
+//!
+//! Never: an answer that kills where a harmless one is true. Agents obey literally: on
+//! `404` to a heartbeat they destroy every sandbox; on `401` or `403` they renew once and
+//! pause everything when that fails in any way; any other status is harmless. So `404` is
+//! for hosts that were deleted on purpose only, `401` and `403` only for those who can be
+//! helped by a renewal right now, and everybody else hears `503`.
+
+use super::body::Fields;
+use super::token::{self, Claims};
+use super::{Problem, Ready, Wake, json, secret};
+use crate::http::{Request, Response};
+use crate::model::host::{AgentAddress, Host};
+use crate::model::id::HostId;
+use crate::store::identity::Registration;
+use crate::store::presence::Beat;
+use crate::store::writer::Command;
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+
+/// What register and refresh answer with. Certificates are left out without mTLS.
+#[derive(Serialize)]
+struct Credentials {
+    host: super::view::HostView,
+    token: String,
+    refresh_token: String,
+}
+
+fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials {
+    let token = token::sign(&ready.tokens, host.id, ready.now().wall);
+    let host = super::view::HostView::of(&host, &ready.presence);
+    Credentials { host, token, refresh_token }
+}
+
+/// `POST /v1/hosts/register`
+pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+    let fields = Fields::read(&request.body)?;
+    let token = fields.required("token")?;
+    let address: AgentAddress = fields.parsed("address")?;
+    let refresh_token = secret::fresh();
+    let registration = Registration {
+        token: secret::hash(&token),
+        refresh: secret::hash(&refresh_token),
+        address,
+        arch: fields.text("arch")?,
+        cpu_cores: fields.count("cpu_cores")?,
+        memory_mb: fields.count("memory_mb")?.map(u64::from),
+        disk_gb: fields.count("disk_gb")?.map(u64::from),
+    };
+    let registered = ready
+        .write(|reply| Command::Register(Box::new(registration), reply))?
+        .ok_or_else(|| {
+            Problem::unauthorized(
+                "the registration token is not valid; make a new one for the host",
+            )
+        })?;
+    (ready.wake)(Wake::Changed(registered.host.id));
+    json(201, &credentials(ready, registered.host, refresh_token))
+}
+
+/// `POST /v1/hosts/auth/refresh`
+pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+    let shown = Fields::read(&request.body)?.required("refresh_token")?;
+    let refresh_token = secret::fresh();
+    let (shown, fresh) = (secret::hash(&shown), secret::hash(&refresh_token));
+    let lenient = ready.presence.clock_is_suspect();
+    let refreshed = ready.write(|reply| Command::Refresh { shown, fresh, lenient, reply })?;
+    match refreshed {
+        Some(refreshed) => json(200, &credentials(ready, refreshed.host, refresh_token)),
+        // A database without any host is an empty one: its agents must wait, not give up.
+        None if ready.presence.is_empty() => {
+            Err(Problem::unavailable("this database knows no host; restore the right one"))
+        }
+        None => {
+            Err(Problem::unauthorized("the refresh token is not valid; register the host anew"))
+        }
+    }
+}
+
+/// `POST /v1/hosts/{id}/heartbeat`
+pub(super) fn heartbeat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem> {
+    let host = authenticate(ready, request)?;
+    let id: HostId = id.parse().map_err(|e| Problem::invalid(format!("host id: {e}")))?;
+    if id != host {
+        return Err(Problem::new(403, "forbidden", "the token names another host"));
+    }
+    match ready.presence.heartbeat(host, ready.now()) {
+        Beat::Known { wake } => {
+            if wake {
+                (ready.wake)(Wake::Heard(host));
+            }
+            Ok(Response::empty(204))
+        }
+        Beat::Deleted => Err(Problem::new(404, "not_found", "this host was deleted")),
+        Beat::Unknown => Err(unknown_host()),
+    }
+}
+
+fn unknown_host() -> Problem {
+    Problem::unavailable("this host is not known here; is this the right database?")
+}
+
+/// The host that a request's token names and proves.
+pub(super) fn authenticate(ready: &Ready, request: &Request) -> Result<HostId, Problem> {
+    let token = request
+        .headers
+        .get("x-host-token")
+        .ok_or_else(|| Problem::unauthorized("a host token is needed: send X-Host-Token"))?;
+    let claims = token::read(&ready.tokens, token)
+        .ok_or_else(|| Problem::unauthorized("the host token cannot be read"))?;
+    believe(ready, claims)
+}
+
+fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
+    match ready.presence.lookup(claims.host) {
+        // Whatever its signature: after a lost data directory agents must wait.
+        Beat::Unknown => return Err(unknown_host()),
+        Beat::Known { .. } | Beat::Deleted => {}
+    }
+    if !claims.genuine {
+        return Err(renew_or_wait(ready, "the host token is not genuine"));
+    }
+    let expired = ready.now().wall >= claims.expires_at;
+    if expired && !ready.presence.clock_is_suspect() {
+        return Err(renew_or_wait(ready, "the host token has expired"));
+    }
+    Ok(claims.host)
+}
+
+/// Asks for a renewal only when one could be served right now.
+fn renew_or_wait(ready: &Ready, why: &str) -> Problem {
+    let can_renew = !ready.figures.is_failing() && !ready.pulse.stopping.load(Ordering::Relaxed);
+    match can_renew {
+        true => Problem::unauthorized(why),
+        false => Problem::unavailable(format!("{why}, and it cannot be renewed right now")),
+    }
+}

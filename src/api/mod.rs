@@ -1,0 +1,183 @@
+//! Owns what clients and agents may ask and what they are answered: routes,
+//! authentication, one file per resource.
+//!
+//! Never: answers an agent with a status that kills when a harmless one is true
+//! (`agents` says which), holds SQL, knows an engine thread. Called by the HTTP transport,
+//! from many threads at once.
+
+mod agents;
+mod body;
+mod capsules;
+mod hosts;
+mod metrics;
+mod routes;
+pub mod secret;
+pub mod token;
+pub mod view;
+
+use crate::clock::Clock;
+use crate::http::{Handler, Request, Response};
+use crate::model::id::HostId;
+use crate::model::policy::Policy;
+use crate::model::time::Now;
+use crate::store::StoreError;
+use crate::store::presence::Presence;
+use crate::store::read::{Reader, Readers};
+use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
+use secret::{AdminKey, TokenKey};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// What the scheduler must look at because of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// A host that was silent was heard.
+    Heard(HostId),
+    /// A host was added or changed.
+    Changed(HostId),
+}
+
+/// What the engine shows of itself; read by `/readyz` and `/metrics`.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// Monotonic milliseconds of the scheduler's last round.
+    pub last_round_ms: AtomicU64,
+    /// Monotonic milliseconds since when verdicts on silent hosts are held; 0: they are not.
+    pub holding_since_ms: AtomicU64,
+    /// Probes in flight.
+    pub in_flight: AtomicU64,
+    /// The server is shutting down.
+    pub stopping: AtomicBool,
+}
+
+/// Everything a request can need once the database is open.
+pub struct Ready {
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// What decisions are made with.
+    pub policy: Policy,
+    /// Read-only connections.
+    pub readers: Readers,
+    /// The way to the writer.
+    pub writer: WriterHandle,
+    /// The newest committed revision.
+    pub revision: Arc<Revision>,
+    /// Figures of the writer.
+    pub figures: Arc<WriterFigures>,
+    /// Who was heard when.
+    pub presence: Arc<Presence>,
+    /// Signs and checks host tokens.
+    pub tokens: TokenKey,
+    /// The operator's key.
+    pub admin: AdminKey,
+    /// The engine's pulse.
+    pub pulse: Arc<Pulse>,
+    /// Tells the scheduler.
+    pub wake: Box<dyn Fn(Wake) + Send + Sync>,
+}
+
+impl Ready {
+    fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    fn read(&self) -> Result<Reader, Problem> {
+        self.readers.get().map_err(Problem::from)
+    }
+
+    fn write<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, Problem> {
+        self.writer.call(self.now(), command).map_err(Problem::from)
+    }
+}
+
+/// The API. Listens before the database is open: everybody hears 503 until then.
+#[derive(Default)]
+pub struct Api {
+    ready: OnceLock<Ready>,
+}
+
+impl Api {
+    /// An API that waits for [`Api::open`].
+    pub fn new() -> Api {
+        Api::default()
+    }
+
+    /// Begins to answer. Only the first call counts.
+    pub fn open(&self, ready: Ready) {
+        if self.ready.set(ready).is_err() {
+            log::error!("the API was opened twice; keeping the first");
+        }
+    }
+}
+
+impl Handler for Api {
+    fn handle(&self, request: Request) -> Response {
+        match self.ready.get() {
+            Some(ready) => routes::answer(ready, &request),
+            None => routes::answer_while_opening(&request),
+        }
+    }
+}
+
+/// Why a request is refused: status, a word for programs, a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    status: u16,
+    code: &'static str,
+    message: String,
+}
+
+impl Problem {
+    fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
+        Problem { status, code, message: message.into() }
+    }
+
+    fn invalid(message: impl Into<String>) -> Problem {
+        Problem::new(400, "invalid_request", message)
+    }
+
+    fn unauthorized(message: impl Into<String>) -> Problem {
+        Problem::new(401, "unauthorized", message)
+    }
+
+    fn not_found(what: &str) -> Problem {
+        Problem::new(404, "not_found", format!("no such {what}"))
+    }
+
+    fn unavailable(message: impl Into<String>) -> Problem {
+        Problem::new(503, "unavailable", message)
+    }
+}
+
+/// Whatever ails the database, the client did nothing wrong and may try again.
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        log::error!("could not answer from the database: {error}");
+        Problem::unavailable("the database cannot be used right now; try again")
+    }
+}
+
+impl From<Problem> for Response {
+    fn from(problem: Problem) -> Response {
+        let mut response = Response::error(problem.status, problem.code, &problem.message);
+        if problem.status == 503 {
+            response = response.with_header("retry-after", "5");
+        }
+        response
+    }
+}
+
+fn json(status: u16, value: &impl serde::Serialize) -> Result<Response, Problem> {
+    let body = serde_json::to_vec(value);
+    body.map(|body| Response::json(status, body)).map_err(|error| {
+        log::error!("could not write an answer: {error}");
+        Problem::new(500, "internal", "the answer could not be written; this is a bug in roost")
+    })
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
