@@ -34,12 +34,14 @@ use Step::{Drip, Flood, Hold, Read, Send};
 
 type Case = (&'static str, Vec<Step>, Outcome);
 
-/// Enough for any answer that comes at once, however large.
-const AMPLE: Duration = Duration::from_secs(8);
+/// Enough for any answer that comes at once, however large, on a machine under load.
+const AMPLE: Duration = Duration::from_secs(20);
 /// The deadline where it is what ends the probe.
 const SHORT: Duration = Duration::from_millis(300);
 /// No probe may take longer than its deadline and this.
 const LEEWAY: Duration = Duration::from_secs(4);
+/// Nor longer than this, whatever its deadline.
+const BOUND: Duration = Duration::from_secs(10);
 
 const A: &str = "cl-0000000001d7tmz9j2abdrls0";
 const SAVED: &str = r#""autoPausedSandboxIds":["cl-0000000001d7tmz9j2abdrls0"]"#;
@@ -70,7 +72,7 @@ fn check(probe_timeout: Duration, cases: Vec<Case>) {
                 let probe = client.list_sandboxes(&server.address);
                 let took = start.elapsed();
                 assert_eq!(outcome(&probe), expected, "{name}: {:.300}", format!("{probe:?}"));
-                assert!(took < probe_timeout + LEEWAY, "{name} took {took:?}");
+                assert!(took < BOUND.min(probe_timeout + LEEWAY), "{name} took {took:?}");
                 if expected == Failed(TimedOut, 0) {
                     assert!(took >= probe_timeout, "{name} gave up after {took:?}");
                 }
@@ -192,7 +194,7 @@ fn large_answers_are_cut_off() {
         ),
         (
             "gzip bomb",
-            after_request(gzipped(&gzip(&vec![b' '; 256 * 1024 * 1024]))),
+            after_request(gzipped(&gzip(&vec![b' '; 64 * 1024 * 1024]))),
             Failed(Malformed, 0),
         ),
         (

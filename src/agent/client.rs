@@ -509,3 +509,29 @@ fn broken(error: ureq::Error) -> BodyError {
 fn too_large() -> BodyError {
     BodyError::Bad(format!("body is larger than {BODY_BYTES_MAX} bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line() {
+        assert_eq!(one_line("plain, ü", 200), "plain, ü");
+        assert_eq!(one_line("a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}", 200), "a  b c [31m  ");
+        assert_eq!(one_line("a\u{202e}b\u{2028}c\u{2066}", 200), "a b c ");
+        assert_eq!(one_line("äääää", 5), "äääää");
+        assert_eq!(one_line("ääääää", 5), "ääää…");
+        assert_eq!(one_line("", 5), "");
+    }
+
+    #[test]
+    fn a_thread_keeps_little() {
+        Scratch::lend(|scratch| scratch.received.resize(1 << 20, 1));
+        Scratch::lend(|scratch| {
+            assert!(scratch.received.is_empty());
+            assert!(scratch.received.capacity() <= KEPT_BYTES_MAX);
+            scratch.decoded.resize(1000, 1);
+        });
+        Scratch::lend(|scratch| assert!(scratch.decoded.capacity() >= 1000));
+    }
+}

@@ -97,9 +97,10 @@ impl Failure {
 
 fn name(error: &ureq::Error, sent: bool, deadline: Duration) -> (FailureKind, String) {
     if let ureq::Error::Timeout(phase) = error {
-        let detail = match sent {
-            true => format!("no whole answer within {deadline:?}"),
-            false => format!("no connection in time: {phase}"),
+        let detail = match (sent, phase) {
+            (true, _) => format!("no whole answer within {deadline:?}"),
+            (false, ureq::Timeout::Resolve) => "name not looked up in time".to_owned(),
+            (false, _) => "no connection in time".to_owned(),
         };
         return (FailureKind::TimedOut, detail);
     }
@@ -387,5 +388,111 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The addresses of a URL's host, as text.
+    fn found(names: &Names, url: &str, timeout: Duration) -> Result<String, String> {
+        let timeout = NextTimeout { after: timeout.into(), ..NextTimeout::default() };
+        let addresses = names.addresses(&url.parse().unwrap(), timeout);
+        let shown = |addresses: ResolvedSocketAddrs| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        addresses.map(shown).map_err(|e| e.to_string())
+    }
+
+    const AMPLE: Duration = Duration::from_secs(8);
+
+    fn never(name: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        Err(io::Error::other(format!("{name} reached the system")))
+    }
+
+    #[test]
+    fn literals_and_localhost_never_reach_the_system() {
+        let names = Names::new(never);
+        let found = |url| found(&names, url, AMPLE);
+        assert_eq!(found("http://10.0.0.7:50051/x"), Ok("10.0.0.7:50051".to_owned()));
+        assert_eq!(found("http://10.0.0.7"), Ok("10.0.0.7:80".to_owned()));
+        assert_eq!(found("https://[fe80::1]/x"), Ok("[fe80::1]:443".to_owned()));
+        let both = Ok("127.0.0.1:9 [::1]:9".to_owned());
+        assert_eq!(found("http://localhost:9"), both);
+        assert_eq!(found("https://LocalHost.:9"), both);
+        assert_eq!(found("http://localhost.x:9"), Err("io: localhost.x reached the system".into()));
+    }
+
+    fn many(_name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok((0..20).map(|n| SocketAddr::from(([10, 0, 0, n], port))).collect())
+    }
+
+    fn none(_name: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(Vec::new())
+    }
+
+    #[test]
+    fn names_are_asked_of_the_system() {
+        let names = Names::new(many);
+        let sixteen = found(&names, "http://edge-1.example:7", AMPLE).unwrap();
+        assert_eq!(sixteen.split(' ').count(), ADDRESSES_MAX);
+        assert!(sixteen.starts_with("10.0.0.0:7 10.0.0.1:7 "), "{sixteen}");
+        assert_eq!(names.under_way.load(Ordering::Relaxed), 0);
+        let nothing = found(&Names::new(none), "http://edge-1.example:7", AMPLE);
+        assert_eq!(nothing, Err("host not found".to_owned()));
+    }
+
+    fn stuck(_name: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        loop {
+            std::thread::park();
+        }
+    }
+
+    #[test]
+    fn lookups_that_hang_are_left_and_counted() {
+        let names = Names::new(stuck);
+        for n in 1..=LOOKUPS_MAX {
+            let late = found(&names, "http://edge-1.example:7", Duration::from_millis(1));
+            assert_eq!(late, Err("timeout: global".to_owned()));
+            assert_eq!(names.under_way.load(Ordering::Relaxed), n);
+        }
+        let refused = found(&names, "http://edge-1.example:7", AMPLE);
+        assert_eq!(refused, Err("io: 64 name lookups are stuck".to_owned()));
+        assert_eq!(names.under_way.load(Ordering::Relaxed), LOOKUPS_MAX);
+        assert!(found(&names, "http://localhost:7", AMPLE).is_ok(), "needs no lookup");
+    }
+
+    #[test]
+    fn what_happened_before_sending_is_told_from_what_happened_after() {
+        let broken = || ureq::Error::Io(io::ErrorKind::ConnectionReset.into());
+        let protocol = || ureq::Error::ConnectionFailed;
+        let deadline = Duration::from_secs(3);
+        let shown = |error| {
+            let Failure { sent, kind, detail } = Failure::of(error, deadline);
+            format!("{sent} {kind}: {detail}")
+        };
+        let outcomes = [
+            shown(broken()),
+            shown(before_sending(broken())),
+            shown(protocol()),
+            shown(before_sending(protocol())),
+            shown(ureq::Error::Timeout(ureq::Timeout::RecvBody)),
+            shown(before_sending(ureq::Error::Timeout(ureq::Timeout::Connect))),
+            shown(before_sending(ureq::Error::Timeout(ureq::Timeout::Resolve))),
+            shown(before_sending(ureq::Error::HostNotFound)),
+            shown(ureq::Error::Other(Box::new(io::Error::other("else")))),
+        ];
+        expect_test::expect![[r#"
+            true unreachable: connection reset
+            false unreachable: connection reset
+            true malformed: connection failed
+            false unreachable: connection failed
+            true timed_out: no whole answer within 3s
+            false timed_out: no connection in time
+            false timed_out: name not looked up in time
+            false unreachable: host not found
+            true malformed: other: else"#]]
+        .assert_eq(&outcomes.join("\n"));
     }
 }
