@@ -4,7 +4,9 @@
 
 pub mod check;
 pub mod monitor;
-pub mod scheduler;
+mod scheduler;
+pub mod serve;
 mod workers;
 
 pub use check::{CheckOptions, CheckReport, check};
+pub use serve::{Running, StartError, client_config, serve};

@@ -50,6 +50,8 @@ pub enum Input {
     MarkedUp(HostId, Result<bool, StoreError>),
     /// Heartbeats were flushed, or could not be.
     Flushed(Result<(), StoreError>),
+    /// Decisions are made with other numbers from now on.
+    Decide(Policy),
 }
 
 /// What shall be done.
@@ -170,6 +172,11 @@ impl Monitor {
                 // The next heartbeat says so again.
                 Err(error) => log::error!("could not take {host} back: {error}"),
             },
+            Input::Decide(policy) => {
+                self.schedule.set_interval(policy.probe_interval);
+                self.policy = policy;
+                self.judge_at = now;
+            }
             Input::Flushed(Ok(())) => {}
             Input::Flushed(Err(error)) => {
                 log::error!("could not flush heartbeats: {error}");

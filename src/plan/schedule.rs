@@ -126,6 +126,11 @@ impl Schedule {
         workers.max(1) * IN_FLIGHT_FACTOR
     }
 
+    /// Another interval, from each host's next probe on.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// Probes in flight.
     pub fn in_flight(&self) -> usize {
         self.fast_in_flight + self.slow_in_flight

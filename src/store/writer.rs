@@ -59,7 +59,9 @@ pub enum Command {
         /// What came of it.
         reply: Reply<Option<Refreshed>>,
     },
-    /// No more commands come; the writer ends when the queue is empty.
+    /// Decisions are made with other numbers from now on.
+    Decide(Policy),
+    /// No more commands come; the writer ends.
     Stop,
 }
 
@@ -71,6 +73,7 @@ impl Command {
             | Command::MarkDown(..)
             | Command::MarkUp(..)
             | Command::Flush(..)
+            | Command::Decide(..)
             | Command::Stop => false,
             Command::CreateHost(..)
             | Command::NewRegistrationToken(..)
@@ -92,6 +95,7 @@ impl Command {
             | Command::NewRegistrationToken(..)
             | Command::Register(..)
             | Command::Refresh { .. }
+            | Command::Decide(..)
             | Command::Stop => &[],
         }
     }
@@ -408,6 +412,10 @@ impl Writer {
                 let result = self.refresh(shown, fresh, lenient, now);
                 answer(result, reply)
             }
+            Command::Decide(policy) => {
+                self.policy = policy;
+                Box::new(|_| {})
+            }
             Command::Stop => Box::new(|_| {}),
         }
     }
@@ -465,7 +473,7 @@ fn refuse(command: Command, error: &StoreError) {
         Command::NewRegistrationToken(_, _, reply) => reply(Err(error)),
         Command::Register(_, reply) => reply(Err(error)),
         Command::Refresh { reply, .. } => reply(Err(error)),
-        Command::Stop => {}
+        Command::Decide(_) | Command::Stop => {}
     }
 }
 

@@ -1,0 +1,264 @@
+//! Owns a running control plane: what is started in which order, and stopped in which.
+//!
+//! Never: lets an agent knock in vain. The socket listens before the database is opened
+//! and closes after everything else has ended: whoever gets an answer, even 503, does
+//! not pause its sandboxes.
+
+use super::monitor::{Input, Monitor};
+use super::scheduler::{Mail, Scheduler, deliver};
+use super::workers::Workers;
+use crate::agent::client::{AgentClient, ClientConfig};
+use crate::api::secret::{AdminKey, TokenKey};
+use crate::api::{Api, Pulse, Ready, Wake};
+use crate::clock::Clock;
+use crate::config::{Config, Paths};
+use crate::http::{Server, ServerConfig};
+use crate::model::policy::Policy;
+use crate::plan::schedule::Schedule;
+use crate::store::StoreError;
+use crate::store::open::{Lock, open_writer};
+use crate::store::presence::Presence;
+use crate::store::read::{self, Readers};
+use crate::store::writer::{Command, QUEUE_MAX, Revision, Writer, WriterHandle};
+use crossbeam_channel::Sender;
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Stack of the scheduler and the writer. SQLite's deepest calls need about a tenth.
+const STACK_BYTES: usize = 1024 * 1024;
+
+/// Why a control plane did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The data directory cannot be made.
+    DataDir {
+        /// The directory, and what the system said.
+        message: String,
+    },
+    /// The system gives no threads or descriptors.
+    System(std::io::Error),
+    /// The database or a key file cannot be used.
+    Store(StoreError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen { address, source } => {
+                write!(f, "could not listen on {address}: {source}; choose another with --listen")
+            }
+            StartError::DataDir { message } => {
+                write!(f, "could not use the data directory: {message}")
+            }
+            StartError::System(source) => write!(f, "could not start a thread: {source}"),
+            StartError::Store(error) => write!(f, "could not open the database: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> StartError {
+        StartError::Store(error)
+    }
+}
+
+/// A control plane that runs.
+pub struct Running {
+    address: SocketAddr,
+    http: Server,
+    writer: WriterHandle,
+    writer_thread: JoinHandle<()>,
+    scheduler: Sender<Mail>,
+    scheduler_thread: JoinHandle<()>,
+    clock: Arc<dyn Clock>,
+    pulse: Arc<Pulse>,
+    revision: Arc<Revision>,
+    _lock: Lock,
+}
+
+/// Starts everything.
+pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    make_dir(&paths.dir)?;
+    let lock = Lock::take(&Lock::path_for(&paths.db))?;
+    let listen = |source| StartError::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let api = Arc::new(Api::new());
+    let http = Server::start(vec![listener], api.clone(), ServerConfig::default())
+        .map_err(StartError::System)?;
+
+    let core = Core::open(config, paths, Arc::clone(&clock))?;
+    let Core { writer, presence, readers, tokens, admin } = core;
+    let (revision, figures) = (writer.published(), writer.figures());
+    let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
+    let writer_thread = spawn("writer", move || writer.run(&commands))?;
+    let writer = WriterHandle::new(queue);
+
+    let pulse = Arc::new(Pulse::default());
+    let (post, mail) = crossbeam_channel::unbounded();
+    let policy = config.policy();
+    let probes = Workers::new(
+        AgentClient::new(client_config(config)),
+        Arc::clone(&clock),
+        Arc::clone(&revision),
+        Schedule::in_flight_max(config.workers),
+        deliver(writer.clone(), Arc::clone(&presence), policy.is_strict(), post.clone()),
+    );
+    let now = clock.now();
+    pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
+    let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
+    let monitor = Monitor::new(
+        policy.clone(),
+        Arc::clone(&presence),
+        config.workers,
+        config.heartbeat_flush,
+        seed,
+        now.mono,
+    );
+    let scheduler = Scheduler {
+        monitor,
+        clock: Arc::clone(&clock),
+        writer: writer.clone(),
+        workers: probes,
+        mail,
+        post: post.clone(),
+        pulse: Arc::clone(&pulse),
+    };
+    let patience = config.probe_timeout;
+    let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
+
+    api.open(Ready {
+        clock: Arc::clone(&clock),
+        policy,
+        readers,
+        writer: writer.clone(),
+        revision: Arc::clone(&revision),
+        figures,
+        presence,
+        tokens,
+        admin,
+        pulse: Arc::clone(&pulse),
+        wake: wake(post.clone()),
+    });
+    Ok(Running {
+        address,
+        http,
+        writer,
+        writer_thread,
+        scheduler: post,
+        scheduler_thread,
+        clock,
+        pulse,
+        revision,
+        _lock: lock,
+    })
+}
+
+/// What is opened before threads start.
+struct Core {
+    writer: Writer,
+    presence: Arc<Presence>,
+    readers: Readers,
+    tokens: TokenKey,
+    admin: AdminKey,
+}
+
+impl Core {
+    fn open(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Core, StoreError> {
+        let now = clock.now();
+        let conn = open_writer(&paths.db, true, now.wall)?;
+        let presence = Arc::new(Presence::load(
+            &read::hosts(&conn)?,
+            read::tombstones(&conn)?,
+            read::listened_until(&conn)?,
+            now,
+        ));
+        Ok(Core {
+            writer: Writer::new(conn, config.policy(), Arc::clone(&presence))?,
+            presence,
+            readers: Readers::open(&paths.db)?,
+            tokens: TokenKey::load_or_create(&paths.host_token_key)?,
+            admin: AdminKey::load_or_create(&paths.admin_key)?,
+        })
+    }
+}
+
+/// How agents are asked, by this configuration.
+pub fn client_config(config: &Config) -> ClientConfig {
+    let probe_timeout = config.probe_timeout;
+    let default = ClientConfig::default();
+    let connect_timeout = default.connect_timeout.min(probe_timeout);
+    ClientConfig { probe_timeout, connect_timeout, ..default }
+}
+
+fn wake(post: Sender<Mail>) -> Box<dyn Fn(Wake) + Send + Sync> {
+    Box::new(move |wake| {
+        let input = match wake {
+            Wake::Heard(host) => Input::Heard(host),
+            Wake::Changed(host) => Input::Changed(host),
+        };
+        // After the scheduler has ended nobody needs to be woken.
+        drop(post.send(Mail::Input(input)));
+    })
+}
+
+fn make_dir(dir: &Path) -> Result<(), StartError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir).map_err(|error| StartError::DataDir {
+        message: format!("{}: {error}; choose another with --data-dir", dir.display()),
+    })
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+    thread.spawn(run).map_err(StartError::System)
+}
+
+impl Running {
+    /// Where the API is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The newest committed revision, to wait on.
+    pub fn revision(&self) -> Arc<Revision> {
+        Arc::clone(&self.revision)
+    }
+
+    /// Decides by other numbers from now on.
+    pub fn reload(&self, policy: &Policy) {
+        self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
+        drop(self.scheduler.send(Mail::Input(Input::Decide(policy.clone()))));
+    }
+
+    /// Stops everything: no new probes; those in flight end and are written; heartbeats
+    /// are flushed; the writer ends; the socket closes last. True when nothing was cut.
+    pub fn stop(self, patience: Duration) -> bool {
+        self.pulse.stopping.store(true, Ordering::Relaxed);
+        drop(self.scheduler.send(Mail::Stop));
+        let ended = self.scheduler_thread.join().is_ok();
+        let flushed = self.writer.call(self.clock.now(), Command::Flush);
+        if let Err(error) = &flushed {
+            log::error!("could not flush heartbeats: {error}");
+        }
+        self.writer.send(self.clock.now(), Command::Stop);
+        let written = self.writer_thread.join().is_ok();
+        let answered = self.http.shutdown(patience);
+        ended && flushed.is_ok() && written && answered
+    }
+}
