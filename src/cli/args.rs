@@ -8,7 +8,7 @@ mod flags;
 pub use flags::{Flags, KeySet};
 
 use crate::config::{API_KEY_VARIABLE, Inputs, Key, URL_VARIABLE, parse_span};
-use crate::model::id::{HostId, KeyId, SandboxId};
+use crate::model::id::{HostId, SandboxId};
 use crate::model::sandbox::SandboxStatus;
 use crate::model::time::Wall;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
@@ -114,9 +114,7 @@ pub enum Command {
   roost hosts add --provider hetzner --availability-zone fsn1
   roost hosts token host-0000000000000000000000001")]
     Hosts(Hosts),
-    /// List sandboxes, show one, or act on one
-    ///
-    /// Looking reads the database; acting asks the running server.
+    /// List sandboxes, or show one
     #[command(after_help = "Examples:
   roost sandboxes
   roost sandboxes --status missing --host host-0000000000000000000000001
@@ -135,7 +133,7 @@ pub enum Command {
   roost audit --limit 10 --before 2026-05-17T06:40:00Z
   roost audit --host host-0000000000000000000000001 --format json")]
     Audit(Audit),
-    /// Make, load, dump, verify, back up, restore or migrate a database
+    /// Make, load, dump or verify a database
     #[command(
         subcommand,
         after_help = "Examples:
@@ -170,19 +168,6 @@ pub enum Command {
     #[command(after_help = "Examples:
   roost version")]
     Version,
-    /// Create, list or revoke API keys
-    #[command(
-        subcommand,
-        after_help = "Examples:
-  roost keys create --name ci
-  roost keys list
-  roost keys revoke key-0000000000000000000000001"
-    )]
-    Keys(Keys),
-    /// Probe a host now and show what its agent says
-    #[command(after_help = "Examples:
-  roost probe host-0000000000000000000000001")]
-    Probe(OneHost),
 }
 
 impl Command {
@@ -201,9 +186,7 @@ impl Command {
             | Command::Db(_)
             | Command::AgentSim(_)
             | Command::Completions(_)
-            | Command::Version
-            | Command::Keys(_)
-            | Command::Probe(_) => &[],
+            | Command::Version => &[],
         }
     }
 }
@@ -435,25 +418,6 @@ pub enum HostsCommand {
     #[command(after_help = "Examples:
   roost hosts token host-0000000000000000000000001")]
     Token(OneHost),
-    /// Place nothing new on a host; what runs there stays
-    #[command(after_help = "Examples:
-  roost hosts drain host-0000000000000000000000001")]
-    Drain(OneHost),
-    /// Place sandboxes on a host again
-    #[command(after_help = "Examples:
-  roost hosts undrain host-0000000000000000000000001")]
-    Undrain(OneHost),
-    /// Set a host aside: neither watched nor probed
-    #[command(after_help = "Examples:
-  roost hosts offline host-0000000000000000000000001")]
-    Offline(OneHost),
-    /// Delete a host
-    ///
-    /// Its agent is told so at the next heartbeat, and then destroys every sandbox it has.
-    #[command(after_help = "Examples:
-  roost hosts rm host-0000000000000000000000001 --dry-run
-  roost hosts rm host-0000000000000000000000001 --force")]
-    Rm(HostsRm),
 }
 
 /// Options of `roost hosts list`.
@@ -518,20 +482,6 @@ pub struct OneHost {
     pub printing: Printing,
 }
 
-/// Options of `roost hosts rm`.
-#[derive(Debug, Args)]
-pub struct HostsRm {
-    /// The host.
-    #[command(flatten)]
-    pub host: OneHost,
-    /// Delete it although it has active sandboxes
-    #[arg(long)]
-    pub force: bool,
-    /// Delete nothing, only say what would go with it
-    #[arg(long, conflicts_with = "force")]
-    pub dry_run: bool,
-}
-
 /// Options of `roost sandboxes`; alone it lists.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -563,23 +513,6 @@ pub enum SandboxesCommand {
     #[command(after_help = "Examples:
   roost sandboxes show cl-0000000000000000000000001")]
     Show(SandboxesShow),
-    /// Create a sandbox on the least loaded host
-    #[command(after_help = "Examples:
-  roost sandboxes create
-  roost sandboxes create --template python --vcpus 2 --memory-mb 1024 --format json")]
-    Create(SandboxesCreate),
-    /// Pause a sandbox: keep a snapshot, free its memory
-    #[command(after_help = "Examples:
-  roost sandboxes pause cl-0000000000000000000000001")]
-    Pause(OneSandbox),
-    /// Resume a paused sandbox
-    #[command(after_help = "Examples:
-  roost sandboxes resume cl-0000000000000000000000001")]
-    Resume(OneSandbox),
-    /// Destroy a sandbox and its snapshot
-    #[command(after_help = "Examples:
-  roost sandboxes destroy cl-0000000000000000000000001")]
-    Destroy(OneSandbox),
 }
 
 /// Options of `roost sandboxes list`.
@@ -611,46 +544,6 @@ pub struct SandboxesShow {
     /// The database.
     #[command(flatten)]
     pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost sandboxes create`; what is left out is the server's default.
-#[derive(Debug, Args)]
-pub struct SandboxesCreate {
-    /// What it is started from
-    #[arg(long, value_name = "NAME")]
-    pub template: Option<String>,
-    /// Virtual CPUs
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
-    pub vcpus: Option<u32>,
-    /// Memory in MiB
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
-    pub memory_mb: Option<u32>,
-    /// Idle seconds after which the agent pauses it; 0 for never
-    #[arg(long, value_name = "N")]
-    pub timeout_sec: Option<u32>,
-    /// Disk in MiB
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
-    pub disk_size_mb: Option<u32>,
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of a command that acts on one sandbox.
-#[derive(Debug, Args)]
-pub struct OneSandbox {
-    /// The sandbox
-    #[arg(value_name = "ID")]
-    pub id: SandboxId,
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
     /// Output.
     #[command(flatten)]
     pub printing: Printing,
@@ -727,18 +620,6 @@ pub enum Db {
   roost db verify
   roost db verify --db /tmp/roost.db --format json")]
     Verify(DbVerify),
-    /// Copy a database while it is in use
-    #[command(after_help = "Examples:
-  roost db backup /srv/backup/roost.db")]
-    Backup(DbBackup),
-    /// Put a backup in place of the database; the server must not run
-    #[command(after_help = "Examples:
-  roost db restore /srv/backup/roost.db")]
-    Restore(DbRestore),
-    /// Bring a database to the schema of this version; the server does so at its start
-    #[command(after_help = "Examples:
-  roost db migrate")]
-    Migrate(Database),
 }
 
 /// Options of `roost db load`.
@@ -761,28 +642,6 @@ pub struct DbVerify {
     /// Output.
     #[command(flatten)]
     pub printing: Printing,
-}
-
-/// Options of `roost db backup`.
-#[derive(Debug, Args)]
-pub struct DbBackup {
-    /// Where the copy goes; must not exist
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub to: PathBuf,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-}
-
-/// Options of `roost db restore`.
-#[derive(Debug, Args)]
-pub struct DbRestore {
-    /// The backup
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub from: PathBuf,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
 }
 
 /// Options of `roost agent-sim`.
@@ -849,62 +708,6 @@ pub struct Completions {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
-}
-
-/// What can be done with API keys.
-#[derive(Debug, Subcommand)]
-pub enum Keys {
-    /// Create a key and print it, once
-    #[command(after_help = "Examples:
-  roost keys create --name ci")]
-    Create(KeysCreate),
-    /// List keys, without the keys themselves
-    #[command(after_help = "Examples:
-  roost keys list --format json")]
-    List(KeysList),
-    /// Revoke a key; it is refused from then on
-    #[command(after_help = "Examples:
-  roost keys revoke key-0000000000000000000000001")]
-    Revoke(KeysRevoke),
-}
-
-/// Options of `roost keys create`.
-#[derive(Debug, Args)]
-pub struct KeysCreate {
-    /// What it is for, in your own words
-    #[arg(long)]
-    pub name: String,
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost keys list`.
-#[derive(Debug, Args)]
-pub struct KeysList {
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost keys revoke`.
-#[derive(Debug, Args)]
-pub struct KeysRevoke {
-    /// The key
-    #[arg(value_name = "ID")]
-    pub id: KeyId,
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
 }
 
 #[cfg(test)]
