@@ -2,5 +2,132 @@
 //!
 //! Never: decides about hosts or sandboxes; it asks the rooms below. Called by `main`.
 
+mod act;
 pub mod args;
+mod check;
+mod db;
+mod look;
 pub mod output;
+mod serve;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, KEYS, Key, Paths, Source};
+use crate::logging;
+use args::{Cli, Command, Database, Format};
+use output::{Exit, Failure, Out};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Carries out one command.
+///
+/// # Errors
+/// Whatever stands in the way, worded for people, with the exit code that goes with it.
+pub fn run(cli: Cli) -> Result<Exit, Failure> {
+    let inputs = cli.inputs();
+    let config = Config::load(&inputs)?;
+    logging::start(log_filter(&cli.command, &config), config.log_format)
+        .map_err(|e| Failure::new("could not start the log").because(e))?;
+    match cli.command {
+        Command::Serve(options) => serve::run(&inputs, &config, &options),
+        Command::Check(options) => check::run(&config, &options),
+        Command::Status(options) => look::status(&config, &options),
+        Command::Hosts(options) => hosts(&config, options),
+        Command::Sandboxes(options) => sandboxes(&config, options),
+        Command::Events(options) => look::events(&config, &options),
+        Command::Audit(options) => look::audit(&config, &options),
+        Command::Db(command) => db::run(&config, &command),
+        Command::Config(options) => show_config(&config, options.printing.format),
+        Command::Completions(options) => completions(options.shell),
+        Command::Version => version(),
+        Command::Demo(_) | Command::AgentSim(_) => {
+            Err(Failure::new("could not simulate hosts").because("they are not merged yet"))
+        }
+    }
+}
+
+/// Commands that end by themselves report on stdout; what the log would repeat is left
+/// out unless somebody asked for it.
+fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
+    let asked = config
+        .settings()
+        .iter()
+        .zip(KEYS)
+        .any(|(setting, info)| info.key == Key::Log && setting.source != Source::Default);
+    match command {
+        Command::Serve(_) => &config.log,
+        _ if asked => &config.log,
+        Command::Demo(_)
+        | Command::Check(_)
+        | Command::Status(_)
+        | Command::Hosts(_)
+        | Command::Sandboxes(_)
+        | Command::Events(_)
+        | Command::Audit(_)
+        | Command::Db(_)
+        | Command::AgentSim(_)
+        | Command::Config(_)
+        | Command::Completions(_)
+        | Command::Version => "warn,roost::store::apply=error",
+    }
+}
+
+fn hosts(config: &Config, options: args::Hosts) -> Result<Exit, Failure> {
+    use args::HostsCommand;
+    match options.into_command() {
+        HostsCommand::List(options) => look::hosts(config, &options),
+        HostsCommand::Show(options) => look::host(config, &options),
+        HostsCommand::Add(options) => act::add_host(config, &options),
+        HostsCommand::Token(options) => act::new_token(config, &options),
+    }
+}
+
+fn sandboxes(config: &Config, options: args::Sandboxes) -> Result<Exit, Failure> {
+    use args::SandboxesCommand;
+    match options.into_command() {
+        SandboxesCommand::List(options) => look::sandboxes(config, &options),
+        SandboxesCommand::Show(options) => look::sandbox(config, &options),
+    }
+}
+
+/// Where this command's files are.
+fn paths(config: &Config, database: &Database) -> Paths {
+    config.paths().with_db(database.path.as_deref())
+}
+
+/// Opens a database for looking.
+fn open(path: &Path) -> Result<rusqlite::Connection, Failure> {
+    crate::store::open::open_reader(path)
+        .map_err(|e| Failure::new(format!("could not open {}", path.display())).because(e))
+}
+
+fn unreadable(error: crate::store::StoreError) -> Failure {
+    Failure::new("could not read the database").because(error)
+}
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock)
+}
+
+fn show_config(config: &Config, format: Format) -> Result<Exit, Failure> {
+    let mut out = Out::stdout();
+    match format {
+        Format::Text => out.text(&config.to_text())?,
+        Format::Json => out.json(&config.to_json())?,
+    }
+    out.finish().map(|()| Exit::Done)
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
+    let script = String::from_utf8_lossy(&args::completions(shell)).into_owned();
+    let mut out = Out::stdout();
+    out.text(&script)?;
+    out.finish().map(|()| Exit::Done)
+}
+
+fn version() -> Result<Exit, Failure> {
+    let mut out = Out::stdout();
+    out.line(&format!("roost {}", env!("CARGO_PKG_VERSION")))?;
+    out.line(&format!("commit {}", env!("ROOST_COMMIT")))?;
+    out.line(&format!("sqlite {}", rusqlite::version()))?;
+    out.finish().map(|()| Exit::Done)
+}

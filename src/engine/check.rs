@@ -8,7 +8,7 @@ use crate::agent::client::{AgentClient, ClientConfig};
 use crate::clock::Clock;
 use crate::model::host::{AgentAddress, HostStatus, Intent, Liveness};
 use crate::model::id::{HostId, SandboxId};
-use crate::model::policy::Policy;
+use crate::model::policy::{Policy, PolicyName};
 use crate::model::probe::ProbeFailure;
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Now, Wall};
@@ -61,12 +61,12 @@ pub struct Held {
 }
 
 /// What one pass found and did.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct CheckReport {
     /// Whether it only looked.
     pub dry_run: bool,
-    /// Whether the plain mapping decided.
-    pub strict: bool,
+    /// Which mapping decided.
+    pub policy: PolicyName,
     /// Active hosts that were looked at.
     pub hosts_checked: usize,
     /// Hosts whose answer was applied.
@@ -86,6 +86,21 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
+    fn new(dry_run: bool, policy: PolicyName) -> CheckReport {
+        CheckReport {
+            dry_run,
+            policy,
+            hosts_checked: 0,
+            observations: 0,
+            failed_probes: Vec::new(),
+            host_transitions: Vec::new(),
+            transitions: Vec::new(),
+            held: Vec::new(),
+            zombies: Vec::new(),
+            elapsed: Duration::ZERO,
+        }
+    }
+
     /// Whether anything changed, or would have in a real run.
     pub fn has_changes(&self) -> bool {
         !self.host_transitions.is_empty() || !self.transitions.is_empty()
@@ -157,11 +172,7 @@ impl<'a> Pass<'a> {
         let agent = AgentClient::new(options.client.clone());
         let threads_max = Schedule::in_flight_max(options.workers);
         let workers = Workers::new(agent, Arc::clone(&clock), revision, threads_max, deliver);
-        let report = CheckReport {
-            dry_run: options.dry_run,
-            strict: options.policy.is_strict(),
-            ..CheckReport::default()
-        };
+        let report = CheckReport::new(options.dry_run, options.policy.name);
         let thread = Some(thread);
         let pass = Pass {
             options,

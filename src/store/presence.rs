@@ -285,13 +285,6 @@ impl Presence {
         }
     }
 
-    /// A host was deleted on purpose.
-    pub(super) fn delete(&self, host: HostId) {
-        let mut inner = self.lock();
-        inner.hosts.remove(&host);
-        inner.deleted.insert(host);
-    }
-
     pub(super) fn set_liveness(&self, host: HostId, liveness: Liveness) {
         if let Some(entry) = self.lock().hosts.get_mut(&host) {
             entry.now.liveness = liveness;
@@ -473,9 +466,9 @@ mod tests {
 
     #[test]
     fn deleted_and_unknown_hosts_are_told_apart() {
-        let (presence, id) = presence(Some(5));
-        assert_eq!(presence.heartbeat(HostId::from_u128(2), at(0)), Beat::Unknown);
-        presence.delete(id);
-        assert_eq!(presence.heartbeat(id, at(0)), Beat::Deleted);
+        let deleted = HostId::from_u128(2);
+        let presence = Presence::load(&[host(Some(5))], [deleted], None, at(0));
+        assert_eq!(presence.heartbeat(deleted, at(0)), Beat::Deleted);
+        assert_eq!(presence.heartbeat(HostId::from_u128(3), at(0)), Beat::Unknown);
     }
 }

@@ -237,10 +237,19 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
     })
 }
 
-/// Audit entries before a place in the log (`None`: from the newest), newest first.
+/// Where a page of the audit log begins: before a place, before a time, or at the newest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Before {
+    /// Entries before this place.
+    pub seq: Option<u64>,
+    /// Entries older than this.
+    pub at: Option<Wall>,
+}
+
+/// Audit entries of a page, newest first.
 pub fn audit_before(
     conn: &Connection,
-    before: Option<u64>,
+    before: Before,
     filter: &HistoryFilter,
 ) -> Result<Vec<AuditEntry>, StoreError> {
     let mut sql = String::from(
@@ -248,8 +257,11 @@ pub fn audit_before(
          action, scope, status, metadata, created_at FROM audit_logs WHERE 1",
     );
     let mut values = Vec::new();
-    if let Some(before) = before {
-        sql.push_str(&format!(" AND seq < {before}"));
+    if let Some(seq) = before.seq {
+        sql.push_str(&format!(" AND seq < {seq}"));
+    }
+    if let Some(at) = before.at {
+        sql.push_str(&format!(" AND created_at < {}", at.0));
     }
     if let Some(host) = filter.host {
         sql.push_str(" AND (resource_id = ?1 OR metadata ->> 'host_id' = ?1)");

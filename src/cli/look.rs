@@ -1,0 +1,348 @@
+//! Owns the commands that look: status, hosts, sandboxes, events, audit. They read the
+//! database directly, with or without a running server.
+//!
+//! Never: writes; asks the server for anything but what only it knows.
+
+use super::act::ServerClient;
+use super::args::{
+    Audit, Database, Events, Format, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
+};
+use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age};
+use super::{clock, open, paths, unreadable};
+use crate::api::view::{AuditView, CapsuleView, EventView, HostView};
+use crate::config::Config;
+use crate::model::event::Event;
+use crate::model::host::{Host, HostStatus};
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::time::Wall;
+use crate::store::StoreError;
+use crate::store::read::{self, HistoryFilter, SandboxFilter};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How often `events --follow` looks. Larger and people wait; smaller and it costs more
+/// than it shows.
+const FOLLOW_EVERY: Duration = Duration::from_millis(200);
+
+fn connect(config: &Config, database: &Database) -> Result<Connection, Failure> {
+    open(&paths(config, database).db)
+}
+
+fn found<T>(
+    what: &str,
+    id: &dyn std::fmt::Display,
+    row: Result<Option<T>, StoreError>,
+) -> Result<T, Failure> {
+    let missing =
+        || Failure::new(format!("could not show {id}")).because(format!("no such {what}"));
+    row.map_err(unreadable)?.ok_or_else(missing)
+}
+
+fn print(format: Format, json: &impl serde::Serialize, text: &str) -> Result<Exit, Failure> {
+    let mut out = Out::stdout();
+    match format {
+        Format::Json => out.json(json)?,
+        Format::Text => out.text(text)?,
+    }
+    out.finish().map(|()| Exit::Done)
+}
+
+pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let now = clock().now().wall;
+    let hosts = read::hosts(&conn).map_err(unreadable)?;
+    let mut by_status: BTreeMap<&str, u64> = BTreeMap::new();
+    for host in &hosts {
+        *by_status.entry(host.status().as_str()).or_default() += 1;
+    }
+    let mut sandboxes: BTreeMap<&str, u64> = BTreeMap::new();
+    for (status, count) in read::counts(&conn).map_err(unreadable)?.into_values().flatten() {
+        *sandboxes.entry(status.as_str()).or_default() += count;
+    }
+    let degraded = hosts.iter().filter(|host| host.degraded).count();
+    let listened = read::listened_until(&conn).map_err(unreadable)?;
+    let revision = read::revision(&conn).map_err(unreadable)?;
+    let server = server_state(&ServerClient::of(config, &options.server));
+    let value = json!({
+        "revision": revision, "listened_until": listened, "hosts": by_status,
+        "degraded": degraded, "sandboxes": sandboxes, "server": server,
+    });
+    let counts = |counts: &BTreeMap<&str, u64>| match counts.is_empty() {
+        true => "none".to_owned(),
+        false => counts.iter().map(|(s, n)| format!("{n} {s}")).collect::<Vec<_>>().join(", "),
+    };
+    let mut text = format!("server     {}\n", server_words(&server));
+    text += &format!("hosts      {}\n", counts(&by_status));
+    if degraded > 0 {
+        text += &format!("degraded   {degraded}; see `roost hosts`\n");
+    }
+    text += &format!("sandboxes  {}\n", counts(&sandboxes));
+    text += &format!("revision   {revision}\n");
+    if let Some(at) = listened {
+        text += &format!("listened   until {at}, {} ago\n", age(now.since(at)));
+    }
+    print(options.printing.format, &value, &text)
+}
+
+/// What only the running server knows.
+fn server_state(server: &ServerClient) -> Value {
+    let Ok(ready) = server.get("/readyz") else {
+        return json!({"url": server.base(), "running": false});
+    };
+    let metrics = server.get("/metrics").map(|answer| answer.body).unwrap_or_default();
+    let holding = metrics.lines().any(|line| line == "roost_mass_guard_holding 1");
+    let why: Value = serde_json::from_str(&ready.body).unwrap_or(Value::Null);
+    json!({
+        "url": server.base(), "running": true, "ready": ready.status == 200,
+        "reason": why["error"]["message"], "mass_guard_holding": holding,
+    })
+}
+
+fn server_words(server: &Value) -> String {
+    let url = server["url"].as_str().unwrap_or_default();
+    if server["running"] == json!(false) {
+        return format!("not running at {url}");
+    }
+    let ready = match server["reason"].as_str() {
+        None => format!("ready at {url}"),
+        Some(reason) => format!("not ready at {url}: {reason}"),
+    };
+    match server["mass_guard_holding"] == json!(true) {
+        true => format!(
+            "{ready}; MASS GUARD: most hosts fell silent together, verdicts are held; check this machine's network"
+        ),
+        false => ready,
+    }
+}
+
+fn host_tone(host: &Host) -> Tone {
+    match host.status() {
+        HostStatus::Online if host.degraded => Tone::Warn,
+        HostStatus::Online => Tone::Good,
+        HostStatus::Unreachable => Tone::Bad,
+        HostStatus::Draining => Tone::Warn,
+        HostStatus::Pending | HostStatus::Offline => Tone::Dim,
+    }
+}
+
+fn host_note(host: &Host) -> String {
+    let mut notes = Vec::new();
+    if host.degraded {
+        notes.push("degraded".to_owned());
+    }
+    if host.rejoining {
+        notes.push("rejoining".to_owned());
+    }
+    if let Some(trouble) = &host.probe_failure {
+        notes.push(format!("{}: {}", trouble.kind, trouble.detail));
+    }
+    notes.join("; ")
+}
+
+fn ago(at: Option<Wall>, now: Wall) -> String {
+    at.map_or_else(|| "never".to_owned(), |at| age(now.since(at)))
+}
+
+pub(super) fn hosts(config: &Config, options: &HostsList) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let now = clock().now().wall;
+    let hosts = read::hosts(&conn).map_err(unreadable)?;
+    let counts = read::counts(&conn).map_err(unreadable)?;
+    let mut table = Table::new(&[
+        Column::left("HOST"),
+        Column::left("STATUS"),
+        Column::right("HEARD"),
+        Column::right("RUNNING"),
+        Column::right("SANDBOXES"),
+        Column::left("ADDRESS"),
+        Column::flexible("NOTE"),
+    ]);
+    for host in &hosts {
+        let of = counts.get(&host.id).map(Vec::as_slice).unwrap_or_default();
+        let sum = |wanted: fn(SandboxStatus) -> bool| -> u64 {
+            of.iter().filter(|(status, _)| wanted(*status)).map(|(_, n)| n).sum()
+        };
+        table.row([
+            Cell::from(host.id.to_string()),
+            Cell::toned(host.status().as_str(), host_tone(host)),
+            Cell::from(ago(host.last_heartbeat_at, now)),
+            Cell::from(sum(|status| status == SandboxStatus::Running).to_string()),
+            Cell::from(sum(|status| !status.is_over()).to_string()),
+            Cell::from(host.address.as_ref().map_or("", |address| address.as_str())),
+            Cell::from(host_note(host)),
+        ]);
+    }
+    let views: Vec<HostView> = hosts.iter().map(HostView::stored).collect();
+    print(options.printing.format, &views, &table.render(Screen::of_stdout()))
+}
+
+pub(super) fn host(config: &Config, options: &HostsShow) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let host = found("host", &options.id, read::host(&conn, options.id))?;
+    // The running server knows the last probe; the row knows only trouble.
+    let server = ServerClient::of(config, &options.server);
+    let live = server.get(&format!("/v1/hosts/{}", host.id)).ok().filter(|a| a.status == 200);
+    let live = live.and_then(|answer| serde_json::from_str::<Value>(&answer.body).ok());
+    let stored = serde_json::to_value(HostView::stored(&host)).unwrap_or_default();
+    let value = live.unwrap_or(stored);
+    print(options.printing.format, &value, &fields(&value))
+}
+
+pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let now = clock().now().wall;
+    let filter = SandboxFilter {
+        host: options.host,
+        status: options.status,
+        all: options.all,
+        ..SandboxFilter::default()
+    };
+    let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
+    let mut table = Table::new(&[
+        Column::left("SANDBOX"),
+        Column::left("STATUS"),
+        Column::right("SINCE"),
+        Column::left("HOST"),
+        Column::flexible("REASON"),
+    ]);
+    for sandbox in &sandboxes {
+        table.row([
+            Cell::from(sandbox.id.to_string()),
+            Cell::toned(sandbox.status.as_str(), sandbox_tone(sandbox.status)),
+            Cell::from(age(now.since(sandbox.status_changed_at))),
+            Cell::from(sandbox.host_id.to_string()),
+            Cell::from(sandbox.status_reason.as_ref().map_or("", Reason::as_str)),
+        ]);
+    }
+    let text = table.render(Screen::of_stdout());
+    let views: Vec<CapsuleView> = sandboxes.into_iter().map(CapsuleView::from).collect();
+    print(options.printing.format, &views, &text)
+}
+
+fn sandbox_tone(status: SandboxStatus) -> Tone {
+    match status {
+        SandboxStatus::Running => Tone::Good,
+        SandboxStatus::Missing | SandboxStatus::Error => Tone::Bad,
+        SandboxStatus::Pending
+        | SandboxStatus::Starting
+        | SandboxStatus::Pausing
+        | SandboxStatus::Resuming
+        | SandboxStatus::Stopping => Tone::Warn,
+        SandboxStatus::Paused | SandboxStatus::Stopped | SandboxStatus::Hibernated => Tone::Dim,
+    }
+}
+
+pub(super) fn sandbox(config: &Config, options: &SandboxesShow) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let sandbox: Sandbox = found("sandbox", &options.id, read::sandbox(&conn, options.id))?;
+    let value = serde_json::to_value(CapsuleView::from(sandbox)).unwrap_or_default();
+    print(options.printing.format, &value, &fields(&value))
+}
+
+/// A JSON object as lines of name and value.
+fn fields(value: &Value) -> String {
+    let mut text = String::new();
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text += &format!("{name:<18} {}\n", crate::logging::one_line(&value));
+    }
+    text
+}
+
+pub(super) fn events(config: &Config, options: &Events) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let filter =
+        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let first = match options.after {
+        Some(after) => read::events_after(&conn, after, &filter),
+        None => read::events_latest(&conn, &filter),
+    };
+    let mut seen = read::revision(&conn).map_err(unreadable)?;
+    let first = first.map_err(unreadable)?;
+    if let Some(last) = first.last().filter(|_| options.after.is_some()) {
+        // The limit may have cut; following goes on from there.
+        seen = if first.len() as u32 == options.limit { last.revision } else { seen };
+    }
+    let format = options.printing.format;
+    let mut out = Out::stdout();
+    if !options.follow && format == Format::Json {
+        let views: Vec<EventView> = first.into_iter().map(EventView::from).collect();
+        out.json(&views)?;
+        return out.finish().map(|()| Exit::Done);
+    }
+    let mut news = first;
+    loop {
+        for event in news {
+            seen = seen.max(event.revision);
+            print_event(&mut out, format, event)?;
+        }
+        out.flush()?;
+        if !options.follow {
+            return out.finish().map(|()| Exit::Done);
+        }
+        std::thread::sleep(FOLLOW_EVERY);
+        let everything = HistoryFilter { limit: read::ROWS_MAX, ..filter.clone() };
+        news = read::events_after(&conn, seen, &everything).map_err(unreadable)?;
+    }
+}
+
+/// A line of JSON, or a sentence.
+fn print_event(
+    out: &mut Out<std::io::Stdout>,
+    format: Format,
+    event: Event,
+) -> Result<(), Failure> {
+    match format {
+        Format::Text => out.line(&sentence(&event)),
+        Format::Json => {
+            let line = serde_json::to_string(&EventView::from(event)).unwrap_or_default();
+            out.line(&line)
+        }
+    }
+}
+
+/// One event for people.
+pub(super) fn sentence(event: &Event) -> String {
+    let who = event.sandbox_id.map_or_else(|| event.host_id.to_string(), |id| id.to_string());
+    let change = match (&event.from, &event.to) {
+        (Some(from), Some(to)) => format!("{from} → {to}"),
+        (None, Some(to)) => to.clone(),
+        (Some(_), None) | (None, None) => event.kind.to_string(),
+    };
+    let place = event.sandbox_id.map_or_else(String::new, |_| format!(" on {}", event.host_id));
+    let line =
+        format!("{}  {}  {who}  {change} ({}){place}", event.revision, event.at, event.reason);
+    crate::logging::one_line(&line)
+}
+
+pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {
+    let conn = connect(config, &options.database)?;
+    let filter =
+        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let before = read::Before { seq: None, at: options.before };
+    let entries = read::audit_before(&conn, before, &filter).map_err(unreadable)?;
+    let mut table = Table::new(&[
+        Column::left("TIME"),
+        Column::left("ACTOR"),
+        Column::left("RESOURCE"),
+        Column::left("ACTION"),
+        Column::left("STATUS"),
+        Column::flexible("DETAIL"),
+    ]);
+    for entry in &entries {
+        let actor = entry.actor_name.as_deref().unwrap_or(entry.actor_type.as_str());
+        table.row([
+            Cell::from(entry.created_at.to_string()),
+            Cell::from(actor),
+            Cell::from(&entry.resource_id),
+            Cell::from(entry.action.as_str()),
+            Cell::from(entry.status.as_str()),
+            Cell::from(&entry.metadata),
+        ]);
+    }
+    let text = table.render(Screen::of_stdout());
+    let views: Vec<AuditView> = entries.into_iter().map(AuditView::from).collect();
+    print(options.printing.format, &views, &text)
+}

@@ -1,0 +1,75 @@
+//! Owns `roost serve`: signals in, a running control plane out.
+//!
+//! Never: outlives a second signal.
+
+use super::args::Serve;
+use super::output::{Exit, Failure, Out};
+use super::{clock, paths};
+use crate::config::{Config, Inputs};
+use crate::engine::{self, Running};
+use crate::logging;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::time::Duration;
+
+/// How long a stop may take before what is left is cut.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<Exit, Failure> {
+    let fail = |what: &str| Failure::new(what.to_owned());
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|e| fail("could not watch for signals").because(e))?;
+    config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
+    let paths = paths(config, &options.database);
+    let running =
+        engine::serve(config, &paths, clock()).map_err(|e| fail("could not start").because(e))?;
+    log::info!("listening on http://{}, data in {}", running.address(), paths.dir.display());
+    let mut out = Out::stdout();
+    out.line(&format!("listening on http://{}", running.address()))?;
+    out.flush()?;
+    let mut current = config.clone();
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            break;
+        }
+        current = reload(inputs, current, &running);
+    }
+    log::info!("stopping");
+    force_on_second_signal(signals);
+    match running.stop(STOP_PATIENCE) {
+        true => log::info!("stopped"),
+        false => log::warn!("stopped; not everything ended by itself"),
+    }
+    Ok(Exit::Done)
+}
+
+/// Takes over what may change while running; a bad file changes nothing.
+fn reload(inputs: &Inputs, current: Config, running: &Running) -> Config {
+    let newer = match Config::load(inputs) {
+        Ok(newer) => newer,
+        Err(error) => {
+            log::error!("could not reload the configuration: {error}; keeping the old one");
+            return current;
+        }
+    };
+    for key in current.changed(&newer) {
+        let when = if key.live { "changed" } else { "changes with the next start" };
+        log::info!("{}: {when}", key.key.as_str());
+    }
+    logging::restart(&newer.log, newer.log_format);
+    running.reload(&newer.policy());
+    newer
+}
+
+/// Whoever asks twice does not want to wait.
+fn force_on_second_signal(mut signals: Signals) {
+    let watch = move || {
+        if signals.forever().any(|signal| signal != SIGHUP) {
+            log::warn!("second signal; leaving at once");
+            std::process::exit(Exit::Failed as i32);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".to_owned()).spawn(watch) {
+        log::error!("could not watch for a second signal: {error}");
+    }
+}
