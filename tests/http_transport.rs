@@ -5,7 +5,9 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
-use roost::http::{Body, Handler, Method, Request, Response, Server, ServerConfig, Waited};
+use roost::http::{
+    Body, Handler, Method, Request, Response, Server, ServerConfig, TlsSource, Waited,
+};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -785,6 +787,115 @@ fn streams_hear_of_a_shutdown_in_every_way() {
     assert_eq!(running.streams.recv_timeout(PATIENCE), Ok("TimedOut".to_owned()));
     drop(selecting);
     assert_eq!(outcome.recv_timeout(PATIENCE), Ok(true));
+}
+
+// ---- TLS ----
+
+/// A certificate for `localhost`: what the server shows, and what a client trusts.
+struct Identity {
+    server: Arc<rustls::ServerConfig>,
+    client: Arc<rustls::ClientConfig>,
+}
+
+fn identity() -> Identity {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    let certificate = made.cert.der().clone();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .expect("a pair");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).expect("a root");
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Identity { server: Arc::new(server), client: Arc::new(client) }
+}
+
+type TlsStream = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+impl Running {
+    /// The handshake is over when this returns.
+    fn connect_tls(&self, identity: &Identity) -> std::io::Result<Client<TlsStream>> {
+        let name = "localhost".try_into().expect("a name");
+        let config = Arc::clone(&identity.client);
+        let mut tls = rustls::ClientConnection::new(config, name).expect("begins");
+        let mut socket = self.connect().stream;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket)?;
+        }
+        Ok(Client { stream: rustls::StreamOwned::new(tls, socket), unread: Vec::new() })
+    }
+}
+
+#[test]
+fn tls_carries_the_same_and_takes_a_new_certificate_while_running() {
+    let (first, second) = (identity(), identity());
+    let source = TlsSource::new(Arc::clone(&first.server));
+    let mut running = start(ServerConfig { tls: Some(source.clone()), ..config() });
+
+    let mut old = running.connect_tls(&first).expect("trusts the first");
+    assert_eq!(old.get("/a?b"), "200 GET /a?b");
+    assert!(running.connect_tls(&second).is_err());
+    source.replace(Arc::clone(&second.server));
+    assert!(running.connect_tls(&first).is_err());
+    let mut new = running.connect_tls(&second).expect("trusts the second");
+    assert_eq!(new.get("/new"), "200 GET /new");
+    // Open connections go on.
+    assert_eq!(old.get("/old"), "200 GET /old");
+
+    old.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n");
+    old.send(vec![b'x'; 200_000]);
+    assert_eq!(old.answer(false).body.len(), "POST / []".len() + 200_000);
+    old.send("GET /large?5000000 HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(old.answer(false).body.len(), 5_000_000);
+    new.send(stream_request("three"));
+    new.head();
+    assert_eq!(new.chunks().expect("complete"), [&b"one"[..], b"two", b"three"]);
+    // With a proper goodbye: `read` would say `UnexpectedEof` without it.
+    assert_eq!(new.stream.read(&mut [0; 1]).expect("close_notify"), 0);
+    drop(new);
+
+    let outcome = running.begin_shutdown(PATIENCE);
+    assert_eq!(old.rest(), b"");
+    assert_eq!(outcome.recv_timeout(PATIENCE), Ok(true));
+}
+
+#[test]
+fn tls_clients_that_never_finish_the_handshake_harm_nobody() {
+    let identity = identity();
+    let tls = Some(TlsSource::new(Arc::clone(&identity.server)));
+    let running = start(ServerConfig { tls: tls.clone(), ..config() });
+    let mut silent: Vec<_> = (0..300)
+        .map(|n| {
+            let mut client = running.connect();
+            // The beginning of a ClientHello, or nothing.
+            client.send(&b"\x16\x03\x01\x02\x00\x01\x00"[..n % 8]);
+            client
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(running.connect_tls(&identity).expect("connects").get("/"), "200 GET /");
+    }
+    // Still waited for: the end of the server is what ends them.
+    drop(running);
+    silent.iter_mut().for_each(|client| assert_eq!(client.rest(), b""));
+
+    let impatient = start(ServerConfig { tls, handshake_deadline: SHORT, ..config() });
+    let mut client = impatient.connect();
+    client.send(b"\x16\x03\x01");
+    assert_eq!(client.rest(), b"");
+    let mut client = impatient.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let alert = client.rest();
+    assert!(!alert.starts_with(b"HTTP"), "spoke plainly");
+    assert_eq!(impatient.connect_tls(&identity).expect("connects").get("/"), "200 GET /");
 }
 
 // ---- hostile bytes ----
