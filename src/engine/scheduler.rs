@@ -20,9 +20,15 @@ use std::time::Duration;
 /// What can wake the scheduler.
 pub(super) enum Mail {
     /// Something happened to a host, a probe or a write.
-    Input(Input),
+    Input(Box<Input>),
     /// No more probes are started; the thread ends.
     Stop,
+}
+
+impl Mail {
+    pub(super) fn input(input: Input) -> Mail {
+        Mail::Input(Box::new(input))
+    }
 }
 
 pub(super) struct Scheduler {
@@ -49,13 +55,13 @@ impl Scheduler {
             self.show(now);
             let wait = self.monitor.next_wake().since(self.clock.now().mono);
             match self.mail.recv_timeout(wait) {
-                Ok(Mail::Input(input)) => self.take_in(input),
+                Ok(Mail::Input(input)) => self.take_in(*input),
                 Ok(Mail::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             for mail in self.mail.clone().try_iter() {
                 match mail {
-                    Mail::Input(input) => self.take_in(input),
+                    Mail::Input(input) => self.take_in(*input),
                     Mail::Stop => return self.finish(patience),
                 }
             }
@@ -83,7 +89,7 @@ impl Scheduler {
     fn carry_out(&self, effect: Effect, now: Now) {
         let post = self.post.clone();
         // The scheduler may have ended; what was written is written all the same.
-        let tell = move |input| drop(post.send(Mail::Input(input)));
+        let tell = move |input| drop(post.send(Mail::input(input)));
         match effect {
             Effect::Probe(host, address) => self.workers.submit(Job { host, address }),
             Effect::MarkDown(hosts) => {
@@ -116,7 +122,7 @@ pub(super) fn deliver(
         let probed = Probed { host, revision, asked_at, age_cap, probe };
         let post = post.clone();
         let reply = Box::new(move |result| {
-            drop(post.send(Mail::Input(Input::Ended { host, took, result })));
+            drop(post.send(Mail::input(Input::Ended { host, took, result })));
         });
         writer.send(now, Command::Probed(Box::new(probed), reply));
     })

@@ -213,7 +213,7 @@ fn wake(post: Sender<Mail>) -> Box<dyn Fn(Wake) + Send + Sync> {
             Wake::Changed(host) => Input::Changed(host),
         };
         // After the scheduler has ended nobody needs to be woken.
-        drop(post.send(Mail::Input(input)));
+        drop(post.send(Mail::input(input)));
     })
 }
 
@@ -243,7 +243,7 @@ impl Running {
     /// Decides by other numbers from now on.
     pub fn reload(&self, policy: &Policy) {
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
-        drop(self.scheduler.send(Mail::Input(Input::Decide(policy.clone()))));
+        drop(self.scheduler.send(Mail::input(Input::Decide(policy.clone()))));
     }
 
     /// Stops everything: no new probes; those in flight end and are written; heartbeats

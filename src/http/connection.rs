@@ -4,9 +4,7 @@
 //! `worker` when its socket is ready, by `reaper` when its deadline is due.
 
 use super::buffer::Buffer;
-use super::limits::{
-    LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig, WRITE_BYTES_PER_MS,
-};
+use super::limits::{LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig};
 use super::parse::{Parsed, Parser, Stage, Step, Version};
 use super::reject::Reject;
 use super::request::{Method, Request};
@@ -250,7 +248,8 @@ impl Connection {
             Waiting::Body => config.body_deadline,
             Waiting::Writing => {
                 let bytes = self.out.as_ref().map_or(0, |out| out.body.len()) as u64;
-                config.write_deadline + Duration::from_millis(bytes / WRITE_BYTES_PER_MS)
+                let pace = config.write_bytes_per_second_min.max(1);
+                config.write_deadline + Duration::from_secs(bytes / pace)
             }
             Waiting::Lingering => config.linger,
         };

@@ -59,11 +59,6 @@ pub(super) const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// hostile client's bodies.
 pub(super) const HELD_BYTES_FREE: usize = 8 * 1024;
 
-/// A response may take this long for each of its bytes beyond the write deadline: 256 KiB/s.
-/// Slower: a slow reader holds memory for longer; faster: a large listing over a poor link
-/// is cut.
-pub(super) const WRITE_BYTES_PER_MS: u64 = 256;
-
 /// Deadlines are rounded up to a multiple of this. Larger: later verdicts; smaller: more
 /// looks over the connections per second when many deadlines are due one after another.
 pub(super) const DEADLINE_GRAIN_MS: u64 = 50;
@@ -120,9 +115,12 @@ pub struct ServerConfig {
     pub head_deadline: Duration,
     /// From the end of a head to the end of its body.
     pub body_deadline: Duration,
-    /// For one whole response that the peer is slow to read; large ones get a second more
-    /// for each 256 KiB. For a stream: for one write.
+    /// For one whole response that the peer is slow to read, beside what
+    /// `write_bytes_per_second_min` grants. For a stream: for one write.
     pub write_deadline: Duration,
+    /// The pace at which a large response may be read. Larger: a listing over a poor link is
+    /// cut; smaller: a slow reader holds memory for longer.
+    pub write_bytes_per_second_min: u64,
     /// How long a connection may be silent between two requests. Must be longer than the
     /// agents' 30 s between heartbeats.
     pub idle_timeout: Duration,
@@ -144,6 +142,7 @@ impl Default for ServerConfig {
             head_deadline: Duration::from_secs(10),
             body_deadline: Duration::from_secs(30),
             write_deadline: Duration::from_secs(10),
+            write_bytes_per_second_min: 256 * 1024,
             idle_timeout: Duration::from_secs(120),
             handshake_deadline: Duration::from_secs(10),
             linger: Duration::from_secs(2),

@@ -145,13 +145,16 @@ fn accept_some(shared: &Shared, index: usize, count_max: usize) -> Result<(), Er
     let Some(listener) = shared.listeners.get(index) else { return Ok(()) };
     let listener = lock(listener);
     let Some(listener) = &*listener else { return Ok(()) };
-    for _ in 0..count_max {
+    for accepted in 0..count_max {
         match acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok((socket, peer)) => admit(shared, socket, peer, index),
             Err(Errno::WOULDBLOCK) => return Ok(()),
             // About that one connection, not about the listener; accept(2) lists them.
             Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {}
             Err(Errno::NETDOWN | Errno::HOSTDOWN | Errno::HOSTUNREACH | Errno::NETUNREACH) => {}
+            // Without a file descriptor left accept fails even when nobody connects. If
+            // somebody does, the listener's next turn will tell.
+            Err(_) if accepted > 0 => return Ok(()),
             Err(error) => return Err(error),
         }
     }
