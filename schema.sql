@@ -85,6 +85,8 @@ CREATE TABLE operations (
     kind        TEXT NOT NULL CHECK (kind IN ('create', 'pause', 'resume', 'destroy')),
     created_at  INTEGER NOT NULL,
     deadline_at INTEGER NOT NULL,
+    sent_at     INTEGER,                 -- the agent may have been asked; never ask twice
+    settle_at   INTEGER,                 -- destroy: until then a create may still come true
     finished_at INTEGER,
     error       TEXT
 ) STRICT, WITHOUT ROWID;

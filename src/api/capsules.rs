@@ -2,11 +2,107 @@
 //!
 //! Never: talks to an agent itself.
 
+use super::body::Fields;
+use super::hosts::operator;
 use super::view::CapsuleView;
-use super::{Problem, Ready, json};
-use crate::http::Response;
-use crate::model::id::SandboxId;
+use super::{Problem, Ready, Wake, json};
+use crate::http::{Request, Response};
+use crate::model::id::{PLATFORM_TEAM, SandboxId};
+use crate::model::operation::OperationKind;
+use crate::model::sandbox::SandboxStatus;
+use crate::plan::placement::NoHost;
+use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
+use crate::store::writer::Command;
+use std::time::Duration;
+
+/// What a sandbox is made from when nobody says.
+const TEMPLATE_DEFAULT: &str = "minimal";
+const VCPUS_DEFAULT: u32 = 1;
+const MEMORY_MB_DEFAULT: u32 = 512;
+const DISK_SIZE_MB_DEFAULT: u32 = 5120;
+
+/// Largest number that the agents' wire can say.
+const WIRE_NUMBER_MAX: u32 = i32::MAX as u32;
+
+/// How long a ping may take; whoever pings waits for it.
+const PING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// `POST /v1/capsules`
+pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+    let fields = Fields::read(&request.body)?;
+    let count = |name: &str, least: u32, default: u32| {
+        let count = fields.count(name)?.unwrap_or(default);
+        if !(least..=WIRE_NUMBER_MAX).contains(&count) {
+            return Err(Problem::invalid(format!("{name} must be {least} to {WIRE_NUMBER_MAX}")));
+        }
+        Ok(count)
+    };
+    let new = NewSandbox {
+        team: PLATFORM_TEAM,
+        template: fields.text("template")?.unwrap_or_else(|| TEMPLATE_DEFAULT.to_owned()),
+        vcpus: count("vcpus", 1, VCPUS_DEFAULT)?,
+        memory_mb: count("memory_mb", 1, MEMORY_MB_DEFAULT)?,
+        timeout_sec: count("timeout_sec", 0, 0)?,
+        disk_size_mb: count("disk_size_mb", 1, DISK_SIZE_MB_DEFAULT)?,
+        actor: operator(),
+    };
+    let created = ready.write(|reply| Command::CreateSandbox(Box::new(new), reply))?;
+    let (sandbox, work) = created.map_err(no_host)?;
+    (ready.wake)(Wake::Work(Box::new(work)));
+    json(202, &CapsuleView::from(sandbox))
+}
+
+fn no_host(why: NoHost) -> Problem {
+    let message = match why {
+        NoHost::NoneAvailable => "no host takes new capsules right now; see GET /v1/hosts",
+        NoHost::TooBig => "the capsule is bigger than any host; ask for less memory or fewer vcpus",
+        NoHost::AllFull => "every host is full; destroy or pause a capsule, or add a host",
+    };
+    Problem::new(503, "no_host_available", message)
+}
+
+/// `POST /v1/capsules/{id}/pause`, `/resume`, and `DELETE /v1/capsules/{id}`
+pub(super) fn begin(ready: &Ready, id: &str, kind: OperationKind) -> Result<Response, Problem> {
+    let wish = Wish { sandbox: capsule_id(id)?, kind, team: None, actor: operator() };
+    match ready.write(|reply| Command::Begin(Box::new(wish), reply))? {
+        Begun::Started(sandbox, work) => {
+            (ready.wake)(Wake::Work(work));
+            json(202, &CapsuleView::from(*sandbox))
+        }
+        Begun::Already(sandbox) => json(202, &CapsuleView::from(*sandbox)),
+        Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
+        Begun::HostAway(status) => Err(Problem::new(
+            503,
+            "host_unavailable",
+            format!("the capsule's host is {status}; try again when it is online"),
+        )),
+        Begun::NotFound => Err(Problem::not_found("capsule")),
+    }
+}
+
+fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
+    Problem::new(409, "invalid_state", format!("cannot {what} a capsule that is {status}"))
+}
+
+/// `POST /v1/capsules/{id}/ping`
+pub(super) fn ping(ready: &Ready, id: &str) -> Result<Response, Problem> {
+    let sandbox = read::sandbox(&*ready.read()?, capsule_id(id)?)?;
+    let sandbox = sandbox.ok_or_else(|| Problem::not_found("capsule"))?;
+    if sandbox.status != SandboxStatus::Running {
+        return Err(invalid_state("ping", sandbox.status));
+    }
+    let failed = |detail: String| Problem::new(502, "agent_error", detail);
+    let address = ready.presence.get(sandbox.host_id).and_then(|host| host.address);
+    let address = address.ok_or_else(|| failed("the capsule's host has no address".to_owned()))?;
+    let pinged = ready.agent.ping(&address, sandbox.id, PING_DEADLINE);
+    pinged.map(|()| Response::empty(204)).map_err(|error| failed(error.to_string()))
+}
+
+/// What is no id names no capsule.
+fn capsule_id(id: &str) -> Result<SandboxId, Problem> {
+    id.parse().map_err(|_| Problem::not_found("capsule"))
+}
 
 /// `GET /v1/capsules[?all=true]`
 pub(super) fn list(ready: &Ready, query: &str) -> Result<Response, Problem> {
@@ -34,7 +130,6 @@ pub(super) fn list(ready: &Ready, query: &str) -> Result<Response, Problem> {
 
 /// `GET /v1/capsules/{id}`
 pub(super) fn show(ready: &Ready, id: &str) -> Result<Response, Problem> {
-    let id: SandboxId = id.parse().map_err(|_| Problem::not_found("capsule"))?;
-    let sandbox = read::sandbox(&*ready.read()?, id)?;
+    let sandbox = read::sandbox(&*ready.read()?, capsule_id(id)?)?;
     json(200, &CapsuleView::from(sandbox.ok_or_else(|| Problem::not_found("capsule"))?))
 }

@@ -26,6 +26,11 @@ fn with_token(ready: &Ready, host: &Host, registration_token: String) -> Result<
     json(201, &WithToken { host: HostView::of(host, &ready.presence), registration_token })
 }
 
+/// Whoever holds the operator's key.
+pub(super) fn operator() -> Actor {
+    Actor { kind: ActorType::ApiKey, id: None, name: Some("admin".to_owned()) }
+}
+
 /// `POST /v1/hosts`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let fields = Fields::read(&request.body)?;
@@ -36,7 +41,7 @@ pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Probl
         provider: fields.text("provider")?,
         availability_zone: fields.text("availability_zone")?,
         token: secret::hash(&token),
-        actor: Actor { kind: ActorType::ApiKey, id: None, name: Some("admin".to_owned()) },
+        actor: operator(),
     };
     let host = ready.write(|reply| Command::CreateHost(new, reply))?;
     (ready.wake)(Wake::Changed(host.id));

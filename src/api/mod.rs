@@ -15,12 +15,14 @@ pub mod secret;
 pub mod token;
 pub mod view;
 
+use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::http::{Handler, Request, Response};
 use crate::model::id::HostId;
 use crate::model::policy::Policy;
 use crate::model::time::Now;
 use crate::store::StoreError;
+use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
 use crate::store::read::{Reader, Readers};
 use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
@@ -29,12 +31,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What the scheduler must look at because of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wake {
     /// A host that was silent was heard.
     Heard(HostId),
     /// A host was added or changed.
     Changed(HostId),
+    /// A host is to be asked at once.
+    ProbeNow(HostId),
+    /// An operation began.
+    Work(Box<Work>),
 }
 
 /// What the engine shows of itself; read by `/readyz` and `/metrics`.
@@ -72,7 +78,9 @@ pub struct Ready {
     pub admin: AdminKey,
     /// The engine's pulse.
     pub pulse: Arc<Pulse>,
-    /// Tells the scheduler.
+    /// For what a request asks of an agent while it waits.
+    pub agent: AgentClient,
+    /// Tells the engine.
     pub wake: Box<dyn Fn(Wake) + Send + Sync>,
 }
 
@@ -114,6 +122,10 @@ impl Api {
 }
 
 impl Handler for Api {
+    fn waits_for_others(&self, request: &Request) -> bool {
+        routes::waits_for_agent(request)
+    }
+
     fn handle(&self, request: Request) -> Response {
         match self.ready.get() {
             Some(ready) => routes::answer(ready, &request),

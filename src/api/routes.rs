@@ -4,6 +4,7 @@
 
 use super::{Problem, Ready, agents, capsules, hosts, metrics};
 use crate::http::{Method, Request, Response};
+use crate::model::operation::OperationKind;
 
 /// Answers once the database is open.
 pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
@@ -17,6 +18,11 @@ pub(super) fn answer_while_opening(request: &Request) -> Response {
         ["healthz"] => Response::bytes(200, "text/plain; charset=utf-8", b"ok\n".to_vec()),
         _ => Problem::unavailable("the database is being opened; try again").into(),
     }
+}
+
+/// Whether the answer has to wait for an agent.
+pub(super) fn waits_for_agent(request: &Request) -> bool {
+    matches!(segments(&request.path).as_slice(), ["v1", "capsules", _, "ping"])
 }
 
 /// The parts of a path; a closing slash makes no difference.
@@ -49,6 +55,21 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
         (Get, ["v1", "capsules"]) => {
             admin(ready, request).and_then(|()| capsules::list(ready, &request.query))
         }
+        (Post, ["v1", "capsules"]) => {
+            admin(ready, request).and_then(|()| capsules::create(ready, request))
+        }
+        (Post, ["v1", "capsules", id, "pause"]) => {
+            admin(ready, request).and_then(|()| capsules::begin(ready, id, OperationKind::Pause))
+        }
+        (Post, ["v1", "capsules", id, "resume"]) => {
+            admin(ready, request).and_then(|()| capsules::begin(ready, id, OperationKind::Resume))
+        }
+        (Method::Delete, ["v1", "capsules", id]) => {
+            admin(ready, request).and_then(|()| capsules::begin(ready, id, OperationKind::Destroy))
+        }
+        (Post, ["v1", "capsules", id, "ping"]) => {
+            admin(ready, request).and_then(|()| capsules::ping(ready, id))
+        }
         (Get, ["v1", "capsules", id]) => {
             admin(ready, request).and_then(|()| capsules::show(ready, id))
         }
@@ -59,8 +80,10 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
 /// A path that is known takes other methods; any other is nobody's.
 fn refuse(path: &[&str]) -> Problem {
     let methods = match path {
-        ["healthz" | "readyz" | "metrics"] | ["v1", "capsules"] | ["v1", "capsules", _] => "GET",
-        ["v1", "hosts"] => "GET, POST",
+        ["healthz" | "readyz" | "metrics"] => "GET",
+        ["v1", "capsules"] | ["v1", "hosts"] => "GET, POST",
+        ["v1", "capsules", _] => "GET, DELETE",
+        ["v1", "capsules", _, "pause" | "resume" | "ping"] => "POST",
         ["v1", "hosts", "register"]
         | ["v1", "hosts", "auth", "refresh"]
         | ["v1", "hosts", _, "heartbeat" | "token"] => "POST",

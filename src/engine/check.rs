@@ -3,7 +3,8 @@
 //! Never: listens. Ages are measured against the moment until which a server listened. A
 //! dry run works on a copy; only what agents tell once is kept in the database itself.
 
-use super::workers::{Answered, Job, Workers};
+use super::pool::Pool;
+use super::probes::{self, Answered, Job};
 use crate::agent::client::{AgentClient, ClientConfig};
 use crate::clock::Clock;
 use crate::model::host::{AgentAddress, HostStatus, Intent, Liveness};
@@ -136,7 +137,7 @@ struct Pass<'a> {
     writer: WriterHandle,
     thread: Option<JoinHandle<()>>,
     presence: Arc<Presence>,
-    workers: Workers,
+    probes: Pool<Job>,
     ended: Receiver<Ended>,
     listened_until: Option<Wall>,
     drained: Arc<Mutex<Vec<SandboxId>>>,
@@ -171,7 +172,7 @@ impl<'a> Pass<'a> {
         let deliver = deliver(writer.clone(), send, Arc::clone(&drained));
         let agent = AgentClient::new(options.client.clone());
         let threads_max = Schedule::in_flight_max(options.workers);
-        let workers = Workers::new(agent, Arc::clone(&clock), revision, threads_max, deliver);
+        let probes = probes::pool(agent, Arc::clone(&clock), revision, threads_max, deliver);
         let report = CheckReport::new(options.dry_run, options.policy.name);
         let thread = Some(thread);
         let pass = Pass {
@@ -180,7 +181,7 @@ impl<'a> Pass<'a> {
             writer,
             thread,
             presence,
-            workers,
+            probes,
             ended,
             listened_until,
             drained,
@@ -278,7 +279,7 @@ impl<'a> Pass<'a> {
         let now = self.clock.now().mono;
         while let Some(host) = schedule.next(now) {
             if let Some(asked) = hosts.get(&host) {
-                self.workers.submit(Job { host, address: asked.address.clone() });
+                self.probes.submit(Job { host, address: asked.address.clone() });
             }
         }
     }

@@ -4,9 +4,11 @@
 
 pub mod check;
 pub mod monitor;
+mod operations;
+mod pool;
+mod probes;
 mod scheduler;
 pub mod serve;
-mod workers;
 
 pub use check::{CheckOptions, CheckReport, check};
 pub use serve::{Running, StartError, client_config, serve};

@@ -15,6 +15,7 @@ use crate::plan::observation::AskAgain;
 use crate::plan::schedule::{self, Schedule, Watch};
 use crate::store::StoreError;
 use crate::store::apply::Applied;
+use crate::store::lifecycle::Work;
 use crate::store::presence::{CLOCK_JUMP, Presence};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub enum Effect {
     MarkUp(HostId),
     /// Write the heartbeats.
     Flush,
+    /// Carry out an operation that the monitor began.
+    Work(Box<Work>),
 }
 
 /// See the head of this file.
@@ -80,6 +83,7 @@ pub struct Monitor {
     /// A verdict is being written; judging again would repeat it.
     marking: bool,
     returning: Vec<HostId>,
+    begun: Vec<Work>,
     /// When we asked to be woken.
     wake_at: Option<Mono>,
 }
@@ -105,6 +109,7 @@ impl Monitor {
             judge_at: now,
             marking: false,
             returning: Vec::new(),
+            begun: Vec::new(),
             wake_at: None,
             presence,
         };
@@ -217,8 +222,11 @@ impl Monitor {
         took: Duration,
         result: Result<Applied, StoreError>,
     ) {
-        let (answered, again) = match &result {
-            Ok(applied) => (applied.failure.is_none(), applied.ask_again),
+        let (answered, again) = match result {
+            Ok(applied) => {
+                self.begun.extend(applied.work);
+                (applied.failure.is_none(), applied.ask_again)
+            }
             Err(error) => {
                 log::error!("could not apply what {host} answered: {error}");
                 (false, AskAgain::AsUsual)
@@ -244,6 +252,7 @@ impl Monitor {
     /// What shall be done now.
     pub fn effects(&mut self, now: Now) -> Vec<Effect> {
         let mut effects: Vec<Effect> = self.returning.drain(..).map(Effect::MarkUp).collect();
+        effects.extend(self.begun.drain(..).map(|work| Effect::Work(Box::new(work))));
         if !self.marking && self.judge_at <= now.mono {
             effects.extend(self.judge(now));
         }

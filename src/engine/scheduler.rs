@@ -5,7 +5,9 @@
 //! never waits for it; what can be in it is bounded by hosts and probes in flight.
 
 use super::monitor::{Effect, Input, Monitor};
-use super::workers::{Answered, Job, Workers};
+use super::operations::OpMail;
+use super::pool::Pool;
+use super::probes::{Answered, Job};
 use crate::api::Pulse;
 use crate::clock::{Clock, Reading};
 use crate::model::time::Now;
@@ -35,7 +37,8 @@ pub(super) struct Scheduler {
     pub(super) monitor: Monitor,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) writer: WriterHandle,
-    pub(super) workers: Workers,
+    pub(super) probes: Pool<Job>,
+    pub(super) operations: Sender<OpMail>,
     pub(super) mail: Receiver<Mail>,
     pub(super) post: Sender<Mail>,
     pub(super) pulse: Arc<Pulse>,
@@ -74,8 +77,8 @@ impl Scheduler {
     }
 
     fn finish(self, patience: Duration) {
-        if !self.workers.drain(patience) {
-            log::warn!("{} probes are still in flight; leaving them", self.workers.open());
+        if !self.probes.drain(patience) {
+            log::warn!("{} probes are still in flight; leaving them", self.probes.open());
         }
     }
 
@@ -91,7 +94,8 @@ impl Scheduler {
         // The scheduler may have ended; what was written is written all the same.
         let tell = move |input| drop(post.send(Mail::input(input)));
         match effect {
-            Effect::Probe(host, address) => self.workers.submit(Job { host, address }),
+            Effect::Probe(host, address) => self.probes.submit(Job { host, address }),
+            Effect::Work(work) => drop(self.operations.send(OpMail::Work(work))),
             Effect::MarkDown(hosts) => {
                 let reply = Box::new(move |result| tell(Input::MarkedDown(result)));
                 self.writer.send(now, Command::MarkDown(hosts, reply));

@@ -5,8 +5,9 @@
 //! not pause its sandboxes.
 
 use super::monitor::{Input, Monitor};
+use super::operations::{self, OpMail, Operations};
+use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
-use super::workers::Workers;
 use crate::agent::client::{AgentClient, ClientConfig};
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
@@ -16,6 +17,7 @@ use crate::http::{Server, ServerConfig};
 use crate::model::policy::Policy;
 use crate::plan::schedule::Schedule;
 use crate::store::StoreError;
+use crate::store::lifecycle::{self, Work};
 use crate::store::open::{Lock, open_writer};
 use crate::store::presence::Presence;
 use crate::store::read::{self, Readers};
@@ -32,6 +34,10 @@ use std::time::Duration;
 
 /// Stack of the scheduler and the writer. SQLite's deepest calls need about a tenth.
 const STACK_BYTES: usize = 1024 * 1024;
+
+/// How long a stop waits for calls to agents. Longer and a slow pause holds up every
+/// restart; the next start takes up what is cut.
+const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a control plane did not start.
 #[derive(Debug)]
@@ -85,6 +91,8 @@ pub struct Running {
     writer_thread: JoinHandle<()>,
     scheduler: Sender<Mail>,
     scheduler_thread: JoinHandle<()>,
+    operations: Sender<OpMail>,
+    operations_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
     revision: Arc<Revision>,
@@ -103,7 +111,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         .map_err(StartError::System)?;
 
     let core = Core::open(config, paths, Arc::clone(&clock))?;
-    let Core { writer, presence, readers, tokens, admin } = core;
+    let Core { writer, presence, readers, tokens, admin, unfinished } = core;
     let (revision, figures) = (writer.published(), writer.figures());
     let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
     let writer_thread = spawn("writer", move || writer.run(&commands))?;
@@ -112,8 +120,9 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     let pulse = Arc::new(Pulse::default());
     let (post, mail) = crossbeam_channel::unbounded();
     let policy = config.policy();
-    let probes = Workers::new(
-        AgentClient::new(client_config(config)),
+    let agent = AgentClient::new(client_config(config));
+    let probes = probes::pool(
+        agent.clone(),
         Arc::clone(&clock),
         Arc::clone(&revision),
         Schedule::in_flight_max(config.workers),
@@ -130,17 +139,37 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         seed,
         now.mono,
     );
+    let (op_post, op_mail) = crossbeam_channel::unbounded();
+    let calls = operations::pool(
+        agent.clone(),
+        Arc::clone(&clock),
+        writer.clone(),
+        Arc::clone(&presence),
+        op_post.clone(),
+    );
+    let operations = Operations::new(
+        Arc::clone(&clock),
+        writer.clone(),
+        calls,
+        (op_post.clone(), op_mail),
+        post.clone(),
+    );
+    for work in unfinished {
+        drop(op_post.send(OpMail::Work(Box::new(work))));
+    }
     let scheduler = Scheduler {
         monitor,
         clock: Arc::clone(&clock),
         writer: writer.clone(),
-        workers: probes,
+        probes,
+        operations: op_post.clone(),
         mail,
         post: post.clone(),
         pulse: Arc::clone(&pulse),
     };
     let patience = config.probe_timeout;
     let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
+    let operations_thread = spawn("operations", move || operations.run(CALL_PATIENCE))?;
 
     api.open(Ready {
         clock: Arc::clone(&clock),
@@ -153,7 +182,8 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         tokens,
         admin,
         pulse: Arc::clone(&pulse),
-        wake: wake(post.clone()),
+        agent,
+        wake: wake(post.clone(), op_post.clone()),
     });
     Ok(Running {
         address,
@@ -162,6 +192,8 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         writer_thread,
         scheduler: post,
         scheduler_thread,
+        operations: op_post,
+        operations_thread,
         clock,
         pulse,
         revision,
@@ -176,6 +208,7 @@ struct Core {
     readers: Readers,
     tokens: TokenKey,
     admin: AdminKey,
+    unfinished: Vec<Work>,
 }
 
 impl Core {
@@ -188,7 +221,9 @@ impl Core {
             read::listened_until(&conn)?,
             now,
         ));
+        let unfinished = lifecycle::unfinished(&conn)?;
         Ok(Core {
+            unfinished,
             writer: Writer::new(conn, config.policy(), Arc::clone(&presence))?,
             presence,
             readers: Readers::open(&paths.db)?,
@@ -206,9 +241,11 @@ pub fn client_config(config: &Config) -> ClientConfig {
     ClientConfig { probe_timeout, connect_timeout, ..default }
 }
 
-fn wake(post: Sender<Mail>) -> Box<dyn Fn(Wake) + Send + Sync> {
+fn wake(post: Sender<Mail>, operations: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
     Box::new(move |wake| {
         let input = match wake {
+            Wake::Work(work) => return drop(operations.send(OpMail::Work(work))),
+            Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),
             Wake::Changed(host) => Input::Changed(host),
         };
@@ -250,8 +287,9 @@ impl Running {
     /// are flushed; the writer ends; the socket closes last. True when nothing was cut.
     pub fn stop(self, patience: Duration) -> bool {
         self.pulse.stopping.store(true, Ordering::Relaxed);
+        drop(self.operations.send(OpMail::Stop));
         drop(self.scheduler.send(Mail::Stop));
-        let ended = self.scheduler_thread.join().is_ok();
+        let ended = self.operations_thread.join().is_ok() & self.scheduler_thread.join().is_ok();
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {
             log::error!("could not flush heartbeats: {error}");

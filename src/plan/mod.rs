@@ -7,6 +7,7 @@
 pub mod history;
 pub mod liveness;
 pub mod observation;
+pub mod operation;
 pub mod placement;
 pub mod reconcile;
 pub mod schedule;

@@ -3,8 +3,10 @@
 //!
 //! Never: reads or writes the database; `store` brings the rows and applies the plan.
 
+use super::operation::{LOOK_EVERY, after_look, transient};
 use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
 use crate::model::id::{HostId, SandboxId};
+use crate::model::operation::OperationKind;
 use crate::model::policy::{MASS_VANISH_MIN, Policy, ZOMBIE_AGE};
 use crate::model::probe::{Listed, ListedState, Listing};
 use crate::model::sandbox::{Reason, SandboxStatus};
@@ -26,8 +28,19 @@ pub struct Row {
     pub revision: u64,
     /// Whether an operation owns it.
     pub operation: OperationState,
+    /// The operation whose outcome this look may tell; it was asked for before the look.
+    pub looking: Option<LookingFor>,
     /// Whether the agent announced that it paused it (in the inbox, not proven stale).
     pub announced: bool,
+}
+
+/// An operation that waits for a look at its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LookingFor {
+    /// What was asked for.
+    pub kind: OperationKind,
+    /// The agent said no.
+    pub refused: bool,
 }
 
 /// A listed or announced id that is not among the host's rows.
@@ -98,6 +111,8 @@ pub struct Transition {
     pub reason: Reason,
     /// Position in the listing of the entry that fills the row, when it becomes running.
     pub filled_by: Option<usize>,
+    /// Whether the operation that owned the row is over by this.
+    pub ends_operation: bool,
 }
 
 /// A sandbox that is alive on the host and over, or unknown, for us.
@@ -239,15 +254,24 @@ impl Planner<'_> {
         let seen = if report == Report::Absent { Seen::Absent } else { Seen::Alive };
         let sighting = self.sighting(row.id, seen, row.revision);
         let look = Look { report, contact_gap: sighting.contact_gap, agreeing: sighting.agreeing };
-        let decision = reconcile(Some(self.known(row)), look, self.policy);
+        let (decision, waits) = match self.decided_by_look(row, look) {
+            Some(told) => (told.map_or(Decision::Keep, |(to, why)| Decision::Move(to, why)), true),
+            None => (reconcile(Some(self.known(row)), look, self.policy), false),
+        };
         self.spend(row, report, &decision);
         match decision {
+            Decision::Keep if waits => {
+                self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(LOOK_EVERY));
+                self.plan.memory.sightings.push(sighting);
+            }
             Decision::Keep => {}
             Decision::Confirm => self.remember(sighting),
             Decision::Move(to, reason) => {
                 let filled_by = entry.filter(|_| to == SandboxStatus::Running);
                 let (id, from) = (row.id, row.status);
-                self.plan.transitions.push(Transition { id, from, to, reason, filled_by });
+                let ends_operation = waits || row.operation == OperationState::Expired;
+                let t = Transition { id, from, to, reason, filled_by, ends_operation };
+                self.plan.transitions.push(t);
             }
             Decision::Again(action) => self.plan.again.push((row.id, action)),
             Decision::Zombie => {
@@ -256,6 +280,14 @@ impl Planner<'_> {
                 }
             }
         }
+    }
+
+    /// What a look tells of the operation that waits for it; `None` when none does.
+    fn decided_by_look(&self, row: &Row, look: Look) -> Option<Option<(SandboxStatus, Reason)>> {
+        let owned = row.operation == OperationState::Live;
+        let waits = |l: &LookingFor| owned && row.status == transient(l.kind);
+        let looking = row.looking.filter(waits)?;
+        Some(after_look(looking.kind, looking.refused, look.report, look.agreeing))
     }
 
     fn known(&self, row: &Row) -> Known {

@@ -5,18 +5,22 @@
 
 use super::StoreError;
 use super::journal::{Actor, Audit, Event, metadata};
+use super::lifecycle::Work;
 use super::open::open_writer;
 use super::rows;
 use super::writer::{After, HostRecord, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
 use crate::model::id::{HostId, SandboxId, TeamId};
+use crate::model::operation::OperationKind;
+use crate::model::policy::ZombiePolicy;
 use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::history::audit_of_transition;
 use crate::plan::observation::{
-    AskAgain, HostPlan, Question, Row, Stranger, Zombie, is_wrong_host, plan_host, strangers,
+    AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Zombie, is_wrong_host, plan_host,
+    strangers,
 };
 use crate::plan::reconcile::{Action, OperationState};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -72,8 +76,8 @@ pub struct Applied {
     pub held: Vec<SandboxId>,
     /// Confirmed zombies.
     pub zombies: Vec<Zombie>,
-    /// What the agent should be asked once more.
-    pub again: Vec<(SandboxId, Action)>,
+    /// Operations that this began: asked once more, or zombies to destroy.
+    pub work: Vec<Work>,
     /// Why there was no observation, if there was none.
     pub failure: Option<ProbeFailure>,
     /// Whether an observation was applied to the rows.
@@ -90,7 +94,7 @@ impl Applied {
             transitions: Vec::new(),
             held: Vec::new(),
             zombies: Vec::new(),
-            again: Vec::new(),
+            work: Vec::new(),
             failure: None,
             observed: false,
             ask_again: AskAgain::AsUsual,
@@ -126,7 +130,7 @@ impl Writer {
         listing: &Listing,
         now: Now,
     ) -> Result<Applied, StoreError> {
-        let rows = self.rows_of(host.id, listing, now)?;
+        let rows = self.rows_of(probed, listing, now)?;
         let strangers = self.owners(host.id, strangers(listing, &rows))?;
         if is_wrong_host(listing, &strangers) {
             let theirs = strangers.iter().find_map(|s| s.owner);
@@ -160,8 +164,13 @@ impl Writer {
     }
 
     /// The rows of a host, sorted by id, with their operations and announcements.
-    fn rows_of(&self, host: HostId, listing: &Listing, now: Now) -> Result<Vec<Row>, StoreError> {
-        let key = host.to_string();
+    fn rows_of(
+        &self,
+        probed: &Probed,
+        listing: &Listing,
+        now: Now,
+    ) -> Result<Vec<Row>, StoreError> {
+        let key = probed.host.to_string();
         let mut rows = Vec::with_capacity(listing.sandboxes.len());
         let mut select = self.conn.prepare_cached(
             "SELECT id, status, status_reason, status_changed_at, revision FROM sandboxes \
@@ -179,17 +188,24 @@ impl Writer {
                 changed_at: rows::wall(row, 3)?,
                 revision: rows::unsigned(row, 4)?,
                 operation: OperationState::None,
+                looking: None,
                 announced: false,
             });
         }
-        self.mark_operations(&key, &mut rows, now.wall)?;
+        self.mark_operations(&key, &mut rows, probed.asked_at, now.wall)?;
         self.mark_announced(&key, &mut rows, listing)?;
         Ok(rows)
     }
 
-    fn mark_operations(&self, host: &str, rows: &mut [Row], now: Wall) -> Result<(), StoreError> {
+    fn mark_operations(
+        &self,
+        host: &str,
+        rows: &mut [Row],
+        asked_at: Mono,
+        now: Wall,
+    ) -> Result<(), StoreError> {
         let mut select = self.conn.prepare_cached(
-            "SELECT sandbox_id, deadline_at FROM operations \
+            "SELECT sandbox_id, deadline_at, id, kind FROM operations \
              WHERE host_id = ?1 AND finished_at IS NULL",
         )?;
         let mut cursor = select.query([host])?;
@@ -199,6 +215,11 @@ impl Writer {
             if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
                 rows[at].operation =
                     if now <= deadline { OperationState::Live } else { OperationState::Expired };
+                let looking = self.looking.get(&rows::id(operation, 2)?);
+                let told = looking.filter(|looking| looking.since <= asked_at);
+                let kind = rows::parsed(operation, 3)?;
+                rows[at].looking =
+                    told.map(|looking| LookingFor { kind, refused: looking.refused });
             }
         }
         Ok(())
@@ -268,27 +289,29 @@ impl Writer {
         let writes = !plan.transitions.is_empty()
             || !plan.spent.is_empty()
             || !drained.is_empty()
+            || !plan.again.is_empty()
+            || (self.destroys_zombies() && !plan.zombies.is_empty())
             || news
             || recovered
             || host.rejoining
             || host.probe_failure.is_some();
         let observed = After::Observed { host: host.id, asked_at: probed.asked_at, now, record };
         if writes {
-            applied.transitions = self.in_savepoint(|w| {
+            (applied.transitions, applied.work) = self.in_savepoint(|w| {
                 w.note_drained(&drained, now)?;
                 let written = w.write_transitions(host, &plan, listing, now)?;
                 w.spend(host.id, &plan.spent)?;
                 w.write_news(host, &plan, now)?;
                 w.write_probe_health(host, recovered, now)?;
+                let work = w.begin_again(host.id, &plan, now)?;
                 w.after.push(observed);
-                Ok(written)
+                Ok((written, work))
             })?;
         } else {
             self.after.push(observed);
         }
         applied.held = plan.held;
         applied.zombies = plan.zombies;
-        applied.again = plan.again;
         applied.ask_again = plan.ask_again;
         Ok(applied)
     }
@@ -329,6 +352,11 @@ impl Writer {
         for t in &plan.transitions {
             let move_to = Move { host: host.id, key: &key, id: t.id, from: t.from, to: t.to };
             let revision = self.move_sandbox(&move_to, &t.reason, now)?;
+            if t.ends_operation
+                && let Some(work) = self.open_operation(host.id, t.id)?
+            {
+                self.close_operation(work.op, Some(t.reason.as_str()), now.wall)?;
+            }
             if let Some(at) = t.filled_by {
                 self.fill(&key, &listing.sandboxes[at], now)?;
             }
@@ -336,6 +364,45 @@ impl Writer {
             written.push(Written { sandbox, from: t.from, to: t.to, reason, revision });
         }
         Ok(written)
+    }
+
+    fn destroys_zombies(&self) -> bool {
+        match self.policy.zombies {
+            ZombiePolicy::Destroy => true,
+            ZombiePolicy::Report => false,
+        }
+    }
+
+    /// Begins what shall be asked of the agent once more, and the end of zombies. Nothing
+    /// else owns the rows: they were read in this transaction.
+    fn begin_again(
+        &mut self,
+        host: HostId,
+        plan: &HostPlan,
+        now: Now,
+    ) -> Result<Vec<Work>, StoreError> {
+        let mut wanted: Vec<(SandboxId, OperationKind)> = Vec::new();
+        wanted.extend(plan.again.iter().map(|(id, action)| {
+            let kind = match action {
+                Action::Pause => OperationKind::Pause,
+                Action::Destroy => OperationKind::Destroy,
+            };
+            (*id, kind)
+        }));
+        if self.destroys_zombies() {
+            wanted.extend(plan.zombies.iter().map(|z| (z.id, OperationKind::Destroy)));
+        }
+        let mut begun = Vec::new();
+        for (id, kind) in wanted {
+            if let Some(open) = self.open_operation(host, id)? {
+                if now.wall <= open.deadline_at || open.kind == OperationKind::Destroy {
+                    continue;
+                }
+                self.close_operation(open.op, Some("deadline passed"), now.wall)?;
+            }
+            begun.push(self.begin_operation(host, id, kind, None, now.wall)?);
+        }
+        Ok(begun)
     }
 
     /// Moves one row, with its event and, when the monitor's move gets one, audit entry.

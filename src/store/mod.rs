@@ -9,6 +9,7 @@ pub mod error;
 pub mod fixture;
 pub mod identity;
 pub mod journal;
+pub mod lifecycle;
 pub mod open;
 pub mod presence;
 pub mod read;

@@ -55,7 +55,8 @@ const INVARIANTS: &[(&str, &str)] = &[
     ),
     (
         "an unfinished operation has no sandbox",
-        "SELECT o.id FROM operations o WHERE o.finished_at IS NULL AND NOT EXISTS \
+        "SELECT o.id FROM operations o WHERE o.finished_at IS NULL AND o.kind <> 'destroy' \
+         AND NOT EXISTS \
          (SELECT 1 FROM sandboxes s WHERE s.host_id = o.host_id AND s.id = o.sandbox_id)",
     ),
 ];

@@ -8,12 +8,15 @@ use super::StoreError;
 use super::apply::{Applied, Probed};
 use super::identity::{NewHost, Refreshed, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
+use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
 use super::presence::Presence;
 use crate::model::host::Host;
-use crate::model::id::{HostId, SandboxId};
+use crate::model::id::{HostId, OpId, SandboxId};
 use crate::model::policy::Policy;
+use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
+use crate::plan::placement::NoHost;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -59,6 +62,23 @@ pub enum Command {
         /// What came of it.
         reply: Reply<Option<Refreshed>>,
     },
+    /// A user wants a sandbox.
+    CreateSandbox(Box<NewSandbox>, Reply<Result<(Sandbox, Work), NoHost>>),
+    /// A user wants something done with a sandbox.
+    Begin(Box<Wish>, Reply<Begun>),
+    /// The agent is about to be asked for an operation.
+    Sent(OpId, Reply<bool>),
+    /// An operation's outcome must be looked for on its host.
+    Look {
+        /// Which operation.
+        op: OpId,
+        /// The agent said no.
+        refused: bool,
+        /// When that is noted.
+        reply: Reply<()>,
+    },
+    /// An operation is over.
+    Finish(Box<Ended>, Reply<bool>),
     /// Decisions are made with other numbers from now on.
     Decide(Policy),
     /// No more commands come; the writer ends.
@@ -73,12 +93,17 @@ impl Command {
             | Command::MarkDown(..)
             | Command::MarkUp(..)
             | Command::Flush(..)
+            | Command::Look { .. }
             | Command::Decide(..)
             | Command::Stop => false,
             Command::CreateHost(..)
             | Command::NewRegistrationToken(..)
             | Command::Register(..)
-            | Command::Refresh { .. } => true,
+            | Command::Refresh { .. }
+            | Command::CreateSandbox(..)
+            | Command::Begin(..)
+            | Command::Sent(..)
+            | Command::Finish(..) => true,
         }
     }
 }
@@ -95,6 +120,11 @@ impl Command {
             | Command::NewRegistrationToken(..)
             | Command::Register(..)
             | Command::Refresh { .. }
+            | Command::CreateSandbox(..)
+            | Command::Begin(..)
+            | Command::Sent(..)
+            | Command::Look { .. }
+            | Command::Finish(..)
             | Command::Decide(..)
             | Command::Stop => &[],
         }
@@ -176,6 +206,8 @@ pub struct Writer {
     pub(super) presence: Arc<Presence>,
     pub(super) records: HashMap<HostId, HostRecord>,
     pub(super) random: Random,
+    /// Operations whose outcome looks at their hosts decide.
+    pub(super) looking: HashMap<OpId, Looking>,
     pub(super) revision: u64,
     published: Arc<Revision>,
     figures: Arc<WriterFigures>,
@@ -195,6 +227,7 @@ pub(super) enum After {
     HostRegistered { host: Box<Host>, now: Now },
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
+    OperationClosed(OpId),
 }
 
 type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -209,6 +242,9 @@ impl Writer {
         let revision: i64 = conn.query_row("SELECT revision FROM state", [], |row| row.get(0))?;
         let revision = u64::try_from(revision)
             .map_err(|_| StoreError::BadRow(format!("state.revision is {revision}")))?;
+        // What the agent may have been asked before we started is not asked again.
+        let asked = lifecycle::unfinished(&conn)?.into_iter().filter(|work| work.sent);
+        let looking = asked.map(|work| (work.op, Looking::since_ever())).collect();
         let published = Arc::new(Revision::default());
         published.publish(revision);
         Ok(Writer {
@@ -217,6 +253,7 @@ impl Writer {
             presence,
             records: HashMap::new(),
             random: Random::new(),
+            looking,
             revision,
             published,
             figures: Arc::default(),
@@ -355,7 +392,8 @@ impl Writer {
             After::Observed { .. }
             | After::Failed { .. }
             | After::HostChanged { .. }
-            | After::HostRegistered { .. } => {}
+            | After::HostRegistered { .. }
+            | After::OperationClosed(_) => {}
         }
     }
 
@@ -370,6 +408,9 @@ impl Writer {
             }
             After::HostChanged { host, now } => self.presence.update(&host, now),
             After::HostRegistered { host, now } => self.presence.registered(&host, now),
+            After::OperationClosed(op) => {
+                self.looking.remove(&op);
+            }
             After::MarkedUnreachable(_) | After::Flushed(_) => {}
         }
     }
@@ -414,6 +455,26 @@ impl Writer {
             }
             Command::Refresh { shown, fresh, lenient, reply } => {
                 let result = self.refresh(shown, fresh, lenient, now);
+                answer(result, reply)
+            }
+            Command::CreateSandbox(new, reply) => {
+                let result = self.create_sandbox(*new, now);
+                answer(result, reply)
+            }
+            Command::Begin(wish, reply) => {
+                let result = self.begin_wished(*wish, now);
+                answer(result, reply)
+            }
+            Command::Sent(op, reply) => {
+                let result = self.sent(op, now);
+                answer(result, reply)
+            }
+            Command::Look { op, refused, reply } => {
+                self.look(op, refused, now);
+                answer(Ok(()), reply)
+            }
+            Command::Finish(ended, reply) => {
+                let result = self.finish(&ended, now);
                 answer(result, reply)
             }
             Command::Decide(policy) => {
@@ -477,6 +538,11 @@ fn refuse(command: Command, error: &StoreError) {
         Command::NewRegistrationToken(_, _, reply) => reply(Err(error)),
         Command::Register(_, reply) => reply(Err(error)),
         Command::Refresh { reply, .. } => reply(Err(error)),
+        Command::CreateSandbox(_, reply) => reply(Err(error)),
+        Command::Begin(_, reply) => reply(Err(error)),
+        Command::Sent(_, reply) => reply(Err(error)),
+        Command::Look { reply, .. } => reply(Err(error)),
+        Command::Finish(_, reply) => reply(Err(error)),
         Command::Decide(_) | Command::Stop => {}
     }
 }

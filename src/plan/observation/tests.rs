@@ -14,6 +14,7 @@ fn row(n: u128, status: SandboxStatus) -> Row {
         changed_at: Wall(0),
         revision: 5,
         operation: OperationState::None,
+        looking: None,
         announced: false,
     }
 }
@@ -222,6 +223,7 @@ fn any_row() -> impl Strategy<Value = Row> {
             changed_at: Wall((100_000 - age_s as i64) * 1000),
             revision,
             operation,
+            looking: None,
             announced,
         },
     )

@@ -1,0 +1,245 @@
+//! Owns how a lifecycle operation goes on: after the agent's answer to the call, and,
+//! when that says too little, after a look at the host.
+//!
+//! Never: calls an agent. What it leaves open when the deadline passes, the table of
+//! `reconcile` settles.
+
+use super::reconcile::Report;
+use crate::model::operation::OperationKind;
+use crate::model::policy::CONFIRMATIONS;
+use crate::model::sandbox::{Reason, SandboxStatus};
+use std::time::Duration;
+
+/// First delay before a call that did not reach the agent is made again; doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+
+/// Longest delay between two calls. Larger and a destroy waits long after its host is
+/// back; smaller and a dead host is knocked at all the time.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Time between two looks at the host while an outcome is not known.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What is known of a call to an agent. The agent's codes are coarse (behaviour.md
+/// section 7): what matters is whether it was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Carried out.
+    Succeeded,
+    /// The agent has no sandbox, or no snapshot, of this id.
+    Gone,
+    /// The agent says that there is one already.
+    Exists,
+    /// Not carried out.
+    Refused,
+    /// Never reached the agent.
+    NotReached,
+    /// Perhaps carried out.
+    Unknown,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What was asked for.
+    pub kind: OperationKind,
+    /// Calls made so far, this one included.
+    pub attempts: u32,
+    /// The deadline has passed.
+    pub expired: bool,
+    /// A create that this destroy overtook may still come true.
+    pub unsettled: bool,
+}
+
+/// What follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// It is over: the sandbox gets this status.
+    Finish(SandboxStatus, Reason),
+    /// The call is made again after this time.
+    CallAfter(Duration),
+    /// The host must be looked at; `refused` says that the agent did not do it.
+    Look {
+        /// The agent said no.
+        refused: bool,
+    },
+    /// Too late: the monitor settles what is left.
+    LeaveToMonitor,
+}
+
+/// The transient status that belongs to an operation.
+pub const fn transient(kind: OperationKind) -> SandboxStatus {
+    match kind {
+        OperationKind::Create => SandboxStatus::Starting,
+        OperationKind::Pause => SandboxStatus::Pausing,
+        OperationKind::Resume => SandboxStatus::Resuming,
+        OperationKind::Destroy => SandboxStatus::Stopping,
+    }
+}
+
+/// Whether an operation may begin in this status: the status is kept by a repeat of what
+/// is under way, and destroying is allowed from everywhere but `stopped`.
+pub const fn may_begin(kind: OperationKind, status: SandboxStatus) -> bool {
+    match kind {
+        OperationKind::Create => false,
+        OperationKind::Pause => matches!(status, SandboxStatus::Running),
+        OperationKind::Resume => matches!(status, SandboxStatus::Paused),
+        OperationKind::Destroy => !matches!(status, SandboxStatus::Stopped),
+    }
+}
+
+/// What follows from the agent's answer to a call.
+pub fn after_call(progress: Progress, call: Call) -> Next {
+    use OperationKind::{Create, Destroy, Pause, Resume};
+    let retry = || Next::CallAfter(backoff(progress.attempts));
+    let retry_in_time = || if progress.expired { Next::LeaveToMonitor } else { retry() };
+    let finish = |status, reason| Next::Finish(status, reason);
+    match (progress.kind, call) {
+        (Create | Resume, Call::Succeeded) => {
+            finish(SandboxStatus::Running, Reason::OperationSucceeded)
+        }
+        (Pause, Call::Succeeded) => finish(SandboxStatus::Paused, Reason::OperationSucceeded),
+
+        (Create, Call::Gone | Call::Refused) => {
+            finish(SandboxStatus::Error, Reason::OperationFailed)
+        }
+        (Resume, Call::Gone) => finish(SandboxStatus::Stopped, Reason::SnapshotGone),
+        (Resume, Call::Refused) => finish(SandboxStatus::Paused, Reason::OperationFailed),
+        (Pause, Call::Gone | Call::Refused | Call::Exists) => Next::Look { refused: true },
+        (Create | Resume, Call::Exists) => Next::Look { refused: false },
+
+        (Destroy, Call::Succeeded | Call::Gone) if progress.unsettled => retry(),
+        (Destroy, Call::Succeeded | Call::Gone) => {
+            finish(SandboxStatus::Stopped, Reason::OperationSucceeded)
+        }
+        // A destroy is never given up.
+        (Destroy, Call::Exists | Call::Refused | Call::NotReached | Call::Unknown) => retry(),
+
+        (Create | Pause | Resume, Call::NotReached) => retry_in_time(),
+        (Create | Pause | Resume, Call::Unknown) => Next::Look { refused: false },
+    }
+}
+
+/// What follows from a look at the host after [`Next::Look`], before the deadline; `None`
+/// while it is still open. `agreeing` counts looks in a row that said the same.
+pub fn after_look(
+    kind: OperationKind,
+    refused: bool,
+    report: Report,
+    agreeing: u32,
+) -> Option<(SandboxStatus, Reason)> {
+    use OperationKind::{Create, Destroy, Pause, Resume};
+    let paused = || match report {
+        Report::AutoPaused => (SandboxStatus::Paused, Reason::AutoPaused),
+        Report::Running | Report::Paused | Report::Absent => {
+            (SandboxStatus::Paused, Reason::ListedPaused)
+        }
+    };
+    match (kind, report) {
+        (Create | Resume, Report::Running) => Some((SandboxStatus::Running, Reason::ListedRunning)),
+        (Create, Report::Paused | Report::AutoPaused) => Some(paused()),
+        // Agents list a sandbox only when it is ready; newer ones list it as paused until then.
+        (Create | Resume, Report::Absent) | (Resume, Report::Paused | Report::AutoPaused) => None,
+
+        (Pause, Report::Paused | Report::AutoPaused) => Some(paused()),
+        (Pause, Report::Running) if refused => {
+            Some((SandboxStatus::Running, Reason::OperationFailed))
+        }
+        // Agents list a sandbox as running also while it is being paused.
+        (Pause, Report::Running) => None,
+        (Pause, Report::Absent) if !refused => Some((SandboxStatus::Paused, Reason::PauseFinished)),
+        // It left the list and may be announced a moment later.
+        (Pause, Report::Absent) if agreeing < CONFIRMATIONS => None,
+        (Pause, Report::Absent) => Some((SandboxStatus::Error, Reason::OperationFailed)),
+
+        (Destroy, Report::Running | Report::Paused | Report::AutoPaused | Report::Absent) => None,
+    }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(8);
+    (RETRY_FIRST * 2u32.pow(doublings)).min(RETRY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write as _;
+
+    const CALLS: [Call; 6] =
+        [Call::Succeeded, Call::Gone, Call::Exists, Call::Refused, Call::NotReached, Call::Unknown];
+
+    fn progress(kind: OperationKind) -> Progress {
+        Progress { kind, attempts: 1, expired: false, unsettled: false }
+    }
+
+    #[test]
+    fn after_every_call() {
+        let mut seen = String::new();
+        for &kind in OperationKind::ALL {
+            for call in CALLS {
+                let next = after_call(progress(kind), call);
+                let _ = writeln!(seen, "{kind} {call:?}: {next:?}");
+            }
+        }
+        expect_test::expect_file!["golden/operation-calls.txt"].assert_eq(&seen);
+    }
+
+    #[test]
+    fn after_every_look() {
+        let mut seen = String::new();
+        for &kind in OperationKind::ALL {
+            for refused in [false, true] {
+                for report in [Report::Running, Report::Paused, Report::AutoPaused, Report::Absent]
+                {
+                    let first = after_look(kind, refused, report, 1);
+                    let second = after_look(kind, refused, report, 2);
+                    let _ = writeln!(
+                        seen,
+                        "{kind} refused={refused} {report:?}: {first:?} then {second:?}"
+                    );
+                }
+            }
+        }
+        expect_test::expect_file!["golden/operation-looks.txt"].assert_eq(&seen);
+    }
+
+    #[test]
+    fn a_snapshot_is_given_up_only_when_the_agent_has_none() {
+        for &kind in OperationKind::ALL {
+            for call in CALLS {
+                for (expired, unsettled) in [(false, false), (true, false), (true, true)] {
+                    let at = Progress { expired, unsettled, ..progress(kind) };
+                    if let Next::Finish(SandboxStatus::Stopped, _) = after_call(at, call) {
+                        let destroyed = kind == OperationKind::Destroy && !unsettled;
+                        let gone = kind == OperationKind::Resume && call == Call::Gone;
+                        assert!(destroyed || gone, "{at:?} {call:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_destroy_ends_only_by_success() {
+        for call in [Call::Exists, Call::Refused, Call::NotReached, Call::Unknown] {
+            for attempts in [1, 5, 500] {
+                let late = Progress { attempts, expired: true, ..progress(OperationKind::Destroy) };
+                let Next::CallAfter(delay) = after_call(late, call) else {
+                    panic!("a destroy was given up after {call:?}");
+                };
+                assert!((RETRY_FIRST..=RETRY_MAX).contains(&delay));
+            }
+        }
+        let overtook = Progress { unsettled: true, ..progress(OperationKind::Destroy) };
+        assert!(matches!(after_call(overtook, Call::Gone), Next::CallAfter(_)));
+    }
+
+    #[test]
+    fn destroy_may_begin_everywhere_but_when_it_is_over() {
+        for &status in SandboxStatus::ALL {
+            let may = may_begin(OperationKind::Destroy, status);
+            assert_eq!(may, status != SandboxStatus::Stopped);
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! Owns lifecycle operations as durable rows: how they begin, what is noted while they
+//! are carried out, how they end.
+//!
+//! Never: calls an agent; lets two unfinished operations own one sandbox.
+
+use super::StoreError;
+use super::journal::{Actor, Audit, Event, metadata};
+use super::rows;
+use super::writer::{After, Writer};
+use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
+use crate::model::host::HostStatus;
+use crate::model::id::{HostId, OpId, SandboxId, TeamId};
+use crate::model::operation::OperationKind;
+use crate::model::probe::Details;
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::time::{Mono, Now, Wall};
+use crate::plan::operation::{may_begin, transient};
+use crate::plan::placement::{Candidate, Need, NoHost, place};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+/// What an operation worker needs to carry an operation out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    /// Which operation.
+    pub op: OpId,
+    /// What was asked for.
+    pub kind: OperationKind,
+    /// Of which sandbox.
+    pub sandbox: SandboxId,
+    /// On which host.
+    pub host: HostId,
+    /// When the operation stops owning the sandbox.
+    pub deadline_at: Wall,
+    /// The agent may have been asked before we started.
+    pub sent: bool,
+    /// Until then a create that this destroy overtook may still come true.
+    pub settle_at: Option<Wall>,
+    /// Who owns the sandbox.
+    pub team: TeamId,
+    /// What it is made from.
+    pub template: Option<String>,
+    /// Virtual processors.
+    pub vcpus: Option<u32>,
+    /// Memory in MiB.
+    pub memory_mb: Option<u64>,
+    /// Idle seconds before the agent pauses it.
+    pub timeout_sec: Option<i64>,
+    /// Disk in MiB.
+    pub disk_size_mb: Option<u64>,
+    /// What the agent said of it.
+    pub metadata: Option<String>,
+}
+
+/// A sandbox that somebody wants.
+#[derive(Debug, Clone)]
+pub struct NewSandbox {
+    /// Who owns it.
+    pub team: TeamId,
+    /// What it is made from.
+    pub template: String,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mb: u32,
+    /// Idle seconds before the agent pauses it; 0 is never.
+    pub timeout_sec: u32,
+    /// Disk in MiB.
+    pub disk_size_mb: u32,
+    /// Who wants it.
+    pub actor: Actor,
+}
+
+/// An operation that somebody wants on an existing sandbox.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// On which sandbox.
+    pub sandbox: SandboxId,
+    /// What.
+    pub kind: OperationKind,
+    /// Only if this team owns it; `None` for whoever may see all.
+    pub team: Option<TeamId>,
+    /// Who wants it.
+    pub actor: Actor,
+}
+
+/// What came of a wish.
+#[derive(Debug, Clone)]
+pub enum Begun {
+    /// It is under way.
+    Started(Box<Sandbox>, Box<Work>),
+    /// The same is under way already.
+    Already(Box<Sandbox>),
+    /// Not in this status.
+    InvalidState(SandboxStatus),
+    /// Its host is not there to do it.
+    HostAway(HostStatus),
+    /// No such sandbox, or another team's.
+    NotFound,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Which one.
+    pub op: OpId,
+    /// The status that its sandbox gets.
+    pub status: SandboxStatus,
+    /// Why.
+    pub reason: Reason,
+    /// What the agent says of a sandbox that runs.
+    pub details: Option<Details>,
+    /// What went wrong, for people.
+    pub error: Option<String>,
+}
+
+/// An operation whose outcome a look at the host must tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Looking {
+    pub(super) since: Mono,
+    pub(super) refused: bool,
+}
+
+impl Looking {
+    /// Asked before we started: every look tells.
+    pub(super) const fn since_ever() -> Looking {
+        Looking { since: Mono(0), refused: false }
+    }
+}
+
+/// Columns of [`Work`].
+const WORK: &str = "o.id, o.kind, o.sandbox_id, o.host_id, o.deadline_at, o.sent_at, o.settle_at, \
+    coalesce(s.team_id, h.team_id), s.template, s.vcpus, s.memory_mb, s.timeout_sec, \
+    s.disk_size_mb, s.metadata FROM operations o JOIN hosts h ON h.id = o.host_id \
+    LEFT JOIN sandboxes s ON s.host_id = o.host_id AND s.id = o.sandbox_id";
+
+fn work(row: &Row<'_>) -> rusqlite::Result<Work> {
+    Ok(Work {
+        op: rows::id(row, 0)?,
+        kind: rows::parsed(row, 1)?,
+        sandbox: rows::id(row, 2)?,
+        host: rows::id(row, 3)?,
+        deadline_at: rows::wall(row, 4)?,
+        sent: row.get::<_, Option<i64>>(5)?.is_some(),
+        settle_at: row.get::<_, Option<i64>>(6)?.map(Wall),
+        team: rows::id(row, 7)?,
+        template: row.get(8)?,
+        vcpus: row.get(9)?,
+        memory_mb: row.get::<_, Option<u32>>(10)?.map(u64::from),
+        timeout_sec: row.get(11)?,
+        disk_size_mb: row.get::<_, Option<u32>>(12)?.map(u64::from),
+        metadata: row.get(13)?,
+    })
+}
+
+/// Every unfinished operation, oldest first: what a start takes up again.
+pub fn unfinished(conn: &Connection) -> Result<Vec<Work>, StoreError> {
+    let sql = format!("SELECT {WORK} WHERE o.finished_at IS NULL ORDER BY o.created_at, o.id");
+    let mut select = conn.prepare(&sql)?;
+    let works = select.query_map([], work)?.collect::<Result<_, _>>()?;
+    Ok(works)
+}
+
+/// Statuses that hold, or may hold, a microVM: what placement counts.
+const HOLDS_A_MICROVM: &str =
+    "('pending', 'starting', 'running', 'pausing', 'resuming', 'stopping', 'missing')";
+
+impl Writer {
+    /// Makes a sandbox on the least loaded host and begins its create.
+    pub(super) fn create_sandbox(
+        &mut self,
+        new: NewSandbox,
+        now: Now,
+    ) -> Result<Result<(Sandbox, Work), NoHost>, StoreError> {
+        let (hosts, candidates) = self.candidates()?;
+        let need = Need { vcpus: new.vcpus, memory_mb: u64::from(new.memory_mb) };
+        let host = match place(&candidates, need) {
+            Ok(at) => hosts[at],
+            Err(no_host) => return Ok(Err(no_host)),
+        };
+        self.in_savepoint(|w| {
+            let status = SandboxStatus::Starting;
+            let reason = Reason::Requested;
+            let id: SandboxId = w.random.id();
+            let sandbox = Sandbox {
+                id,
+                host_id: host,
+                team_id: new.team,
+                status,
+                status_reason: Some(reason.clone()),
+                status_changed_at: now.wall,
+                revision: w.revision + 1,
+                template: Some(new.template),
+                vcpus: Some(new.vcpus),
+                memory_mb: Some(u64::from(new.memory_mb)),
+                timeout_sec: Some(i64::from(new.timeout_sec)),
+                disk_size_mb: Some(u64::from(new.disk_size_mb)),
+                guest_ip: None,
+                host_ip: None,
+                metadata: None,
+                created_at: now.wall,
+                started_at: None,
+                last_active_at: None,
+            };
+            rows::insert_sandbox(&w.conn, &sandbox)?;
+            let change = Change { sandbox: &sandbox, from: None, to: status, reason: &reason };
+            w.write_change(&change, Some(AuditAction::Create), &new.actor, now)?;
+            let work = w.begin_operation(host, id, OperationKind::Create, None, now.wall)?;
+            Ok(Ok((sandbox, work)))
+        })
+    }
+
+    /// Hosts that take new sandboxes, and what is on them.
+    fn candidates(&self) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
+        let sql = format!(
+            "SELECT h.id, h.cpu_cores, h.memory_mb, coalesce(sum(s.vcpus), 0), \
+             coalesce(sum(s.memory_mb), 0) FROM hosts h LEFT JOIN sandboxes s \
+             ON s.host_id = h.id AND s.status IN {HOLDS_A_MICROVM} \
+             WHERE h.registered_at IS NOT NULL AND h.intent = 'active' AND h.liveness = 'alive' \
+             AND h.rejoining = 0 AND h.degraded = 0 AND h.address IS NOT NULL \
+             GROUP BY h.id ORDER BY h.id"
+        );
+        let mut select = self.conn.prepare_cached(&sql)?;
+        let mut rows_of = select.query([])?;
+        let (mut hosts, mut candidates) = (Vec::new(), Vec::new());
+        while let Some(row) = rows_of.next()? {
+            hosts.push(rows::id(row, 0)?);
+            candidates.push(Candidate {
+                cpu_cores: row.get(1)?,
+                memory_mb: row.get::<_, Option<u32>>(2)?.map(u64::from),
+                used_vcpus: rows::unsigned(row, 3)?,
+                used_memory_mb: rows::unsigned(row, 4)?,
+            });
+        }
+        Ok((hosts, candidates))
+    }
+
+    /// Begins an operation on an existing sandbox, if its status allows.
+    pub(super) fn begin_wished(&mut self, wish: Wish, now: Now) -> Result<Begun, StoreError> {
+        let sql = format!("SELECT {} FROM sandboxes WHERE id = ?1", rows::SANDBOX);
+        let found: Option<Sandbox> = self
+            .conn
+            .prepare_cached(&sql)?
+            .query_row([wish.sandbox.to_string()], rows::sandbox)
+            .optional()?;
+        let may_see = |s: &Sandbox| wish.team.is_none_or(|team| team == s.team_id);
+        let Some(sandbox) = found.filter(may_see) else { return Ok(Begun::NotFound) };
+        let open = self.open_operation(sandbox.host_id, sandbox.id)?;
+        if open.as_ref().is_some_and(|work| work.kind == wish.kind) {
+            return Ok(Begun::Already(Box::new(sandbox)));
+        }
+        let owned = open.is_some() && wish.kind != OperationKind::Destroy;
+        if owned || !may_begin(wish.kind, sandbox.status) {
+            return Ok(Begun::InvalidState(sandbox.status));
+        }
+        if let Some(away) = self.host_is_away(&sandbox, wish.kind)? {
+            return Ok(Begun::HostAway(away));
+        }
+        self.in_savepoint(|w| w.begin_wish(sandbox, open, &wish, now))
+    }
+
+    /// A destroy waits for its host; whoever pauses or resumes wants it now.
+    fn host_is_away(
+        &self,
+        sandbox: &Sandbox,
+        kind: OperationKind,
+    ) -> Result<Option<HostStatus>, StoreError> {
+        let status = self.host(sandbox.host_id)?.map(|host| host.status());
+        Ok(match (kind, status) {
+            (OperationKind::Destroy, _) => None,
+            (_, Some(HostStatus::Online | HostStatus::Draining)) => None,
+            (_, Some(away)) => Some(away),
+            (_, None) => Some(HostStatus::Offline),
+        })
+    }
+
+    fn begin_wish(
+        &mut self,
+        mut sandbox: Sandbox,
+        overtaken: Option<Work>,
+        wish: &Wish,
+        now: Now,
+    ) -> Result<Begun, StoreError> {
+        let mut settle_at = None;
+        if let Some(work) = overtaken {
+            // What was asked of the agent may come true after the destroy.
+            let makes_a_microvm =
+                matches!(work.kind, OperationKind::Create | OperationKind::Resume);
+            settle_at = (makes_a_microvm && work.sent).then_some(work.deadline_at);
+            self.close_operation(work.op, Some("overtaken by a destroy"), now.wall)?;
+        }
+        let (from, to, reason) = (sandbox.status, transient(wish.kind), Reason::Requested);
+        sandbox.status = to;
+        sandbox.status_reason = Some(reason.clone());
+        sandbox.status_changed_at = now.wall;
+        sandbox.revision = self.revision + 1;
+        self.update_status(&sandbox)?;
+        let action = match wish.kind {
+            OperationKind::Create => AuditAction::Create,
+            OperationKind::Pause => AuditAction::Pause,
+            OperationKind::Resume => AuditAction::Resume,
+            OperationKind::Destroy => AuditAction::Destroy,
+        };
+        let change = Change { sandbox: &sandbox, from: Some(from), to, reason: &reason };
+        self.write_change(&change, Some(action), &wish.actor, now)?;
+        let work =
+            self.begin_operation(sandbox.host_id, sandbox.id, wish.kind, settle_at, now.wall)?;
+        Ok(Begun::Started(Box::new(sandbox), Box::new(work)))
+    }
+
+    fn update_status(&self, sandbox: &Sandbox) -> Result<(), StoreError> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
+             revision = ?6 WHERE host_id = ?1 AND id = ?2",
+        )?;
+        update.execute(params![
+            sandbox.host_id.to_string(),
+            sandbox.id.to_string(),
+            sandbox.status.as_str(),
+            sandbox.status_reason.as_ref().map(Reason::as_str),
+            sandbox.status_changed_at.0,
+            sandbox.revision as i64
+        ])?;
+        Ok(())
+    }
+
+    /// The event of a change, and its audit entry when it gets one.
+    fn write_change(
+        &mut self,
+        change: &Change<'_>,
+        action: Option<AuditAction>,
+        actor: &Actor,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let sandbox = change.sandbox;
+        let (from, to) = (change.from.map(SandboxStatus::as_str), change.to.as_str());
+        let mut journal = self.journal(now, actor);
+        let revision = journal.event(&Event {
+            kind: EventKind::of(change.to),
+            host: sandbox.host_id,
+            sandbox: Some(sandbox.id),
+            team: sandbox.team_id,
+            from,
+            to: Some(to),
+            reason: change.reason,
+        })?;
+        let Some(action) = action else { return Ok(()) };
+        let status = match action {
+            AuditAction::Destroy | AuditAction::Delete => AuditStatus::Warning,
+            AuditAction::Error => AuditStatus::Error,
+            AuditAction::Create
+            | AuditAction::Register
+            | AuditAction::MarkedDown
+            | AuditAction::MarkedUp
+            | AuditAction::Drain
+            | AuditAction::Undrain
+            | AuditAction::Offline
+            | AuditAction::Pause
+            | AuditAction::Resume
+            | AuditAction::Vanish
+            | AuditAction::Restore
+            | AuditAction::Adopt => AuditStatus::Success,
+        };
+        let id = sandbox.id.to_string();
+        let from = from.unwrap_or("none");
+        journal.audit(&Audit {
+            team: sandbox.team_id,
+            resource: (ResourceType::Sandbox, &id),
+            action,
+            status,
+            metadata: &metadata(from, to, change.reason, sandbox.host_id, revision),
+        })?;
+        Ok(())
+    }
+
+    /// Writes a new operation. The caller has seen that no other owns the sandbox.
+    pub(super) fn begin_operation(
+        &mut self,
+        host: HostId,
+        sandbox: SandboxId,
+        kind: OperationKind,
+        settle_at: Option<Wall>,
+        now: Wall,
+    ) -> Result<Work, StoreError> {
+        let op: OpId = self.random.id();
+        let mut insert = self.conn.prepare_cached(
+            "INSERT INTO operations (id, sandbox_id, host_id, kind, created_at, deadline_at, \
+             settle_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        insert.execute(params![
+            op.to_string(),
+            sandbox.to_string(),
+            host.to_string(),
+            kind.as_str(),
+            now.0,
+            now.after(kind.deadline()).0,
+            settle_at.map(|at| at.0)
+        ])?;
+        drop(insert);
+        let gone = || StoreError::BadRow(format!("{op} names no host"));
+        self.work(op)?.ok_or_else(gone)
+    }
+
+    fn work(&self, op: OpId) -> Result<Option<Work>, StoreError> {
+        let sql = format!("SELECT {WORK} WHERE o.id = ?1 AND o.finished_at IS NULL");
+        let mut select = self.conn.prepare_cached(&sql)?;
+        Ok(select.query_row([op.to_string()], work).optional()?)
+    }
+
+    /// The unfinished operation that owns a sandbox.
+    pub(super) fn open_operation(
+        &self,
+        host: HostId,
+        sandbox: SandboxId,
+    ) -> Result<Option<Work>, StoreError> {
+        let sql = format!(
+            "SELECT {WORK} WHERE o.host_id = ?1 AND o.sandbox_id = ?2 AND o.finished_at IS NULL"
+        );
+        let mut select = self.conn.prepare_cached(&sql)?;
+        Ok(select.query_row([host.to_string(), sandbox.to_string()], work).optional()?)
+    }
+
+    pub(super) fn close_operation(
+        &mut self,
+        op: OpId,
+        error: Option<&str>,
+        now: Wall,
+    ) -> Result<(), StoreError> {
+        let mut update = self
+            .conn
+            .prepare_cached("UPDATE operations SET finished_at = ?2, error = ?3 WHERE id = ?1")?;
+        update.execute(params![op.to_string(), now.0, error])?;
+        drop(update);
+        self.after.push(After::OperationClosed(op));
+        Ok(())
+    }
+
+    /// Notes that the agent is about to be asked: after a crash it is not asked again.
+    /// False when the operation is over; the agent must not be asked then.
+    pub(super) fn sent(&mut self, op: OpId, now: Now) -> Result<bool, StoreError> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE operations SET sent_at = ?2 WHERE id = ?1 AND finished_at IS NULL",
+        )?;
+        Ok(update.execute(params![op.to_string(), now.wall.0])? > 0)
+    }
+
+    /// Notes that looks at the host decide from now on.
+    pub(super) fn look(&mut self, op: OpId, refused: bool, now: Now) {
+        self.looking.insert(op, Looking { since: now.mono, refused });
+    }
+
+    /// Ends an operation. Its sandbox changes only while it still waits for it: what was
+    /// learned meanwhile in another way is newer.
+    pub(super) fn finish(&mut self, ended: &Ended, now: Now) -> Result<bool, StoreError> {
+        let Some(work) = self.work(ended.op)? else { return Ok(false) };
+        self.in_savepoint(|w| {
+            w.close_operation(ended.op, ended.error.as_deref(), now.wall)?;
+            let sql =
+                format!("SELECT {} FROM sandboxes WHERE host_id = ?1 AND id = ?2", rows::SANDBOX);
+            let found: Option<Sandbox> = w
+                .conn
+                .prepare_cached(&sql)?
+                .query_row([work.host.to_string(), work.sandbox.to_string()], rows::sandbox)
+                .optional()?;
+            let Some(mut sandbox) = found else { return Ok(true) };
+            let from = sandbox.status;
+            if from == transient(work.kind) && from != ended.status {
+                sandbox.status = ended.status;
+                sandbox.status_reason = Some(ended.reason.clone());
+                sandbox.status_changed_at = now.wall;
+                sandbox.revision = w.revision + 1;
+                w.update_status(&sandbox)?;
+                let (to, reason) = (ended.status, &ended.reason);
+                let change = Change { sandbox: &sandbox, from: Some(from), to, reason };
+                let failed = (ended.error.is_some()).then_some(AuditAction::Error);
+                w.write_change(&change, failed, &Actor::SYSTEM, now)?;
+            }
+            if sandbox.status == SandboxStatus::Running {
+                w.fill_details(&sandbox, ended.details.as_ref(), now.wall)?;
+            }
+            Ok(true)
+        })
+    }
+
+    fn fill_details(
+        &self,
+        sandbox: &Sandbox,
+        details: Option<&Details>,
+        now: Wall,
+    ) -> Result<(), StoreError> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE sandboxes SET host_ip = coalesce(?3, host_ip), \
+             metadata = coalesce(?4, metadata), started_at = coalesce(started_at, ?5), \
+             last_active_at = ?5 WHERE host_id = ?1 AND id = ?2",
+        )?;
+        update.execute(params![
+            sandbox.host_id.to_string(),
+            sandbox.id.to_string(),
+            details.and_then(|d| d.host_ip.as_deref()),
+            details.and_then(|d| d.metadata.as_deref()),
+            now.0
+        ])?;
+        Ok(())
+    }
+}
+
+/// A change of status that an operation makes.
+struct Change<'a> {
+    sandbox: &'a Sandbox,
+    from: Option<SandboxStatus>,
+    to: SandboxStatus,
+    reason: &'a Reason,
+}
