@@ -451,6 +451,18 @@ fn a_client_in_the_middle_of_a_large_upload_gets_to_read_the_refusal() {
 }
 
 #[test]
+fn what_follows_a_last_request_does_not_destroy_its_answer() {
+    let running = start(config());
+    let mut client = running.connect();
+    let mut sender = client.stream.try_clone().expect("cloned");
+    let mut wire = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".to_vec();
+    wire.resize(3_000_000, b'x');
+    let chatter = std::thread::spawn(move || sender.write_all(&wire));
+    assert_eq!(client.answer(false).brief(), "200 GET / close");
+    chatter.join().expect("ends").expect("nobody cut it");
+}
+
+#[test]
 fn a_body_of_just_the_limit_is_taken() {
     let running = start(config());
     let mut client = running.connect();
@@ -727,11 +739,12 @@ fn streams_are_limited_and_workers_stay_free() {
 fn shutdown_lets_requests_in_flight_finish_and_closes_the_rest() {
     let mut running = start(ServerConfig { workers: 1, ..config() });
     let (mut idle, mut fresh) = (running.connect(), running.connect());
-    let (mut busy, mut queued) = (running.connect(), running.connect());
+    let mut busy = running.connect();
     assert_eq!(idle.get("/"), "200 GET /");
     busy.send("GET /gate HTTP/1.1\r\nHost: a\r\n\r\n");
     running.begun.recv_timeout(PATIENCE).expect("begins");
-    // The only worker is busy: this one has arrived, and nobody has looked at it.
+    // The only worker is busy: the kernel has let this one in, nobody else has.
+    let mut queued = running.connect();
     queued.send("GET /queued HTTP/1.1\r\nHost: a\r\n\r\n");
     let outcome = running.begin_shutdown(PATIENCE);
     running.gate.send(()).expect("waits");
@@ -775,7 +788,7 @@ fn a_half_request_does_not_hold_a_shutdown_up() {
 
 #[test]
 fn streams_hear_of_a_shutdown_in_every_way() {
-    let mut running = start(config());
+    let mut running = start(ServerConfig { write_deadline: PATIENCE * 9, ..config() });
     let (mut selecting, mut deaf) = (running.connect(), running.connect());
     selecting.send(stream_request("select"));
     running.begun.recv_timeout(PATIENCE).expect("begins");

@@ -22,6 +22,8 @@ mod service;
 mod stop;
 mod stream;
 mod table;
+#[cfg(test)]
+mod testing;
 mod timer;
 mod tls;
 mod token;

@@ -300,15 +300,12 @@ impl Shared {
             lock(listener).take();
         }
         self.stop.raise();
-        let hurried_ms = self.timer.now_ms() + millis(SHUTDOWN_READ_GRACE);
         self.table.for_each_parked(|place, connection| {
-            connection.hurry(hurried_ms);
             let token = Token::Connection(place).encode();
             if let Err(error) = epoll::modify(&self.epoll, &*connection, token, AT_ONCE) {
                 log::error!("could not wake a connection: {error}");
             }
         });
-        self.timer.look_at(hurried_ms);
     }
 }
 
@@ -347,5 +344,38 @@ impl Drop for CountedThread {
     fn drop(&mut self) {
         *lock(&self.0.threads.count) -= 1;
         self.0.threads.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Echo, connected};
+    use super::*;
+    use rustix::buffer::spare_capacity;
+    use rustix::event::Timespec;
+
+    #[test]
+    fn a_connection_parked_idle_after_the_stop_is_looked_at_at_once() {
+        let shared = Shared::new(Vec::new(), Arc::new(Echo), ServerConfig::default());
+        let shared = shared.expect("starts");
+        let place = shared.table.claim().expect("a place");
+        let (connection, _client) = connected();
+        shared.stop.raise();
+        shared.park(place, Box::new(connection), EventFlags::IN, true);
+        let mut events = Vec::with_capacity(4);
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        epoll::wait(&shared.epoll, spare_capacity(&mut events), Some(&second)).expect("waits");
+        let tokens: Vec<_> = events.iter().map(|event| Token::decode(event.data)).collect();
+        assert_eq!(tokens, [Token::Connection(place)]);
+    }
+
+    #[test]
+    fn nothing_is_parked_after_the_end() {
+        let shared = Shared::new(Vec::new(), Arc::new(Echo), ServerConfig::default());
+        let shared = shared.expect("starts");
+        let place = shared.table.claim().expect("a place");
+        shared.exit.raise();
+        shared.park(place, Box::new(connected().0), EventFlags::IN, true);
+        assert_eq!(shared.table.len(), 0);
     }
 }

@@ -150,3 +150,68 @@ impl Table {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::ServerConfig;
+    use super::super::testing::connected;
+    use super::*;
+
+    fn park(table: &Table, now_ms: u64) -> Place {
+        let place = table.claim().expect("a place");
+        let mut connection = connected().0;
+        connection.wait_from(now_ms, &ServerConfig::default());
+        assert!(table.park(place, Box::new(connection), |_| Ok::<(), ()>(())).is_ok());
+        place
+    }
+
+    fn places(taken: &Taken) -> Vec<Place> {
+        taken.iter().map(|(place, _)| *place).collect()
+    }
+
+    #[test]
+    fn an_event_for_a_predecessor_finds_nobody() {
+        let table = Table::new(1);
+        let first = park(&table, 0);
+        assert!(table.claim().is_none());
+        assert!(table.take(first).is_some());
+        assert!(table.take(first).is_none());
+        table.release(first);
+        let second = park(&table, 0);
+        assert_eq!(first.index, second.index);
+        assert!(table.take(first).is_none());
+        assert!(table.take(second).is_some());
+    }
+
+    #[test]
+    fn the_due_are_taken_and_the_next_is_known() {
+        let table = Table::new(8);
+        let parked: Vec<_> = [300, 100, 200].map(|now_ms| park(&table, now_ms)).into();
+        let (due, next_ms) = table.take_due(10_099);
+        assert_eq!((due.len(), next_ms), (0, Some(10_100)));
+        let (due, next_ms) = table.take_due(10_200);
+        assert_eq!((places(&due), next_ms), (vec![parked[1], parked[2]], Some(10_300)));
+        assert_eq!(places(&table.take_due(u64::MAX).0), [parked[0]]);
+    }
+
+    #[test]
+    fn those_who_waited_longest_are_taken_first() {
+        let table = Table::new(8);
+        assert_eq!(table.take_longest_waiting(2).len(), 0);
+        let parked: Vec<_> = [30, 10, 20, 40].map(|now_ms| park(&table, now_ms)).into();
+        assert_eq!(places(&table.take_longest_waiting(2)), [parked[1], parked[2]]);
+        assert_eq!(places(&table.take_longest_waiting(100)), [parked[0]]);
+    }
+
+    #[test]
+    fn what_cannot_be_armed_comes_back() {
+        let table = Table::new(1);
+        let place = table.claim().expect("a place");
+        let parked = table.park(place, Box::new(connected().0), |_| Err("no"));
+        assert!(matches!(parked, Err((_, "no"))));
+        assert!(table.take(place).is_none());
+        assert!(!table.wait_empty(Duration::ZERO));
+        table.release(place);
+        assert!(table.wait_empty(Duration::ZERO));
+    }
+}
