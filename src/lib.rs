@@ -13,4 +13,5 @@ pub mod http;
 pub mod logging;
 pub mod model;
 pub mod plan;
+pub mod sim;
 pub mod store;

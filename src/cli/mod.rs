@@ -3,6 +3,7 @@
 //! Never: decides about hosts or sandboxes; it asks the rooms below. Called by `main`.
 
 mod act;
+pub mod agent_sim;
 pub mod args;
 mod check;
 mod db;
@@ -39,8 +40,9 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Config(options) => show_config(&config, options.printing.format),
         Command::Completions(options) => completions(options.shell),
         Command::Version => version(),
-        Command::Demo(_) | Command::AgentSim(_) => {
-            Err(Failure::new("could not simulate hosts").because("they are not merged yet"))
+        Command::AgentSim(options) => agent_sim::run(&options),
+        Command::Demo(_) => {
+            Err(Failure::new("could not run the demo").because("it is not merged yet"))
         }
     }
 }

@@ -280,8 +280,8 @@ impl Connection {
             }
             match self.parser.step(input) {
                 Step::Complete(parsed) => {
-                    if let Some(start) = self.answer(*parsed, input, service) {
-                        return Ok(Next::Stream(start));
+                    if let Some(next) = self.answer(*parsed, input, service) {
+                        return Ok(next);
                     }
                 }
                 Step::Continue => self.send(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec(), After::GoOn),
@@ -352,7 +352,7 @@ impl Connection {
     }
 
     /// Asks the handler; what is no stream is put on its way.
-    fn answer(&mut self, parsed: Parsed, input: &Buffer, service: &Service) -> Option<StreamStart> {
+    fn answer(&mut self, parsed: Parsed, input: &Buffer, service: &Service) -> Option<Next> {
         self.served = self.served.saturating_add(1);
         let Parsed { method, path, query, headers, body, version, keep_alive } = parsed;
         let (peer, listener) = (self.peer, self.listener);
@@ -368,10 +368,11 @@ impl Connection {
             Body::Stream(run) => {
                 let start = StreamStart::new(status, &headers, version, run);
                 if method != Method::Head {
-                    return Some(start);
+                    return Some(Next::Stream(start));
                 }
                 self.send(start.head, After::Linger);
             }
+            Body::Cut => return Some(Next::Close),
             Body::Empty | Body::Bytes(_) => {
                 self.respond(Response { status, headers, body }, version, after, method);
             }
@@ -382,7 +383,7 @@ impl Connection {
     fn respond(&mut self, response: Response, version: Version, after: After, method: Method) {
         let body = match response.body {
             Body::Bytes(bytes) => bytes,
-            Body::Empty | Body::Stream(_) => Vec::new(),
+            Body::Empty | Body::Stream(_) | Body::Cut => Vec::new(),
         };
         let bodiless = is_bodiless(response.status);
         let end = if bodiless { BodyEnd::Nothing } else { BodyEnd::Length(body.len()) };

@@ -30,6 +30,9 @@ pub enum Body {
     /// it returns; the connection closes after it. When `streams_max` run already, the
     /// client gets 503 instead and it is never called.
     Stream(Box<dyn FnOnce(&mut StreamWriter) + Send>),
+    /// No answer at all: the connection closes, status and headers are not sent. For
+    /// simulated agents whose answers get lost.
+    Cut,
 }
 
 impl fmt::Debug for Body {
@@ -38,6 +41,7 @@ impl fmt::Debug for Body {
             Body::Empty => f.write_str("Empty"),
             Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
             Body::Stream(_) => f.write_str("Stream"),
+            Body::Cut => f.write_str("Cut"),
         }
     }
 }
@@ -63,6 +67,11 @@ impl Response {
     pub fn error(status: u16, code: &str, message: &str) -> Response {
         let error = serde_json::json!({ "error": { "code": code, "message": message } });
         Response::json(status, error.to_string().into_bytes())
+    }
+
+    /// No answer: the connection closes.
+    pub fn cut() -> Response {
+        Response { status: 500, headers: Vec::new(), body: Body::Cut }
     }
 
     /// With one more header.

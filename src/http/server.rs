@@ -54,6 +54,23 @@ impl Server {
         self.shared.table.len()
     }
 
+    /// Closes the listener of this index; who connects is refused. Connections that are open
+    /// go on.
+    pub fn close_listener(&self, index: usize) {
+        if let Some(listener) = self.shared.listeners.get(index) {
+            lock(listener).take();
+        }
+    }
+
+    /// Listens in the place of a listener that was closed. Fails when the kernel refuses to
+    /// watch it; there is no such place is no error.
+    pub fn reopen_listener(&self, index: usize, listener: TcpListener) -> io::Result<()> {
+        if let Some(place) = self.shared.listeners.get(index) {
+            *lock(place) = Some(listener);
+        }
+        self.shared.watch_listener(index)
+    }
+
     /// Stops listening, closes idle connections, tells streams to return, lets requests in
     /// flight finish until `deadline`, cuts what is left and ends the threads. False when a
     /// handler or stream did not return in time; its thread is left behind.

@@ -1,0 +1,117 @@
+//! Owns `roost agent-sim`: simulated hosts until a signal.
+//!
+//! Never: heartbeats; there is no control plane it knows of. Called by `cli`.
+
+use super::args::AgentSim;
+use super::output::{Exit, Failure, Out};
+use crate::clock::SystemClock;
+use crate::model::sandbox::SandboxStatus;
+use crate::sim::{Faults, FleetOptions, Habits, Initially, SimFleet};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Calls under way at the end may take this long. Larger: Ctrl-C seems not to work; smaller:
+/// answers are cut that would have come.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// File descriptors beside the listeners: connections and what every process has. Larger:
+/// fleets are refused that would work; smaller: they fail while they run.
+const SPARE_FDS: u64 = 512;
+
+/// Runs simulated hosts until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When the ports do not fit or are taken, or the fixture cannot be written.
+pub fn run(options: &AgentSim) -> Result<Exit, Failure> {
+    let ports = options.ports().ok_or_else(|| {
+        Failure::new(format!("could not give {} hosts a port each", options.hosts))
+            .because("the ports end at 65535")
+            .advise("choose a lower --base-port or fewer --hosts")
+            .exit_with(Exit::Usage)
+    })?;
+    // Before anything can be seen of us: a signal from then on is a clean end.
+    let mut signals = Signals::new([SIGINT, SIGTERM])
+        .map_err(|e| Failure::new("could not listen for signals").because(e))?;
+    allow_files(options.hosts)?;
+    let fleet = start(options, &ports)?;
+    if let Some(path) = &options.fleet {
+        write_fixture(&fleet, options.fleet_status, path)?;
+    }
+    announce(options.hosts, &ports)?;
+    signals.forever().next();
+    fleet.shutdown(SHUTDOWN_DEADLINE);
+    Ok(Exit::Done)
+}
+
+fn start(options: &AgentSim, ports: &RangeInclusive<u16>) -> Result<SimFleet, Failure> {
+    let initially = match (options.paused, options.auto_paused) {
+        (false, false) => Initially::Running,
+        (true, _) => Initially::Paused,
+        (false, true) => Initially::AutoPaused,
+    };
+    let fleet_options = FleetOptions {
+        hosts: options.hosts as usize,
+        sandboxes: options.sandboxes as usize,
+        base_port: *ports.start(),
+        initially,
+        habits: Habits { lists_paused: options.paused, ..Habits::default() },
+        seed: 0,
+        clock: Arc::new(SystemClock),
+    };
+    let failed = |e| {
+        let (first, last) = (ports.start(), ports.end());
+        Failure::new(format!("could not listen on ports {first} to {last}")).because(e)
+    };
+    let fleet = SimFleet::start(&fleet_options)
+        .map_err(|e| failed(e).advise("choose another --base-port"))?;
+    for number in 0..fleet.hosts().len() {
+        fleet.set_faults(number, Faults::slow(delay(options, number))).map_err(failed)?;
+    }
+    Ok(fleet)
+}
+
+/// How late the answers of one host come.
+fn delay(options: &AgentSim, number: usize) -> Duration {
+    let hangs = options.hang_every > 0 && (number + 1).is_multiple_of(options.hang_every as usize);
+    Duration::from_millis(if hangs { options.hang_ms } else { options.delay_ms })
+}
+
+/// Every host takes a listening socket.
+fn allow_files(hosts: u32) -> Result<(), Failure> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let needed = u64::from(hosts) + SPARE_FDS;
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let failed = || Failure::new(format!("could not open {needed} files at a time"));
+    if maximum.is_some_and(|maximum| maximum < needed) {
+        let advice = "raise the limit (ulimit -n) or choose fewer --hosts";
+        return Err(failed().because("the limit of this process is lower").advise(advice));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .map_err(|e| failed().because(e))
+}
+
+fn write_fixture(fleet: &SimFleet, status: SandboxStatus, path: &Path) -> Result<(), Failure> {
+    let write = || {
+        let mut file = BufWriter::new(File::create(path)?);
+        fleet.write_fixture(status, &mut file)?;
+        file.flush()
+    };
+    write().map_err(|e| Failure::new(format!("could not write {}", path.display())).because(e))
+}
+
+/// The one line that says that every host answers, and the fixture is there.
+fn announce(hosts: u32, ports: &RangeInclusive<u16>) -> Result<(), Failure> {
+    let (first, last) = (ports.start(), ports.end());
+    let mut out = Out::stdout();
+    out.line(&format!("ready {hosts} hosts 127.0.0.1:{first}-{last}"))?;
+    out.finish()
+}
