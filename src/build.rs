@@ -1,4 +1,6 @@
-//! Notes which commit is built, for `roost version`. Without git it is unknown.
+//! Owns the note of which commit is built, for `roost version`.
+//!
+//! Never: fails a build. Without git the commit is unknown.
 
 use std::process::Command;
 

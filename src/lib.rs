@@ -1,7 +1,9 @@
-//! Roost: a control plane for a handful of machines that run sandboxes.
+//! Roost: a control plane for a handful of machines that run sandboxes. Owns the list of
+//! rooms.
 //!
-//! Layers import downwards only: `cli → engine → api → store | agent | http → plan → model`,
-//! with `clock`, `config` and `metrics` beside them. `tests/tidy.rs` keeps the rule.
+//! Never: holds code of its own. Layers import downwards only: `cli → engine → api →
+//! store | agent | http → plan → model`, with `clock`, `config` and `logging` beside them.
+//! `tests/tidy.rs` keeps the rule.
 
 pub mod agent;
 pub mod api;

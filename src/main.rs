@@ -1,6 +1,6 @@
-//! The `roost` program: parses its arguments and hands over to the library.
+//! Owns the `roost` program: parses its arguments and hands over to the library.
 //!
-//! Never: does anything itself.
+//! Never: does anything else itself.
 
 use clap::Parser;
 use roost::cli::{self, args::Cli};

@@ -97,7 +97,7 @@ fn paths(config: &Config, database: &Database) -> Paths {
 }
 
 /// Opens a database for looking.
-fn open(path: &Path) -> Result<rusqlite::Connection, Failure> {
+fn open(path: &Path) -> Result<crate::store::Connection, Failure> {
     crate::store::open::open_reader(path)
         .map_err(|e| Failure::new(format!("could not open {}", path.display())).because(e))
 }

@@ -18,3 +18,5 @@ pub mod verify;
 pub mod writer;
 
 pub use error::StoreError;
+/// An open database, for those who only pass it on.
+pub use rusqlite::Connection;

@@ -1,4 +1,6 @@
 //! Owns the parser's cases: what is taken, what is refused, and that pieces do not matter.
+//!
+//! Never: opens a socket.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,3 +1,7 @@
+//! Owns the cases of one observation: rows and a listing in, a plan out.
+//!
+//! Never: I/O, a clock.
+
 use super::*;
 use crate::model::probe::Details;
 use proptest::prelude::*;
