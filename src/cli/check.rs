@@ -7,7 +7,12 @@ use super::output::{Exit, Failure, Out};
 use super::{clock, paths};
 use crate::config::Config;
 use crate::engine::{self, CheckOptions, CheckReport};
-use serde_json::{Value, json};
+use crate::model::id::{HostId, SandboxId};
+use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::store::apply::Written;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
     let check = CheckOptions {
@@ -22,7 +27,7 @@ pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
         .map_err(|e| Failure::new(format!("could not check {}", check.db.display())).because(e))?;
     let mut out = Out::stdout();
     match options.printing.format {
-        Format::Json => out.json(&to_json(&report))?,
+        Format::Json => out.json(&Json(&report))?,
         Format::Text => out.text(&to_text(&report))?,
     }
     out.finish()?;
@@ -30,36 +35,66 @@ pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
     Ok(if changed { Exit::Changed } else { Exit::Done })
 }
 
-fn to_json(report: &CheckReport) -> Value {
-    let failed = report.failed_probes.iter().map(|(host, failure)| {
-        json!({"host_id": host, "outcome": failure.kind, "detail": failure.detail})
-    });
-    let hosts = report.host_transitions.iter().map(|(host, from, to, reason)| {
-        json!({"host_id": host, "from": from, "to": to, "reason": reason})
-    });
-    let sandboxes = report.transitions.iter().map(|(host, t)| {
-        json!({"sandbox_id": t.sandbox, "host_id": host, "from": t.from, "to": t.to,
-               "reason": t.reason, "revision": t.revision})
-    });
-    let held = report.held.iter().map(|held| match held.sandbox {
-        Some(sandbox) => json!({"sandbox_id": sandbox, "host_id": held.host, "reason": held.why}),
-        None => json!({"host_id": held.host, "reason": held.why}),
-    });
-    let zombies = report.zombies.iter().map(
-        |(host, sandbox, status)| json!({"sandbox_id": sandbox, "host_id": host, "status": status}),
-    );
-    json!({
-        "dry_run": report.dry_run,
-        "policy": report.policy,
-        "hosts_checked": report.hosts_checked,
-        "observations": report.observations,
-        "failed_probes": failed.collect::<Vec<_>>(),
-        "host_transitions": hosts.collect::<Vec<_>>(),
-        "transitions": sandboxes.collect::<Vec<_>>(),
-        "held": held.collect::<Vec<_>>(),
-        "zombies": zombies.collect::<Vec<_>>(),
-        "elapsed_ms": report.elapsed.as_millis() as u64,
-    })
+/// The report as interfaces.md has it. Written item by item: a large fleet makes long lists.
+struct Json<'a>(&'a CheckReport);
+
+/// A list that is made while it is written.
+struct List<F>(F);
+
+impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for List<F> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq((self.0)())
+    }
+}
+
+#[derive(Serialize)]
+struct Moved<'a> {
+    sandbox_id: SandboxId,
+    host_id: HostId,
+    from: SandboxStatus,
+    to: SandboxStatus,
+    reason: &'a Reason,
+    revision: u64,
+}
+
+impl<'a> From<&'a (HostId, Written)> for Moved<'a> {
+    fn from((host_id, t): &'a (HostId, Written)) -> Moved<'a> {
+        let (sandbox_id, from, to, revision) = (t.sandbox, t.from, t.to, t.revision);
+        Moved { sandbox_id, host_id: *host_id, from, to, reason: &t.reason, revision }
+    }
+}
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let report = self.0;
+        let failed = report.failed_probes.iter().map(|(host, failure)| {
+            json!({"host_id": host, "outcome": failure.kind, "detail": failure.detail})
+        });
+        let hosts = report.host_transitions.iter().map(|(host, from, to, reason)| {
+            json!({"host_id": host, "from": from, "to": to, "reason": reason})
+        });
+        let held = report.held.iter().map(|held| match held.sandbox {
+            Some(sandbox) => {
+                json!({"sandbox_id": sandbox, "host_id": held.host, "reason": held.why})
+            }
+            None => json!({"host_id": held.host, "reason": held.why}),
+        });
+        let zombies = report.zombies.iter().map(|(host, sandbox, status)| {
+            json!({"sandbox_id": sandbox, "host_id": host, "status": status})
+        });
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("dry_run", &report.dry_run)?;
+        map.serialize_entry("policy", &report.policy)?;
+        map.serialize_entry("hosts_checked", &report.hosts_checked)?;
+        map.serialize_entry("observations", &report.observations)?;
+        map.serialize_entry("failed_probes", &failed.collect::<Vec<_>>())?;
+        map.serialize_entry("host_transitions", &hosts.collect::<Vec<_>>())?;
+        map.serialize_entry("transitions", &List(|| report.transitions.iter().map(Moved::from)))?;
+        map.serialize_entry("held", &held.collect::<Vec<_>>())?;
+        map.serialize_entry("zombies", &zombies.collect::<Vec<_>>())?;
+        map.serialize_entry("elapsed_ms", &(report.elapsed.as_millis() as u64))?;
+        map.end()
+    }
 }
 
 fn to_text(report: &CheckReport) -> String {

@@ -256,7 +256,7 @@ impl<'a> Pass<'a> {
         while open > 0 {
             self.submit_due(&mut schedule, &hosts);
             let Some(ended) = self.wait(&schedule) else { continue };
-            let applied = ended.result?;
+            let mut applied = ended.result?;
             let again = self.again(&applied, hosts.get_mut(&ended.host));
             let now = self.clock.now().mono;
             let answered = applied.observed;
@@ -266,7 +266,8 @@ impl<'a> Pass<'a> {
                 schedule.handle(now, Input::Forget(host));
                 open -= 1;
             }
-            self.report.transitions.extend(applied.transitions.iter().map(|t| (host, t.clone())));
+            let moved = std::mem::take(&mut applied.transitions);
+            self.report.transitions.extend(moved.into_iter().map(|t| (host, t)));
             if let Some(asked) = hosts.get_mut(&host) {
                 asked.last = Some(applied);
             }

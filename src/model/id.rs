@@ -137,14 +137,36 @@ impl<K: Kind> FromStr for Id<K> {
     }
 }
 
+/// The text of an id, on the stack.
+#[derive(Clone, Copy)]
+pub struct IdText {
+    bytes: [u8; 8 + DIGITS],
+    len: usize,
+}
+
+impl IdText {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        // Only ASCII is ever put in.
+        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
+}
+
+impl<K: Kind> Id<K> {
+    /// The text without an allocation, for where many are written.
+    pub fn text(self) -> IdText {
+        let mut bytes = [0u8; 8 + DIGITS];
+        let prefix = K::PREFIX.as_bytes();
+        let len = prefix.len() + DIGITS;
+        bytes[..prefix.len()].copy_from_slice(prefix);
+        bytes[prefix.len()..len].copy_from_slice(&self.digits());
+        IdText { bytes, len }
+    }
+}
+
 impl<K: Kind> fmt::Display for Id<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0u8; 8 + DIGITS];
-        let prefix = K::PREFIX.as_bytes();
-        text[..prefix.len()].copy_from_slice(prefix);
-        text[prefix.len()..prefix.len() + DIGITS].copy_from_slice(&self.digits());
-        let text = &text[..prefix.len() + DIGITS];
-        f.pad(std::str::from_utf8(text).map_err(|_| fmt::Error)?)
+        f.pad(self.text().as_str())
     }
 }
 

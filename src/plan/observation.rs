@@ -5,7 +5,7 @@
 
 use super::operation::{LOOK_EVERY, after_look, transient};
 use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
-use crate::model::id::{HostId, SandboxId};
+use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::policy::{MASS_VANISH_MIN, Policy, ZOMBIE_AGE};
 use crate::model::probe::{Listed, ListedState, Listing};
@@ -18,6 +18,8 @@ use std::time::Duration;
 pub struct Row {
     /// Whose row.
     pub id: SandboxId,
+    /// Who owns it; goes into its history.
+    pub team: TeamId,
     /// Its status.
     pub status: SandboxStatus,
     /// Whether a `stopped` was the monitor's inference.
@@ -103,6 +105,8 @@ enum Seen {
 pub struct Transition {
     /// Whose row.
     pub id: SandboxId,
+    /// Who owns it.
+    pub team: TeamId,
     /// Status before.
     pub from: SandboxStatus,
     /// Status after.
@@ -268,9 +272,9 @@ impl Planner<'_> {
             Decision::Confirm => self.remember(sighting),
             Decision::Move(to, reason) => {
                 let filled_by = entry.filter(|_| to == SandboxStatus::Running);
-                let (id, from) = (row.id, row.status);
+                let (id, team, from) = (row.id, row.team, row.status);
                 let ends_operation = waits || row.operation == OperationState::Expired;
-                let t = Transition { id, from, to, reason, filled_by, ends_operation };
+                let t = Transition { id, team, from, to, reason, filled_by, ends_operation };
                 self.plan.transitions.push(t);
             }
             Decision::Again(action) => self.plan.again.push((row.id, action)),

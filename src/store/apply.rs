@@ -173,7 +173,7 @@ impl Writer {
         let key = probed.host.to_string();
         let mut rows = Vec::with_capacity(listing.sandboxes.len());
         let mut select = self.conn.prepare_cached(
-            "SELECT id, status, status_reason, status_changed_at, revision FROM sandboxes \
+            "SELECT id, status, status_reason, status_changed_at, revision, team_id FROM sandboxes \
              WHERE host_id = ?1 ORDER BY id",
         )?;
         let mut cursor = select.query([&key])?;
@@ -182,6 +182,7 @@ impl Writer {
             let reason = row.get_ref(2)?.as_str_or_null().ok().flatten();
             rows.push(Row {
                 id: rows::id(row, 0)?,
+                team: rows::id(row, 5)?,
                 status,
                 stopped_by_inference: status == SandboxStatus::Stopped
                     && reason == Some(Reason::Vanished.as_str()),
@@ -350,7 +351,8 @@ impl Writer {
         let key = host.id.to_string();
         let mut written = Vec::with_capacity(plan.transitions.len());
         for t in &plan.transitions {
-            let move_to = Move { host: host.id, key: &key, id: t.id, from: t.from, to: t.to };
+            let move_to =
+                Move { host: host.id, key: &key, id: t.id, team: t.team, from: t.from, to: t.to };
             let revision = self.move_sandbox(&move_to, &t.reason, now)?;
             if t.ends_operation
                 && let Some(work) = self.open_operation(host.id, t.id)?
@@ -408,17 +410,20 @@ impl Writer {
     /// Moves one row, with its event and, when the monitor's move gets one, audit entry.
     fn move_sandbox(&mut self, t: &Move<'_>, reason: &Reason, now: Now) -> Result<u64, StoreError> {
         let revision = self.revision + 1;
-        let id = t.id.to_string();
-        let team: TeamId = {
-            let mut update = self.conn.prepare_cached(
+        let id = t.id.text();
+        self.conn
+            .prepare_cached(
                 "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
-                 revision = ?6 WHERE host_id = ?1 AND id = ?2 RETURNING team_id",
-            )?;
-            update.query_row(
-                params![t.key, id, t.to.as_str(), reason.as_str(), now.wall.0, revision as i64],
-                |row| rows::id(row, 0),
+                 revision = ?6 WHERE host_id = ?1 AND id = ?2",
             )?
-        };
+            .execute(params![
+                t.key,
+                id.as_str(),
+                t.to.as_str(),
+                reason.as_str(),
+                now.wall.0,
+                revision as i64
+            ])?;
         let audit = audit_of_transition(t.from, t.to, reason, &self.policy);
         let (from, to) = (t.from.as_str(), t.to.as_str());
         let mut journal = self.journal(now, &Actor::SYSTEM);
@@ -426,15 +431,15 @@ impl Writer {
             kind: EventKind::of(t.to),
             host: t.host,
             sandbox: Some(t.id),
-            team,
+            team: t.team,
             from: Some(from),
             to: Some(to),
             reason,
         })?;
         if let Some((action, status)) = audit {
             journal.audit(&Audit {
-                team,
-                resource: (ResourceType::Sandbox, &id),
+                team: t.team,
+                resource: (ResourceType::Sandbox, id.as_str()),
                 action,
                 status,
                 metadata: &metadata(from, to, reason, t.host, revision),
@@ -462,7 +467,7 @@ impl Writer {
         let details = &entry.details;
         update.execute(params![
             host,
-            entry.id.to_string(),
+            entry.id.text().as_str(),
             details.host_ip,
             details.metadata,
             started
@@ -630,9 +635,9 @@ impl Writer {
         self.set_liveness(host.id, Liveness::Unreachable, revision, now)?;
         let key = host.id.to_string();
         let mut applied = Applied::nothing(host.id);
-        for (id, from) in self.lost_with(&key, now)? {
+        for (id, team, from) in self.lost_with(&key, now)? {
             let to = SandboxStatus::Missing;
-            let move_to = Move { host: host.id, key: &key, id, from, to };
+            let move_to = Move { host: host.id, key: &key, id, team, from, to };
             let revision = self.move_sandbox(&move_to, &reason, now)?;
             applied.transitions.push(Written {
                 sandbox: id,
@@ -658,16 +663,16 @@ impl Writer {
         &self,
         host: &str,
         now: Now,
-    ) -> Result<Vec<(SandboxId, SandboxStatus)>, StoreError> {
+    ) -> Result<Vec<(SandboxId, TeamId, SandboxStatus)>, StoreError> {
         let mut select = self.conn.prepare_cached(
-            "SELECT s.id, s.status FROM sandboxes s \
+            "SELECT s.id, s.team_id, s.status FROM sandboxes s \
              WHERE s.host_id = ?1 AND (s.status IN ('running', 'pending') OR s.status = 'starting' \
              AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
                  AND o.sandbox_id = s.id AND o.finished_at IS NULL AND o.deadline_at >= ?2)) \
              ORDER BY s.id",
         )?;
         let rows = select.query_map(params![host, now.wall.0], |row| {
-            Ok((rows::id(row, 0)?, rows::parsed(row, 1)?))
+            Ok((rows::id(row, 0)?, rows::id(row, 1)?, rows::parsed(row, 2)?))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -787,6 +792,7 @@ struct Move<'a> {
     /// The host's id as text, made once for all its rows.
     key: &'a str,
     id: SandboxId,
+    team: TeamId,
     from: SandboxStatus,
     to: SandboxStatus,
 }

@@ -5,7 +5,7 @@
 
 use super::error::StoreError;
 use crate::model::event::{ActorType, AuditAction, AuditStatus, EventKind, ResourceType};
-use crate::model::id::{HostId, Id, Kind, LogId, SandboxId, TeamId};
+use crate::model::id::{HostId, Id, IdText, Kind, LogId, SandboxId, TeamId};
 use crate::model::sandbox::Reason;
 use crate::model::time::Wall;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -107,6 +107,7 @@ impl Journal<'_> {
     /// Takes the next revision and writes the event under it.
     pub(super) fn event(&mut self, event: &Event<'_>) -> Result<u64, StoreError> {
         *self.revision += 1;
+        let sandbox = event.sandbox.map(|id| id.text());
         let mut insert = self.conn.prepare_cached(
             "INSERT INTO events (revision, at, kind, host_id, sandbox_id, team_id, from_status, \
              to_status, reason, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -115,9 +116,9 @@ impl Journal<'_> {
             *self.revision as i64,
             self.now.0,
             event.kind.as_str(),
-            event.host.to_string(),
-            event.sandbox.map(|id| id.to_string()),
-            event.team.to_string(),
+            event.host.text().as_str(),
+            sandbox.as_ref().map(IdText::as_str),
+            event.team.text().as_str(),
             event.from,
             event.to,
             event.reason.as_str(),
@@ -135,8 +136,8 @@ impl Journal<'_> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'team', ?9, ?10, ?11)",
         )?;
         insert.execute(params![
-            id.to_string(),
-            audit.team.to_string(),
+            id.text().as_str(),
+            audit.team.text().as_str(),
             self.actor.kind.as_str(),
             self.actor.id,
             self.actor.name,

@@ -354,6 +354,8 @@ impl World {
                 self.write(Command::Flush);
                 self.tell(Input::Flushed(Ok(())));
             }
+            // Noted in `remember`; what operations do is not this runner's subject.
+            Effect::Work(_) => {}
         }
     }
 
@@ -435,8 +437,8 @@ impl World {
         outcome.held.extend(applied.held.iter().map(ToString::to_string));
         let new = applied.zombies.iter().filter(|zombie| zombie.new);
         outcome.zombies.extend(new.map(|zombie| zombie.id.to_string()));
-        for (id, action) in &applied.again {
-            outcome.again.insert(id.to_string(), format!("{action:?}").to_lowercase());
+        for work in &applied.work {
+            outcome.again.insert(work.sandbox.to_string(), work.kind.to_string());
         }
     }
 

@@ -1,4 +1,6 @@
 //! Owns a connection's cases that no client can force: moments, turns, sizes.
+//!
+//! Never: waits for real time.
 
 use super::super::testing::{connected, service};
 use super::*;

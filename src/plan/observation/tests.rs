@@ -3,6 +3,7 @@
 //! Never: I/O, a clock.
 
 use super::*;
+use crate::model::id::PLATFORM_TEAM;
 use crate::model::probe::Details;
 use proptest::prelude::*;
 
@@ -13,6 +14,7 @@ fn id(n: u128) -> SandboxId {
 fn row(n: u128, status: SandboxStatus) -> Row {
     Row {
         id: id(n),
+        team: PLATFORM_TEAM,
         status,
         stopped_by_inference: false,
         changed_at: Wall(0),
@@ -222,6 +224,7 @@ fn any_row() -> impl Strategy<Value = Row> {
     (0u128..12, status, any::<bool>(), 0u64..300, 0u64..20, operation, any::<bool>()).prop_map(
         |(n, status, stopped_by_inference, age_s, revision, operation, announced)| Row {
             id: id(n),
+            team: PLATFORM_TEAM,
             status,
             stopped_by_inference,
             changed_at: Wall((100_000 - age_s as i64) * 1000),
