@@ -62,6 +62,18 @@ fn only_part_of_a_request_is_hurried() {
 }
 
 #[test]
+fn a_last_request_is_the_end_at_once_unless_more_was_sent() {
+    let last = "GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let (mut connection, mut client) = connected();
+    assert!(matches!(turn(&mut connection, &mut client, last), Next::Close));
+    // To close now would reset the connection, and might destroy the answer.
+    let (mut connection, mut client) = connected();
+    let next = turn(&mut connection, &mut client, &format!("{last}more"));
+    assert!(matches!(next, Next::Readable));
+    assert_eq!(connection.waiting(), Waiting::Lingering);
+}
+
+#[test]
 fn a_client_that_pipelines_gives_others_their_turn() {
     let (mut connection, mut client) = connected();
     let count = REQUESTS_PER_TURN as usize * 2 + 1;
