@@ -1,1 +1,535 @@
-fn main() {}
+//! Measures one full pass, `roost check`, over simulated hosts in another process: wall,
+//! CPU, peak memory, transactions, rows changed. One JSON object a line.
+//!
+//! Never: fails because something was slow; wrong results are what ends it with 1. The
+//! program measured is the one that ships: nothing runs inside this process.
+//!
+//! `cargo bench --bench fleet` runs proof.md's table, `-- --quick` a small fleet through the
+//! same cases, `-- --large` 10 000 hosts as well, `-- --case NAME` only what has NAME in it,
+//! `-- --repeat N` takes the median of so many passes.
+
+use roost::model::id::HostId;
+use roost::store::open::open_reader;
+use rusqlite::Connection;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::error::Error;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use wait4::Wait4;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// The program under measurement.
+const ROOST: &str = env!("CARGO_BIN_EXE_roost");
+
+/// First ports that are tried, one after another, until none of a fleet's is taken. Below
+/// those that systems give to connections; room for 10 000 hosts.
+const BASE_PORTS: [u16; 4] = [21_000, 10_500, 22_000, 12_000];
+
+/// Passes of one case when nobody says how many.
+const REPEAT: usize = 3;
+
+/// Fleet of `--quick`.
+const QUICK: (usize, usize) = (50, 10);
+
+/// In which every so many hosts hang, and for how long.
+const HANG: (usize, Duration) = (10, Duration::from_secs(2));
+
+/// The same in `--quick`.
+const HANG_QUICK: (usize, Duration) = (10, Duration::from_millis(200));
+
+/// What the hosts do, and what one pass over them changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Everything is as the database has it.
+    Nothing,
+    /// Everything is back that was missing.
+    Restored,
+    /// The agents have paused everything by themselves.
+    AutoPaused,
+}
+
+impl Change {
+    /// The status of every sandbox before and after the pass.
+    fn statuses(self) -> (&'static str, &'static str) {
+        match self {
+            Change::Nothing => ("running", "running"),
+            Change::Restored => ("missing", "running"),
+            Change::AutoPaused => ("running", "paused"),
+        }
+    }
+
+    /// Audit entries for each sandbox under a policy.
+    fn audits(self, policy: &str) -> usize {
+        match self {
+            Change::Nothing => 0,
+            Change::Restored => usize::from(policy == "default"),
+            Change::AutoPaused => 1,
+        }
+    }
+}
+
+/// One line of the table.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    policy: &'static str,
+    hosts: usize,
+    sandboxes: usize,
+    change: Change,
+    delay_ms: u64,
+    /// Every so many hosts hang for so long.
+    hang: Option<(usize, Duration)>,
+    /// Wall and CPU seconds of the reference.
+    reference: Option<(f64, f64)>,
+    /// Parts of the reference's wall and CPU that are to be reached.
+    goal: (Option<f64>, Option<f64>),
+}
+
+const fn case(name: &'static str, policy: &'static str, change: Change) -> Case {
+    Case {
+        name,
+        policy,
+        hosts: 1000,
+        sandboxes: 50,
+        change,
+        delay_ms: 0,
+        hang: None,
+        reference: None,
+        goal: (None, None),
+    }
+}
+
+/// The table of proof.md.
+fn table() -> Vec<Case> {
+    let quarter = (Some(1.0 / 4.0), Some(1.0 / 4.0));
+    let fraction = (Some(1.0 / 8.0), Some(1.0 / 6.0));
+    let wall = (Some(1.0 / 25.0), None);
+    let mut cases = Vec::new();
+    for policy in ["default", "strict"] {
+        let steady = case("steady", policy, Change::Nothing);
+        cases.push(Case { reference: Some((2.1, 1.9)), goal: quarter, ..steady });
+    }
+    let late = case("steady, answers after 20 ms", "default", Change::Nothing);
+    cases.push(Case { delay_ms: 20, reference: Some((23.5, 3.0)), goal: wall, ..late });
+    let hung = case("steady, every tenth hangs", "default", Change::Nothing);
+    cases.push(Case { hang: Some(HANG), reference: Some((203.0, 2.9)), goal: wall, ..hung });
+    let hung = case("restored, every tenth hangs", "default", Change::Restored);
+    cases.push(Case { hang: Some(HANG), ..hung });
+    for policy in ["default", "strict"] {
+        let restored = case("restored", policy, Change::Restored);
+        cases.push(Case { reference: Some((7.1, 4.4)), goal: fraction, ..restored });
+    }
+    for policy in ["default", "strict"] {
+        let paused = case("auto-paused", policy, Change::AutoPaused);
+        let paused = Case { hosts: 100, sandboxes: 500, ..paused };
+        cases.push(Case { reference: Some((12.6, 7.5)), goal: fraction, ..paused });
+    }
+    cases
+}
+
+/// Passes must stay linear in rows.
+fn large() -> Vec<Case> {
+    let big = |change| Case { hosts: 10_000, sandboxes: 100, ..case("large", "default", change) };
+    vec![
+        Case { name: "large, steady", ..big(Change::Nothing) },
+        Case { name: "large, restored", ..big(Change::Restored) },
+    ]
+}
+
+/// The same with a small fleet, which has no reference.
+fn small(case: Case) -> Case {
+    let (hosts, sandboxes) = QUICK;
+    let hang = case.hang.map(|_| HANG_QUICK);
+    Case { hosts, sandboxes, hang, reference: None, goal: (None, None), ..case }
+}
+
+struct Options {
+    quick: bool,
+    large: bool,
+    only: Option<String>,
+    repeat: usize,
+}
+
+impl Options {
+    fn from_args() -> Result<Options> {
+        let mut options = Options { quick: false, large: false, only: None, repeat: REPEAT };
+        let mut bench = false;
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bench" => bench = true,
+                "--quick" => options.quick = true,
+                "--large" => options.large = true,
+                "--case" => options.only = Some(args.next().ok_or("--case needs a name")?),
+                "--repeat" => {
+                    options.repeat = args.next().ok_or("--repeat needs a number")?.parse()?;
+                }
+                other => return Err(format!("unknown option {other:?}").into()),
+            }
+        }
+        if !bench || options.quick {
+            // `cargo test` runs benches without being asked to measure.
+            options.quick = true;
+            options.repeat = 1;
+        }
+        options.repeat = options.repeat.max(1);
+        Ok(options)
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let mut cases = table();
+        if self.quick {
+            cases = cases.into_iter().map(small).collect();
+        }
+        if self.large {
+            cases.extend(large());
+        }
+        let wanted = |case: &Case| self.only.as_ref().is_none_or(|part| case.name.contains(part));
+        cases.into_iter().filter(wanted).collect()
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "fleet: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let options = Options::from_args()?;
+    let mut all_right = true;
+    for case in options.cases() {
+        let line = measure(&case, options.repeat)?;
+        all_right &= line.ok;
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer(&mut out, &line)?;
+        writeln!(out)?;
+    }
+    Ok(all_right)
+}
+
+/// What is printed for one case.
+#[derive(Serialize)]
+struct Line {
+    case: &'static str,
+    policy: &'static str,
+    hosts: usize,
+    sandboxes: usize,
+    wall_s: f64,
+    cpu_s: f64,
+    peak_rss_mib: f64,
+    transactions: usize,
+    rows_changed: usize,
+    /// Until the last sandbox of a host that does not hang was written; where any is.
+    healthy_done_s: Option<f64>,
+    reference_wall_s: Option<f64>,
+    reference_cpu_s: Option<f64>,
+    wall_ratio: Option<f64>,
+    cpu_ratio: Option<f64>,
+    /// Whether the ratios are what proof.md asks for; where it asks.
+    reached: Option<bool>,
+    /// Whether the pass did exactly what it should.
+    ok: bool,
+}
+
+/// One pass.
+struct Pass {
+    wall: Duration,
+    cpu: Duration,
+    peak_rss_bytes: u64,
+    transactions: usize,
+    rows_changed: usize,
+    healthy_done: Option<Duration>,
+    faults: Vec<String>,
+}
+
+fn measure(case: &Case, repeat: usize) -> Result<Line> {
+    // The first pass warms the machine up and counts transactions, which slows it down.
+    let counted = pass(case, true)?;
+    let mut passes = (0..repeat).map(|_| pass(case, false)).collect::<Result<Vec<_>>>()?;
+    let faults: Vec<_> = passes.iter().chain([&counted]).flat_map(|p| &p.faults).collect();
+    for fault in &faults {
+        let _ = writeln!(std::io::stderr(), "fleet: {} ({}): {fault}", case.name, case.policy);
+    }
+    let ok = faults.is_empty();
+    passes.sort_by_key(|pass| pass.wall);
+    let median = &passes[passes.len() / 2];
+    let (wall_s, cpu_s) = (median.wall.as_secs_f64(), median.cpu.as_secs_f64());
+    let wall_ratio = case.reference.map(|(wall, _)| wall_s / wall);
+    let cpu_ratio = case.reference.map(|(_, cpu)| cpu_s / cpu);
+    let within = |ratio: Option<f64>, goal: Option<f64>| Some(ratio? <= goal?);
+    let verdicts = [within(wall_ratio, case.goal.0), within(cpu_ratio, case.goal.1)];
+    Ok(Line {
+        case: case.name,
+        policy: case.policy,
+        hosts: case.hosts,
+        sandboxes: case.sandboxes,
+        wall_s: rounded(wall_s),
+        cpu_s: rounded(cpu_s),
+        peak_rss_mib: rounded(
+            passes.iter().map(|p| p.peak_rss_bytes).max().unwrap_or(0) as f64 / 1_048_576.0,
+        ),
+        transactions: counted.transactions,
+        rows_changed: median.rows_changed,
+        healthy_done_s: median.healthy_done.map(|span| rounded(span.as_secs_f64())),
+        reference_wall_s: case.reference.map(|(wall, _)| wall),
+        reference_cpu_s: case.reference.map(|(_, cpu)| cpu),
+        wall_ratio: wall_ratio.map(rounded),
+        cpu_ratio: cpu_ratio.map(rounded),
+        reached: verdicts.into_iter().flatten().reduce(|a, b| a && b),
+        ok,
+    })
+}
+
+/// To what is worth reading.
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn pass(case: &Case, count: bool) -> Result<Pass> {
+    let dir = tempfile::tempdir()?;
+    let (fleet, db) = (dir.path().join("fleet.json"), dir.path().join("roost.db"));
+    let _agents = Agents::start(case, &fleet)?;
+    load(&fleet, &db)?;
+    // With a reader in the way the log of writes is kept, and every commit in it.
+    let reader = count.then(|| hold_open(&db)).transpose()?;
+    let report = dir.path().join("report.json");
+    let began = SystemTime::now();
+    let (wall, used) = check(case, &db, &report)?;
+    let transactions = reader.map_or(Ok(0), |reader| commits(&db, reader))?;
+    let done = Report::read(&report)?;
+    let mut faults = done.faults(case);
+    faults.extend(database_faults(case, &open_reader(&db)?)?);
+    if !used.status.success() {
+        faults.push(format!("check ended with {}", used.status));
+    }
+    Ok(Pass {
+        wall,
+        cpu: used.rusage.utime + used.rusage.stime,
+        peak_rss_bytes: used.rusage.maxrss,
+        transactions,
+        rows_changed: done.transitions.0 + done.host_transitions.0,
+        healthy_done: healthy_done(case, &open_reader(&db)?, began)?,
+        faults,
+    })
+}
+
+fn check(case: &Case, db: &Path, report: &Path) -> Result<(Duration, wait4::ResUse)> {
+    let mut command = Command::new(ROOST);
+    command.args(["check", "--format", "json", "--policy", case.policy, "--db"]).arg(db);
+    command.stdin(Stdio::null()).stdout(File::create(report)?);
+    let began = Instant::now();
+    let used = quiet(&mut command).spawn()?.wait4()?;
+    Ok((began.elapsed(), used))
+}
+
+fn load(fleet: &Path, db: &Path) -> Result<()> {
+    let mut command = Command::new(ROOST);
+    command.args(["db", "load", "--db"]).arg(db).arg(fleet).stdout(Stdio::null());
+    let status = quiet(&mut command).status()?;
+    if status.success() { Ok(()) } else { Err(format!("db load ended with {status}").into()) }
+}
+
+/// Nothing of this machine's own settings.
+fn quiet(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ROOST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Simulated hosts in a process of their own, which ends with this.
+struct Agents(Child);
+
+impl Agents {
+    fn start(case: &Case, fleet: &Path) -> Result<Agents> {
+        for base_port in BASE_PORTS {
+            let mut agents = Agents(Agents::command(case, base_port, fleet).spawn()?);
+            let mut line = String::new();
+            let stdout = agents.0.stdout.take().ok_or("agent-sim has no stdout")?;
+            BufReader::new(stdout).read_line(&mut line)?;
+            if line.starts_with("ready ") {
+                return Ok(agents);
+            }
+        }
+        Err("no range of ports was free for the simulated hosts".into())
+    }
+
+    fn command(case: &Case, base_port: u16, fleet: &Path) -> Command {
+        let (hang_every, hang) = case.hang.unwrap_or_default();
+        let mut command = Command::new(ROOST);
+        command
+            .arg("agent-sim")
+            .args(["--hosts", &case.hosts.to_string()])
+            .args(["--sandboxes", &case.sandboxes.to_string()])
+            .args(["--base-port", &base_port.to_string()])
+            .args(["--delay-ms", &case.delay_ms.to_string()])
+            .args(["--hang-every", &hang_every.to_string()])
+            .args(["--hang-ms", &hang.as_millis().to_string()])
+            .args(["--fleet-status", case.change.statuses().0, "--fleet"])
+            .arg(fleet)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        if case.change == Change::AutoPaused {
+            command.arg("--auto-paused");
+        }
+        quiet(&mut command);
+        command
+    }
+}
+
+impl Drop for Agents {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a report says, without the memory to hold it: a process starts out with its
+/// parent's peak.
+#[derive(Deserialize)]
+struct Report {
+    hosts_checked: usize,
+    observations: usize,
+    failed_probes: Count,
+    host_transitions: Count,
+    transitions: Count,
+    held: Count,
+    zombies: Count,
+}
+
+/// The length of a list.
+struct Count(usize);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Count, D::Error> {
+        struct Items;
+        impl<'de> Visitor<'de> for Items {
+            type Value = Count;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut items: A,
+            ) -> std::result::Result<Count, A::Error> {
+                let mut count = 0;
+                while items.next_element::<IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Count(count))
+            }
+        }
+        deserializer.deserialize_seq(Items)
+    }
+}
+
+impl Report {
+    fn read(path: &Path) -> Result<Report> {
+        Ok(serde_json::from_reader(BufReader::new(File::open(path)?))?)
+    }
+
+    /// What the report should say and does not.
+    fn faults(&self, case: &Case) -> Vec<String> {
+        let changed = match case.change {
+            Change::Nothing => 0,
+            Change::Restored | Change::AutoPaused => case.hosts * case.sandboxes,
+        };
+        let expected = [
+            ("hosts checked", self.hosts_checked, case.hosts),
+            ("observations", self.observations, case.hosts),
+            ("failed probes", self.failed_probes.0, 0),
+            ("host transitions", self.host_transitions.0, 0),
+            ("transitions", self.transitions.0, changed),
+            ("held", self.held.0, 0),
+            ("zombies", self.zombies.0, 0),
+        ];
+        let wrong = expected.into_iter().filter(|(_, found, expected)| found != expected);
+        wrong.map(|(what, found, expected)| differs(what, found, expected)).collect()
+    }
+}
+
+fn differs(what: &str, found: usize, expected: usize) -> String {
+    format!("{what}: {found} instead of {expected}")
+}
+
+/// What the database should hold after the pass and does not.
+fn database_faults(case: &Case, db: &Connection) -> Result<Vec<String>> {
+    let count = |sql: &str| db.query_row(sql, [], |row| row.get::<_, u32>(0).map(|n| n as usize));
+    let (_, after) = case.change.statuses();
+    let rows = case.hosts * case.sandboxes;
+    let statuses = count(&format!("SELECT count(*) FROM sandboxes WHERE status = '{after}'"))?;
+    let expected = [
+        (after, statuses, rows),
+        (
+            "audit entries",
+            count("SELECT count(*) FROM audit_logs")?,
+            rows * case.change.audits(case.policy),
+        ),
+        ("announcements left", count("SELECT count(*) FROM auto_pause_inbox")?, 0),
+    ];
+    let wrong = expected.into_iter().filter(|(_, found, expected)| found != expected);
+    Ok(wrong.map(|(what, found, expected)| differs(what, found, expected)).collect())
+}
+
+/// From the start of the pass to the last write about a host that does not hang.
+fn healthy_done(case: &Case, db: &Connection, began: SystemTime) -> Result<Option<Duration>> {
+    let Some((hang_every, _)) = case.hang else { return Ok(None) };
+    let began_ms = i64::try_from(began.duration_since(UNIX_EPOCH)?.as_millis())?;
+    let mut last_ms = None;
+    let mut hosts = db.prepare("SELECT host_id, max(at) FROM events GROUP BY host_id")?;
+    let mut rows = hosts.query([])?;
+    while let Some(row) = rows.next()? {
+        let number = row.get::<_, String>(0)?.parse::<HostId>()?.as_u128();
+        if !number.is_multiple_of(hang_every as u128) {
+            last_ms = last_ms.max(Some(row.get::<_, i64>(1)?));
+        }
+    }
+    let span = last_ms.map(|at| u64::try_from(at - began_ms));
+    Ok(span.transpose()?.map(Duration::from_millis))
+}
+
+/// A reader that sees the database as it is now, for as long as it lives.
+fn hold_open(db: &Path) -> Result<Connection> {
+    let reader = open_reader(db)?;
+    reader.execute_batch("BEGIN")?;
+    reader.query_row("SELECT count(*) FROM hosts", [], |_| Ok(()))?;
+    Ok(reader)
+}
+
+/// Commits in the write-ahead log: of each frame the second word of its head is zero but in
+/// the last one of a transaction.
+fn commits(db: &Path, reader: Connection) -> Result<usize> {
+    const LOG_HEAD_BYTES: usize = 32;
+    const FRAME_HEAD_BYTES: usize = 24;
+    let mut log = File::open(PathBuf::from(format!("{}-wal", db.display())))?;
+    let mut head = [0; LOG_HEAD_BYTES];
+    if log.metadata()?.len() < LOG_HEAD_BYTES as u64 {
+        return Ok(0);
+    }
+    log.read_exact(&mut head)?;
+    let page_bytes = u32::from_be_bytes([head[8], head[9], head[10], head[11]]) as usize;
+    let mut frame = vec![0; FRAME_HEAD_BYTES + page_bytes];
+    let mut log = BufReader::new(log);
+    let mut commits = 0;
+    while log.read_exact(&mut frame).is_ok() {
+        let salted_alike = frame[8..16] == head[16..24];
+        commits += usize::from(salted_alike && frame[4..8] != [0; 4]);
+    }
+    drop(reader);
+    Ok(commits)
+}

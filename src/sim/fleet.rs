@@ -82,7 +82,7 @@ pub struct SimFleet {
     hosts: Vec<Arc<SimHost>>,
     holds: Arc<Holds>,
     server: Option<Server>,
-    /// For each host whose port is closed: what keeps the port from being taken.
+    /// For each host whose port is closed: what keeps the system from giving it away.
     reserved: Mutex<Vec<Option<OwnedFd>>>,
 }
 
@@ -190,7 +190,8 @@ fn populate(host: &SimHost, number: usize, options: &FleetOptions) {
     }
 }
 
-/// A socket that has the address, so that nobody else gets it, and does not listen.
+/// A socket that has the address and does not listen. The system gives the port to nobody
+/// who just asks for any.
 fn reserve(address: SocketAddr) -> io::Result<OwnedFd> {
     let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;

@@ -40,8 +40,8 @@ pub struct SimHost {
     clock: Arc<dyn Clock>,
     holds: Arc<Holds>,
     inner: Mutex<Inner>,
-    /// A call has begun.
-    called: Condvar,
+    /// A call has begun, or what it has is no longer the same.
+    changed: Condvar,
 }
 
 struct Inner {
@@ -79,8 +79,8 @@ impl SimHost {
             boot: 0,
             calls: BTreeMap::new(),
         };
-        let (inner, called) = (Mutex::new(inner), Condvar::new());
-        Ok(SimHost { id, address, agent_address, clock, holds, inner, called })
+        let (inner, changed) = (Mutex::new(inner), Condvar::new());
+        Ok(SimHost { id, address, agent_address, clock, holds, inner, changed })
     }
 
     /// Its id in the matching fixture.
@@ -119,44 +119,44 @@ impl SimHost {
     /// Puts a sandbox there behind everybody's back; it is as old as `age` says.
     pub fn put(&self, id: SandboxId, state: SimState, age: Duration) {
         let created_at = self.clock.now().wall.before(age).unix_seconds();
-        lock(&self.inner).agent.put(id, state, created_at);
+        self.change(|inner| inner.agent.put(id, state, created_at));
     }
 
     /// A microVM dies, or somebody removes it by hand. False when there is none.
     pub fn lose(&self, id: SandboxId) -> bool {
-        lock(&self.inner).agent.destroy(id).is_ok()
+        self.change(|inner| inner.agent.destroy(id)).is_ok()
     }
 
     /// The agent pauses an idle sandbox by itself: it is off the list at once, and announced
     /// by a listing a moment later. False when it does not run.
     pub fn auto_pause(&self, id: SandboxId) -> bool {
         let now = self.clock.now().mono;
-        lock(&self.inner).agent.auto_pause(id, now)
+        self.change(|inner| inner.agent.auto_pause(id, now))
     }
 
     /// The agent pauses everything and announces nothing, as after three lost heartbeats.
     /// Says how many sandboxes that were.
     pub fn pause_all(&self) -> usize {
-        lock(&self.inner).agent.pause_all()
+        self.change(|inner| inner.agent.pause_all())
     }
 
     /// The agent crashes and starts again: its list is empty, its snapshots are kept.
     pub fn restart(&self) {
-        let mut inner = lock(&self.inner);
-        inner.agent.restart();
-        inner.exited = false;
-        inner.boot += 1;
-        drop(inner);
+        self.change(|inner| {
+            inner.agent.restart();
+            inner.exited = false;
+            inner.boot += 1;
+        });
         self.holds.look_again();
     }
 
     /// The agent destroys everything and ends; nobody answers until `restart`.
     pub fn terminate(&self) {
-        let mut inner = lock(&self.inner);
-        inner.agent.destroy_all();
-        inner.exited = true;
-        inner.boot += 1;
-        drop(inner);
+        self.change(|inner| {
+            inner.agent.destroy_all();
+            inner.exited = true;
+            inner.boot += 1;
+        });
         self.holds.look_again();
     }
 
@@ -196,24 +196,42 @@ impl SimHost {
     }
 
     /// Waits until so many calls of this method have begun; false when that takes longer
-    /// than `timeout`.
+    /// than `timeout`. What a call does comes after its beginning: see `wait_state`.
     pub fn wait_calls(&self, method: Method, count: u64, timeout: Duration) -> bool {
+        self.wait_until(timeout, |inner| {
+            inner.calls.get(method.as_str()).copied().unwrap_or(0) >= count
+        })
+    }
+
+    /// Waits until a sandbox does this; `None`: until there is nothing of it. False when
+    /// that takes longer than `timeout`.
+    pub fn wait_state(&self, id: SandboxId, state: Option<SimState>, timeout: Duration) -> bool {
+        self.wait_until(timeout, |inner| inner.agent.state(id) == state)
+    }
+
+    fn wait_until(&self, timeout: Duration, reached: impl Fn(&Inner) -> bool) -> bool {
         let until = Instant::now() + timeout;
         let mut inner = lock(&self.inner);
-        while inner.calls.get(method.as_str()).copied().unwrap_or(0) < count {
+        while !reached(&inner) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            let woken = self.called.wait_timeout(inner, left);
+            let woken = self.changed.wait_timeout(inner, left);
             inner = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
 
+    /// Changes something, and lets those who wait for it look.
+    fn change<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        let done = act(&mut lock(&self.inner));
+        self.changed.notify_all();
+        done
+    }
+
     pub(super) fn count_call(&self, method: Method) {
-        *lock(&self.inner).calls.entry(method.as_str()).or_default() += 1;
-        self.called.notify_all();
+        self.change(|inner| *inner.calls.entry(method.as_str()).or_default() += 1);
     }
 
     /// Waits for as long as the host is slow.
@@ -271,25 +289,22 @@ impl SimHost {
         begin: impl FnOnce(&mut SimAgent) -> Result<(), Refusal>,
         finish: impl FnOnce(&mut SimAgent) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let boot = {
-            let mut inner = lock(&self.inner);
-            begin(&mut inner.agent)?;
-            inner.boot
-        };
+        let boot = self.change(|inner| begin(&mut inner.agent).map(|()| inner.boot))?;
         self.holds.wait(|| {
             let inner = lock(&self.inner);
             if inner.boot == boot { takes(&inner.habits) } else { Duration::ZERO }
         });
-        let mut inner = lock(&self.inner);
-        if inner.boot == boot {
-            finish(&mut inner.agent)
-        } else {
-            Err((ConnectCode::Unavailable, "the agent was restarted".to_owned()))
-        }
+        self.change(|inner| {
+            if inner.boot == boot {
+                finish(&mut inner.agent)
+            } else {
+                Err((ConnectCode::Unavailable, "the agent was restarted".to_owned()))
+            }
+        })
     }
 
     pub(super) fn destroy(&self, id: SandboxId) -> Result<(), Refusal> {
-        lock(&self.inner).agent.destroy(id)
+        self.change(|inner| inner.agent.destroy(id))
     }
 
     pub(super) fn ping(&self, id: SandboxId) -> Result<(), Refusal> {
