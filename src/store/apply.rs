@@ -476,13 +476,14 @@ impl Writer {
         drained: &[SandboxId],
         now: Now,
     ) -> Result<Applied, StoreError> {
+        let heard = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
         let before = self.records.entry(host.id).or_default();
         let record = HostRecord {
             looks: std::mem::take(&mut before.looks),
-            failures: before.failures.saturating_add(1),
+            // Only failures while heartbeats arrive make a host degraded.
+            failures: if heard { before.failures.saturating_add(1) } else { 0 },
             successes: 0,
         };
-        let heard = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
         let degrades = heard && !host.degraded && record.failures >= DEGRADED_AFTER;
         let trouble = host.probe_failure.as_ref();
         let changed = trouble.is_none_or(|t| t.kind != failure.kind || t.detail != failure.detail);

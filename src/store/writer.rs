@@ -370,7 +370,11 @@ impl Writer {
             }
             After::HostChanged { host, now } => self.presence.update(&host, now),
             After::HostRegistered { host, now } => self.presence.registered(&host, now),
-            After::MarkedUnreachable(_) | After::Flushed(_) => {}
+            After::MarkedUnreachable(host) => {
+                // A run of failures with live heartbeats ends where these end.
+                self.records.entry(host).or_default().failures = 0;
+            }
+            After::Flushed(_) => {}
         }
     }
 
