@@ -206,6 +206,22 @@ impl Presence {
         }
     }
 
+    /// The machine slept for `span`: the clock for measuring stood still, but the silence
+    /// between agents and us went on.
+    pub fn slept(&self, now: Mono, span: Duration) {
+        let mut inner = self.lock();
+        for entry in inner.hosts.values_mut() {
+            // The origin of the clock may be nearer than the sleep was long.
+            let contact_at = entry.contact_at.filter(|_| span < CONTACT_GAP);
+            entry.contact_at = contact_at.map(|at| at.before(span));
+            entry.observed_at = entry.observed_at.before(span);
+            if entry.silent_too_long(now) {
+                entry.gap = true;
+                entry.dirty = true;
+            }
+        }
+    }
+
     /// Whether an expired but genuine token must be accepted, because the clock moved by
     /// more than a day against the last flush, or back.
     pub fn clock_is_suspect(&self) -> bool {
@@ -419,6 +435,25 @@ mod tests {
         presence.observed(id, at(12).mono, at(13).mono);
         assert!(!gap(&presence, 13));
         assert_eq!(presence.heartbeat(id, at(40)), Beat::Known { wake: false });
+    }
+
+    #[test]
+    fn silence_goes_on_while_we_sleep() {
+        let (presence, id) = presence(Some(5));
+        let slept = |s, span_s| presence.slept(at(s).mono, Duration::from_secs(span_s));
+        presence.heartbeat(id, at(10));
+        slept(20, 49);
+        assert!(!gap(&presence, 20), "59 s");
+        slept(20, 1);
+        assert!(gap(&presence, 20));
+        presence.observed(id, at(20).mono, at(21).mono);
+        assert!(gap(&presence, 21), "not heard since");
+        assert_eq!(presence.heartbeat(id, at(22)), Beat::Known { wake: true });
+        presence.observed(id, at(22).mono, at(23).mono);
+        assert!(!gap(&presence, 23));
+        slept(24, 4_000_000);
+        presence.observed(id, at(24).mono, at(25).mono);
+        assert!(gap(&presence, 25), "longer than the machine was awake");
     }
 
     #[test]
