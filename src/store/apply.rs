@@ -670,7 +670,7 @@ impl Writer {
 
     /// Writes the heartbeats since the last flush, and that we listened until now.
     pub(super) fn flush(&mut self, now: Now) -> Result<(), StoreError> {
-        let dirty = self.presence.take_dirty(now.mono);
+        let dirty = self.presence.take_dirty(now.mono, &self.policy);
         self.in_savepoint(|w| {
             w.after.push(After::Flushed(dirty.clone()));
             let mut beat = w.conn.prepare_cached(

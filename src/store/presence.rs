@@ -236,14 +236,7 @@ impl Presence {
     /// Whether the agent may have paused everything unannounced since the last applied
     /// observation: either side was silent to the other for two beats, or we were away.
     pub fn has_contact_gap(&self, host: HostId, now: Mono, policy: &Policy) -> bool {
-        // An observation is due every interval, with a tenth of jitter.
-        let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
-        let inner = self.lock();
-        inner.hosts.get(&host).is_none_or(|entry| {
-            entry.gap
-                || entry.silent_too_long(now)
-                || now.since(entry.observed_at) >= question_overdue
-        })
+        self.lock().hosts.get(&host).is_none_or(|entry| entry.has_gap(now, policy))
     }
 
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
@@ -309,7 +302,7 @@ impl Presence {
 
     /// What has to be written; marks it as written. The writer gives it back with
     /// [`Presence::unflushed`] when its transaction fails.
-    pub(super) fn take_dirty(&self, now: Mono) -> Vec<Flushed> {
+    pub(super) fn take_dirty(&self, now: Mono, policy: &Policy) -> Vec<Flushed> {
         let mut inner = self.lock();
         let dirty = inner.hosts.values_mut().filter(|entry| entry.dirty);
         dirty
@@ -318,7 +311,7 @@ impl Presence {
                 Flushed {
                     id: entry.now.id,
                     last_heartbeat_at: entry.now.last_heartbeat_at,
-                    contact_gap: entry.gap || entry.silent_too_long(now),
+                    contact_gap: entry.has_gap(now, policy),
                 }
             })
             .collect()
@@ -357,6 +350,12 @@ impl Entry {
             dirty: false,
             last_probe: None,
         }
+    }
+
+    fn has_gap(&self, now: Mono, policy: &Policy) -> bool {
+        // An observation is due every interval, with a tenth of jitter.
+        let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
+        self.gap || self.silent_too_long(now) || now.since(self.observed_at) >= question_overdue
     }
 
     fn silent_too_long(&self, now: Mono) -> bool {
@@ -464,6 +463,11 @@ mod tests {
         }
         assert!(!gap(&presence, 125));
         assert!(gap(&presence, 126), "66 s for the next question, 60 s of silence");
+        let flushed = |s| presence.take_dirty(at(s).mono, &Policy::default())[0].contact_gap;
+        assert!(flushed(126), "a restart must not forget it");
+        presence.observed(id, at(130).mono, at(130).mono);
+        presence.heartbeat(id, at(131));
+        assert!(!flushed(131));
     }
 
     #[test]
