@@ -564,7 +564,9 @@ impl Writer {
         self.set_liveness(host.id, Liveness::Unreachable, revision, now)?;
         let key = host.id.to_string();
         let mut applied = Applied::nothing(host.id);
-        for (id, from) in self.lost_with(&key, now)? {
+        let lost = self.lost_with(&key, now)?;
+        self.keep_announced(&key, self.revision + lost.len() as u64)?;
+        for (id, from) in lost {
             let to = SandboxStatus::Missing;
             let move_to = Move { host: host.id, key: &key, id, from, to };
             let revision = self.move_sandbox(&move_to, &reason, now)?;
@@ -604,6 +606,16 @@ impl Writer {
             Ok((rows::id(row, 0)?, rows::parsed(row, 1)?))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// A status newer than an announcement outdates it, but not one that we only infer
+    /// from silence: announcements that count now still count at `revision`.
+    fn keep_announced(&mut self, host: &str, revision: u64) -> Result<(), StoreError> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE auto_pause_inbox SET revision = ?2 WHERE host_id = ?1 AND revision >= \
+             (SELECT s.revision FROM sandboxes s WHERE s.host_id = ?1 AND s.id = sandbox_id)",
+        )?;
+        Ok(update.execute(params![host, revision as i64]).map(drop)?)
     }
 
     pub(super) fn host_audit(
