@@ -142,10 +142,14 @@ impl Writer {
             (HostStatus::Draining, true)
             | (HostStatus::Pending | HostStatus::Unreachable | HostStatus::Offline, _) => false,
         };
-        if !may_apply {
+        // A host that returned after the question is looked at by the next one: agents
+        // pause everything before they beat again.
+        let outdated = host.revision > probed.revision;
+        if !may_apply || outdated {
             // For diagnosis only; but what an agent tells once must not be lost.
             self.in_savepoint(|w| w.note_drained(&listing.auto_paused, now))?;
-            return Ok(Applied::nothing(host.id));
+            let ask_again = if may_apply { AskAgain::AtOnce } else { AskAgain::AsUsual };
+            return Ok(Applied { ask_again, ..Applied::nothing(host.id) });
         }
         let question = Question {
             revision: probed.revision,
