@@ -135,7 +135,10 @@ impl Monitor {
         let late = self.wake_at.take().map_or(Duration::ZERO, |wake| now.since(wake));
         let away = match self.jumps.feed(reading) {
             ClockChange::Steady => late,
-            ClockChange::Suspended(span) => span.max(late),
+            ClockChange::Suspended(span) => {
+                self.presence.slept(now, span);
+                span.max(late)
+            }
             ClockChange::WallForward(span) => {
                 self.clock_moved(now, span, span > CLOCK_JUMP);
                 late

@@ -411,7 +411,11 @@ impl Writer {
             After::OperationClosed(op) => {
                 self.looking.remove(&op);
             }
-            After::MarkedUnreachable(_) | After::Flushed(_) => {}
+            After::MarkedUnreachable(host) => {
+                // A run of failures with live heartbeats ends where these end.
+                self.records.entry(host).or_default().failures = 0;
+            }
+            After::Flushed(_) => {}
         }
     }
 
