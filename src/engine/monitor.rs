@@ -194,7 +194,7 @@ impl Monitor {
     }
 
     fn heard(&mut self, now: Mono, host: HostId) {
-        if self.guard.heard_silent_host() {
+        if self.guard.heard_silent_host(now) {
             log::info!("{host} was heard; everybody gets time to be heard before any verdict");
             self.listen_anew(now, false);
         }

@@ -197,7 +197,7 @@ impl Writer {
                 announced: false,
             });
         }
-        self.mark_operations(&key, &mut rows, probed.asked_at, now.wall)?;
+        self.mark_operations(&key, &mut rows, probed, now.wall)?;
         self.mark_announced(&key, &mut rows, listing)?;
         Ok(rows)
     }
@@ -206,7 +206,7 @@ impl Writer {
         &self,
         host: &str,
         rows: &mut [Row],
-        asked_at: Mono,
+        probed: &Probed,
         now: Wall,
     ) -> Result<(), StoreError> {
         let mut select = self.conn.prepare_cached(
@@ -218,11 +218,15 @@ impl Writer {
             let id: SandboxId = rows::id(operation, 0)?;
             let deadline = rows::wall(operation, 1)?;
             if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
+                let kind: OperationKind = rows::parsed(operation, 3)?;
+                // After a jump of the clock a deadline is not held against an operation
+                // before we have listened for as long.
+                let listened = probed.age_cap.is_none_or(|cap| cap > kind.deadline());
+                let expired = now > deadline && listened;
                 rows[at].operation =
-                    if now <= deadline { OperationState::Live } else { OperationState::Expired };
+                    if expired { OperationState::Expired } else { OperationState::Live };
                 let looking = self.looking.get(&rows::id(operation, 2)?);
-                let told = looking.filter(|looking| looking.since <= asked_at);
-                let kind = rows::parsed(operation, 3)?;
+                let told = looking.filter(|looking| looking.since <= probed.asked_at);
                 rows[at].looking =
                     told.map(|looking| LookingFor { kind, refused: looking.refused });
             }
@@ -570,6 +574,9 @@ impl Writer {
             })?;
         }
         self.after.push(After::Failed { host: host.id, record });
+        if failure.answer_lost {
+            self.after.push(After::AnswerLost(host.id));
+        }
         Ok(Applied { failure: Some(failure), ..Applied::nothing(host.id) })
     }
 

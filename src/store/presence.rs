@@ -87,11 +87,14 @@ pub(super) struct Flushed {
 }
 
 impl Presence {
-    /// Starts from what the database remembers. `listened_until` is the last flush.
+    /// Starts from what the database remembers. `listened_until` is the last flush;
+    /// `interrupted` says that the server before us ended in the middle of its work, or
+    /// that the machine was off since: nobody knows what was missed.
     pub fn load(
         hosts: &[Host],
         deleted: impl IntoIterator<Item = HostId>,
         listened_until: Option<Wall>,
+        interrupted: bool,
         now: Now,
     ) -> Presence {
         let presence = Presence::default();
@@ -101,7 +104,9 @@ impl Presence {
             inner.deleted = deleted.into_iter().collect();
             inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
             for host in hosts {
-                inner.hosts.insert(host.id, Entry::remembered(host, now));
+                let mut entry = Entry::remembered(host, now);
+                entry.gap |= interrupted;
+                inner.hosts.insert(host.id, entry);
             }
         }
         presence
@@ -201,6 +206,14 @@ impl Presence {
         let mut inner = self.lock();
         inner.listening_since = now;
         for entry in inner.hosts.values_mut().filter(|_| gap) {
+            entry.gap = true;
+            entry.dirty = true;
+        }
+    }
+
+    /// An answer of this host was lost: what it announced will not be said again.
+    pub(super) fn answer_lost(&self, host: HostId) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
             entry.gap = true;
             entry.dirty = true;
         }
@@ -406,7 +419,7 @@ mod tests {
     }
 
     fn presence(age_s: Option<i64>) -> (Presence, HostId) {
-        (Presence::load(&[host(age_s)], [], None, at(0)), HostId::from_u128(1))
+        (Presence::load(&[host(age_s)], [], None, false, at(0)), HostId::from_u128(1))
     }
 
     fn gap(presence: &Presence, s: u64) -> bool {
@@ -421,6 +434,18 @@ mod tests {
         assert!(gap(&presence(Some(5)).0, 55), "still silent");
         assert!(gap(&presence(None).0, 0));
         assert!(gap(&presence(Some(-5)).0, 0), "a heartbeat from the future");
+    }
+
+    #[test]
+    fn what_was_lost_is_a_gap() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.answer_lost(id);
+        assert!(gap(&presence, 2));
+        presence.observed(id, at(3).mono, at(4).mono);
+        assert!(!gap(&presence, 4));
+        let interrupted = Presence::load(&[host(Some(5))], [], None, true, at(0));
+        assert!(gap(&interrupted, 0));
     }
 
     #[test]
@@ -496,7 +521,7 @@ mod tests {
     fn a_clock_that_jumped_is_suspect() {
         let suspect = |flushed_s: i64| {
             let flushed = Wall(START as i64 + flushed_s * 1000);
-            Presence::load(&[], [], Some(flushed), at(0)).clock_is_suspect()
+            Presence::load(&[], [], Some(flushed), false, at(0)).clock_is_suspect()
         };
         assert!(!suspect(-3600));
         assert!(suspect(-25 * 3600));
@@ -506,7 +531,7 @@ mod tests {
     #[test]
     fn deleted_and_unknown_hosts_are_told_apart() {
         let deleted = HostId::from_u128(2);
-        let presence = Presence::load(&[host(Some(5))], [deleted], None, at(0));
+        let presence = Presence::load(&[host(Some(5))], [deleted], None, false, at(0));
         assert_eq!(presence.heartbeat(deleted, at(0)), Beat::Deleted);
         assert_eq!(presence.heartbeat(HostId::from_u128(3), at(0)), Beat::Unknown);
     }

@@ -15,7 +15,7 @@ use roost::model::probe::{LastProbe, Probe};
 use roost::model::time::{Mono, Now, Wall};
 use roost::store::apply::{Applied, Probed};
 use roost::store::fixture::{self, Fleet};
-use roost::store::open::{open_reader, open_writer};
+use roost::store::open::{begin_serving, open_reader, open_writer};
 use roost::store::presence::{Beat, Presence};
 use roost::store::read;
 use roost::store::writer::{Command, Envelope, Reply, Writer};
@@ -176,7 +176,8 @@ impl World {
         let hosts = read::hosts(&conn).expect("hosts can be read");
         let deleted = read::tombstones(&conn).expect("tombstones can be read");
         let listened_until = read::listened_until(&conn).expect("the state can be read");
-        let presence = Arc::new(Presence::load(&hosts, deleted, listened_until, now));
+        let interrupted = begin_serving(&conn, None).expect("the start can be noted");
+        let presence = Arc::new(Presence::load(&hosts, deleted, listened_until, interrupted, now));
         let writer = Writer::new(conn, self.policy.clone(), Arc::clone(&presence));
         let (policy, workers, seed) = (self.policy.clone(), self.workers, self.seed);
         let monitor =
