@@ -12,7 +12,7 @@ use crate::agent::client::{AgentClient, ClientConfig};
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
-use crate::config::{Config, Paths};
+use crate::config::{AgentTls, Config, Paths};
 use crate::http::{Server, ServerConfig};
 use crate::model::policy::Policy;
 use crate::plan::schedule::Schedule;
@@ -39,6 +39,9 @@ const STACK_BYTES: usize = 1024 * 1024;
 /// restart; the next start takes up what is cut.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
+const MTLS_UNSUPPORTED: &str = "agent_tls = mtls is not supported by this version; \
+    leave it off, and keep agents and roost on a network that you trust";
+
 /// Why a control plane did not start.
 #[derive(Debug)]
 pub enum StartError {
@@ -54,6 +57,8 @@ pub enum StartError {
         /// The directory, and what the system said.
         message: String,
     },
+    /// A setting that this version cannot honour.
+    Unsupported(&'static str),
     /// The system gives no threads or descriptors.
     System(std::io::Error),
     /// The database or a key file cannot be used.
@@ -69,6 +74,7 @@ impl fmt::Display for StartError {
             StartError::DataDir { message } => {
                 write!(f, "could not use the data directory: {message}")
             }
+            StartError::Unsupported(what) => f.write_str(what),
             StartError::System(source) => write!(f, "could not start a thread: {source}"),
             StartError::Store(error) => write!(f, "could not open the database: {error}"),
         }
@@ -101,6 +107,11 @@ pub struct Running {
 
 /// Starts everything.
 pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    match config.agent_tls {
+        AgentTls::Off => {}
+        // Plain text where somebody asked for TLS would be worse than not starting.
+        AgentTls::Mtls => return Err(StartError::Unsupported(MTLS_UNSUPPORTED)),
+    }
     make_dir(&paths.dir)?;
     let lock = Lock::take(&Lock::path_for(&paths.db))?;
     let listen = |source| StartError::Listen { address: config.listen, source };
