@@ -39,6 +39,10 @@ const STACK_BYTES: usize = 1024 * 1024;
 /// restart; the next start takes up what is cut.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
+/// a longer deadline, an agent that hangs holds up every restart.
+const PROBE_PATIENCE: Duration = Duration::from_secs(8);
+
 /// Why a control plane did not start.
 #[derive(Debug)]
 pub enum StartError {
@@ -167,7 +171,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         post: post.clone(),
         pulse: Arc::clone(&pulse),
     };
-    let patience = config.probe_timeout;
+    let patience = config.probe_timeout.min(PROBE_PATIENCE);
     let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
     let operations_thread = spawn("operations", move || operations.run(CALL_PATIENCE))?;
 
@@ -286,6 +290,7 @@ impl Running {
     /// Stops everything: no new probes; those in flight end and are written; heartbeats
     /// are flushed; the writer ends; the socket closes last. True when nothing was cut.
     pub fn stop(self, patience: Duration) -> bool {
+        let until = self.clock.now().mono.after(patience);
         self.pulse.stopping.store(true, Ordering::Relaxed);
         drop(self.operations.send(OpMail::Stop));
         drop(self.scheduler.send(Mail::Stop));
@@ -296,7 +301,7 @@ impl Running {
         }
         self.writer.send(self.clock.now(), Command::Stop);
         let written = self.writer_thread.join().is_ok();
-        let answered = self.http.shutdown(patience);
+        let answered = self.http.shutdown(until.since(self.clock.now().mono));
         ended && flushed.is_ok() && written && answered
     }
 }
