@@ -124,6 +124,11 @@ impl Monitor {
         self.guard.holding_since()
     }
 
+    /// Milliseconds of a probe interval; a round is due at least so often.
+    pub fn interval_ms(&self) -> u64 {
+        u64::try_from(self.policy.probe_interval.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Probes in flight.
     pub fn in_flight(&self) -> usize {
         self.schedule.in_flight()
@@ -283,7 +288,9 @@ impl Monitor {
             );
         }
         let next = verdict.next_in.unwrap_or(self.policy.unreachable_after);
-        self.judge_at = now.mono.after(next.min(self.policy.unreachable_after));
+        // Without hosts, or with patient ones, a round every interval shows that we live.
+        let latest = self.policy.unreachable_after.min(self.policy.probe_interval);
+        self.judge_at = now.mono.after(next.min(latest));
         let down: Vec<_> = verdict.down.iter().map(|&at| (hosts[at].0, hosts[at].1)).collect();
         self.marking = !down.is_empty();
         self.marking.then_some(Effect::MarkDown(down))
@@ -296,5 +303,28 @@ impl Monitor {
             judge.into_iter().chain(self.schedule.next_wake()).fold(self.flush_at, Mono::min);
         self.wake_at = Some(wake);
         wake
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::time::Wall;
+
+    /// `/readyz` takes a scheduler that makes no round for two intervals for a dead one.
+    #[test]
+    fn a_round_is_due_every_interval_even_without_hosts() {
+        let policy = Policy { probe_interval: Duration::from_secs(1), ..Policy::default() };
+        let flush_every = Duration::from_secs(300);
+        let begin = Mono(1_000_000);
+        let presence = Arc::new(Presence::default());
+        let mut monitor = Monitor::new(policy, presence, 4, flush_every, 0, begin);
+        let mut at = begin;
+        for _ in 0..200 {
+            monitor.effects(Now { mono: at, wall: Wall(0) });
+            let wake = monitor.next_wake();
+            assert!(at < wake && wake.since(at) <= Duration::from_secs(1), "{at:?} {wake:?}");
+            at = wake;
+        }
     }
 }

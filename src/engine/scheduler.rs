@@ -85,6 +85,7 @@ impl Scheduler {
     fn show(&self, now: Now) {
         let holding = self.monitor.holding_since().map_or(0, |since| since.0.max(1));
         self.pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
+        self.pulse.interval_ms.store(self.monitor.interval_ms(), Ordering::Relaxed);
         self.pulse.holding_since_ms.store(holding, Ordering::Relaxed);
         self.pulse.in_flight.store(self.monitor.in_flight() as u64, Ordering::Relaxed);
     }

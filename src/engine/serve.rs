@@ -133,16 +133,17 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         deliver(writer.clone(), Arc::clone(&presence), policy.is_strict(), post.clone()),
     );
     let now = clock.now();
-    pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
     let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
     let monitor = Monitor::new(
-        policy.clone(),
+        policy,
         Arc::clone(&presence),
         config.workers,
         config.heartbeat_flush,
         seed,
         now.mono,
     );
+    pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
+    pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
     let (op_post, op_mail) = crossbeam_channel::unbounded();
     let calls = operations::pool(
         agent.clone(),
@@ -177,7 +178,6 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
 
     api.open(Ready {
         clock: Arc::clone(&clock),
-        policy,
         readers,
         writer: writer.clone(),
         revision: Arc::clone(&revision),
