@@ -51,8 +51,13 @@ pub enum Input {
     MarkedUp(HostId, Result<bool, StoreError>),
     /// Heartbeats were flushed, or could not be.
     Flushed(Result<(), StoreError>),
-    /// Decisions are made with other numbers from now on.
-    Decide(Policy),
+    /// Other numbers count from now on.
+    Decide {
+        /// For decisions.
+        policy: Policy,
+        /// Time between two flushes of heartbeats.
+        flush_every: Duration,
+    },
 }
 
 /// What shall be done.
@@ -182,7 +187,9 @@ impl Monitor {
                 // The next heartbeat says so again.
                 Err(error) => log::error!("could not take {host} back: {error}"),
             },
-            Input::Decide(policy) => {
+            Input::Decide { policy, flush_every } => {
+                self.flush_every = flush_every;
+                self.flush_at = self.flush_at.min(now.after(flush_every));
                 self.schedule.set_interval(policy.probe_interval);
                 self.policy = policy;
                 self.judge_at = now;

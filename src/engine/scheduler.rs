@@ -117,13 +117,13 @@ impl Scheduler {
 pub(super) fn deliver(
     writer: WriterHandle,
     presence: Arc<Presence>,
-    strict: bool,
     post: Sender<Mail>,
 ) -> Box<dyn Fn(Answered) + Send + Sync> {
     Box::new(move |answered: Answered| {
         presence.note_probe(answered.host, answered.summary());
         let Answered { host, revision, asked_at, now, took, probe } = answered;
-        let age_cap = (!strict).then(|| presence.listening(now.mono));
+        // Strict policy looks at no age.
+        let age_cap = Some(presence.listening(now.mono));
         let probed = Probed { host, revision, asked_at, age_cap, probe };
         let post = post.clone();
         let reply = Box::new(move |result| {

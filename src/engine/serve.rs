@@ -14,7 +14,6 @@ use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
 use crate::config::{Config, Paths};
 use crate::http::{Server, ServerConfig};
-use crate::model::policy::Policy;
 use crate::plan::schedule::Schedule;
 use crate::store::StoreError;
 use crate::store::lifecycle::{self, Work};
@@ -130,7 +129,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         Arc::clone(&clock),
         Arc::clone(&revision),
         Schedule::in_flight_max(config.workers),
-        deliver(writer.clone(), Arc::clone(&presence), policy.is_strict(), post.clone()),
+        deliver(writer.clone(), Arc::clone(&presence), post.clone()),
     );
     let now = clock.now();
     let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
@@ -281,10 +280,11 @@ impl Running {
         Arc::clone(&self.revision)
     }
 
-    /// Decides by other numbers from now on.
-    pub fn reload(&self, policy: &Policy) {
+    /// Lets the live settings of `config` count from now on.
+    pub fn reload(&self, config: &Config) {
+        let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
-        drop(self.scheduler.send(Mail::input(Input::Decide(policy.clone()))));
+        drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));
     }
 
     /// Stops everything: no new probes; those in flight end and are written; heartbeats
