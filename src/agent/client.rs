@@ -167,7 +167,7 @@ impl AgentClient {
     pub fn list_sandboxes(&self, at: &AgentAddress) -> Probe {
         match self.exchange(at, Method::List, b"{}", self.probe_timeout, observed) {
             Ok(probe) => probe,
-            Err(Failure { sent: _, kind, detail }) => failed(kind, &detail, Vec::new()),
+            Err(Failure { sent, kind, detail }) => failed(kind, &detail, sent, Vec::new()),
         }
     }
 
@@ -381,21 +381,27 @@ fn observed(answer: &Answer<'_>) -> Probe {
         Verdict::Success => match listing::read(answer.body) {
             Ok(listing) => Probe::Listed(listing),
             Err(unreadable) => {
-                failed(FailureKind::Malformed, &unreadable.detail, unreadable.drained)
+                failed(FailureKind::Malformed, &unreadable.detail, true, unreadable.drained)
             }
         },
         Verdict::NotJson(detail) => {
-            failed(FailureKind::Malformed, &detail, listing::drained(answer.body))
+            failed(FailureKind::Malformed, &detail, true, listing::drained(answer.body))
         }
-        Verdict::NotConnect(detail) => failed(FailureKind::Malformed, &detail, Vec::new()),
+        Verdict::NotConnect(detail) => failed(FailureKind::Malformed, &detail, false, Vec::new()),
         Verdict::Refused(code, message) => {
-            failed(FailureKind::Refused, &format!("{code}: {message}"), Vec::new())
+            failed(FailureKind::Refused, &format!("{code}: {message}"), false, Vec::new())
         }
     }
 }
 
-fn failed(kind: FailureKind, detail: &str, drained: Vec<SandboxId>) -> Probe {
-    Probe::Failed(ProbeFailure { kind, detail: one_line(detail, DETAIL_CHARS_MAX), drained })
+fn failed(kind: FailureKind, detail: &str, sent: bool, drained: Vec<SandboxId>) -> Probe {
+    let detail = one_line(detail, DETAIL_CHARS_MAX);
+    let may_have_told = match kind {
+        FailureKind::Unreachable | FailureKind::TimedOut | FailureKind::Malformed => true,
+        FailureKind::Refused | FailureKind::WrongHost => false,
+    };
+    let answer_lost = sent && may_have_told && drained.is_empty();
+    Probe::Failed(ProbeFailure { kind, detail, drained, answer_lost })
 }
 
 fn malformed(detail: String) -> CallError {

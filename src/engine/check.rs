@@ -161,7 +161,7 @@ impl<'a> Pass<'a> {
         let conn = open_writer(db, false, now.wall)?;
         let listened_until = read::listened_until(&conn)?;
         let hosts = read::hosts(&conn)?;
-        let presence = Arc::new(Presence::load(&hosts, [], listened_until, now));
+        let presence = Arc::new(Presence::load(&hosts, [], listened_until, false, now));
         let writer = Writer::new(conn, options.policy.clone(), Arc::clone(&presence))?;
         let revision = writer.published();
         let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);

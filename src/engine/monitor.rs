@@ -145,7 +145,10 @@ impl Monitor {
         let late = self.wake_at.take().map_or(Duration::ZERO, |wake| now.since(wake));
         let away = match self.jumps.feed(reading) {
             ClockChange::Steady => late,
-            ClockChange::Suspended(span) => span.max(late),
+            ClockChange::Suspended(span) => {
+                self.presence.slept(now, span);
+                span.max(late)
+            }
             ClockChange::WallForward(span) => {
                 self.clock_moved(now, span, span > CLOCK_JUMP);
                 late
@@ -203,7 +206,7 @@ impl Monitor {
     }
 
     fn heard(&mut self, now: Mono, host: HostId) {
-        if self.guard.heard_silent_host() {
+        if self.guard.heard_silent_host(now) {
             log::info!("{host} was heard; everybody gets time to be heard before any verdict");
             self.listen_anew(now, false);
         }

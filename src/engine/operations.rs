@@ -99,7 +99,7 @@ impl Operations {
 
     /// Runs until [`OpMail::Stop`]; then waits, bounded, for calls under way. What they
     /// leave open is taken up by the next start.
-    pub(super) fn run(mut self, patience: Duration) {
+    pub(super) fn run(mut self, patience: Duration) -> bool {
         loop {
             let mail = match self.next_wake() {
                 None => self.mail.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -114,7 +114,8 @@ impl Operations {
             }
             self.start_due();
         }
-        if !self.calls.drain(patience) {
+        let drained = self.calls.drain(patience);
+        if !drained {
             log::warn!(
                 "{} operations are under way; the next start takes them up",
                 self.calls.open()
@@ -126,6 +127,7 @@ impl Operations {
                 self.called(*called);
             }
         }
+        drained
     }
 
     fn next_wake(&self) -> Option<Mono> {

@@ -47,7 +47,7 @@ pub(super) struct Scheduler {
 impl Scheduler {
     /// Runs until [`Mail::Stop`]; then waits, bounded, for probes in flight: what they
     /// bring is not asked for again.
-    pub(super) fn run(mut self, patience: Duration) {
+    pub(super) fn run(mut self, patience: Duration) -> bool {
         loop {
             let reading = Reading::of(&*self.clock);
             let now = reading.now;
@@ -69,17 +69,20 @@ impl Scheduler {
                 }
             }
         }
-        self.finish(patience);
+        self.finish(patience)
     }
 
     fn take_in(&mut self, input: Input) {
         self.monitor.handle(self.clock.now().mono, input);
     }
 
-    fn finish(self, patience: Duration) {
-        if !self.probes.drain(patience) {
+    /// True when nothing was left in flight.
+    fn finish(self, patience: Duration) -> bool {
+        let drained = self.probes.drain(patience);
+        if !drained {
             log::warn!("{} probes are still in flight; leaving them", self.probes.open());
         }
+        drained
     }
 
     fn show(&self, now: Now) {

@@ -17,7 +17,7 @@ use crate::http::{Server, ServerConfig};
 use crate::plan::schedule::Schedule;
 use crate::store::StoreError;
 use crate::store::lifecycle::{self, Work};
-use crate::store::open::{Lock, open_writer};
+use crate::store::open::{Lock, begin_serving, open_writer};
 use crate::store::presence::Presence;
 use crate::store::read::{self, Readers};
 use crate::store::writer::{Command, QUEUE_MAX, Revision, Writer, WriterHandle};
@@ -93,9 +93,9 @@ pub struct Running {
     writer: WriterHandle,
     writer_thread: JoinHandle<()>,
     scheduler: Sender<Mail>,
-    scheduler_thread: JoinHandle<()>,
+    scheduler_thread: JoinHandle<bool>,
     operations: Sender<OpMail>,
-    operations_thread: JoinHandle<()>,
+    operations_thread: JoinHandle<bool>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
     revision: Arc<Revision>,
@@ -218,10 +218,12 @@ impl Core {
     fn open(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Core, StoreError> {
         let now = clock.now();
         let conn = open_writer(&paths.db, true, now.wall)?;
+        let interrupted = begin_serving(&conn, boot_id().as_deref())?;
         let presence = Arc::new(Presence::load(
             &read::hosts(&conn)?,
             read::tombstones(&conn)?,
             read::listened_until(&conn)?,
+            interrupted,
             now,
         ));
         let unfinished = lifecycle::unfinished(&conn)?;
@@ -234,6 +236,12 @@ impl Core {
             admin: AdminKey::load_or_create(&paths.admin_key)?,
         })
     }
+}
+
+/// What tells one run of the machine from another; `None` where the system does not say.
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
 }
 
 /// How agents are asked, by this configuration.
@@ -264,7 +272,10 @@ fn make_dir(dir: &Path) -> Result<(), StartError> {
     })
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StartError> {
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
     thread.spawn(run).map_err(StartError::System)
 }
@@ -294,10 +305,14 @@ impl Running {
         self.pulse.stopping.store(true, Ordering::Relaxed);
         drop(self.operations.send(OpMail::Stop));
         drop(self.scheduler.send(Mail::Stop));
-        let ended = self.operations_thread.join().is_ok() & self.scheduler_thread.join().is_ok();
+        let ended = [self.operations_thread.join(), self.scheduler_thread.join()];
+        let ended = ended.into_iter().all(|drained| drained.unwrap_or(false));
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {
             log::error!("could not flush heartbeats: {error}");
+        }
+        if ended && let Err(error) = self.writer.call(self.clock.now(), Command::EndServing) {
+            log::error!("could not note the end: {error}");
         }
         self.writer.send(self.clock.now(), Command::Stop);
         let written = self.writer_thread.join().is_ok();

@@ -106,12 +106,14 @@ pub struct ProbeFailure {
     /// Auto-paused ids that could be read from an answer which is otherwise unusable:
     /// the agent will not say them again.
     pub drained: Vec<SandboxId>,
+    /// The agent may have answered, and what it announced did not arrive.
+    pub answer_lost: bool,
 }
 
 impl ProbeFailure {
-    /// A failure whose answer held no auto-paused ids.
+    /// A failure of which nothing was lost.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> ProbeFailure {
-        ProbeFailure { kind, detail: detail.into(), drained: Vec::new() }
+        ProbeFailure { kind, detail: detail.into(), drained: Vec::new(), answer_lost: false }
     }
 }
 

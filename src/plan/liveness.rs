@@ -48,6 +48,11 @@ enum GuardState {
     },
     /// Held for as long as it may be; stays so until fewer hosts are silent.
     Expired,
+    /// Ended by a heartbeat. Whoever is still silent after another grace is judged alone,
+    /// or one host that comes and goes would hold the verdict on the others for ever.
+    Released {
+        since: Mono,
+    },
 }
 
 /// Whether a host is stale: silent for more than `unreachable_after`, or never heard.
@@ -67,16 +72,16 @@ impl MassGuard {
     pub fn holding_since(&self) -> Option<Mono> {
         match self.state {
             GuardState::Holding { since } => Some(since),
-            GuardState::Watching | GuardState::Expired => None,
+            GuardState::Watching | GuardState::Expired | GuardState::Released { .. } => None,
         }
     }
 
     /// One of the silent hosts was heard: stops holding. True when it was holding; the
     /// caller then starts a new startup grace.
-    pub fn heard_silent_host(&mut self) -> bool {
+    pub fn heard_silent_host(&mut self, now: Mono) -> bool {
         let was_holding = self.holding_since().is_some();
         if was_holding {
-            self.state = GuardState::Watching;
+            self.state = GuardState::Released { since: now };
         }
         was_holding
     }
@@ -97,13 +102,22 @@ impl MassGuard {
         }
         let newly_stale = |h: &Silence| !h.unreachable && is_stale(h.span, policy);
         let stale: Vec<usize> = (0..hosts.len()).filter(|&i| newly_stale(&hosts[i])).collect();
-        let silent = hosts.iter().filter(|h| h.unreachable || is_suspect(h.span, policy)).count();
+        // Who has been unreachable for long does not fall silent together with the others.
+        let watched = hosts.iter().filter(|h| !h.unreachable);
+        let (silent, fleet) = watched.fold((0, 0), |(silent, fleet), host| {
+            (silent + usize::from(is_suspect(host.span, policy)), fleet + 1)
+        });
         let mass = !policy.is_strict()
             && silent > MASS_GUARD_HOSTS
-            && silent * 100 >= hosts.len() * MASS_GUARD_PERCENT;
+            && silent * 100 >= fleet * MASS_GUARD_PERCENT;
+        let settled = policy.startup_grace + policy.unreachable_after;
 
         self.state = match self.state {
+            GuardState::Released { since } if mass || now.since(since) <= settled => {
+                GuardState::Released { since }
+            }
             _ if !mass => GuardState::Watching,
+            GuardState::Released { .. } => GuardState::Watching,
             GuardState::Watching if stale.is_empty() => GuardState::Watching,
             GuardState::Watching => {
                 verdict.hold_began = true;
@@ -116,7 +130,9 @@ impl MassGuard {
             GuardState::Expired => GuardState::Expired,
         };
         match self.state {
-            GuardState::Watching | GuardState::Expired => verdict.down = stale,
+            GuardState::Watching | GuardState::Expired | GuardState::Released { .. } => {
+                verdict.down = stale;
+            }
             GuardState::Holding { since } => {
                 let left = policy.mass_guard_max.saturating_sub(now.since(since));
                 verdict.next_in = Some(verdict.next_in.map_or(left, |next| next.min(left)));
@@ -215,8 +231,10 @@ mod tests {
         assert!(first.hold_began && first.held.len() == 3 && first.next_in == Some(S(300)));
         let second = guard.judge(Mono(1000), &hosts, None, &policy);
         assert!(!second.hold_began && second.held.len() == 3, "logged once");
-        assert!(guard.heard_silent_host());
-        assert!(!guard.heard_silent_host());
+        assert!(guard.heard_silent_host(Mono(2000)));
+        assert!(!guard.heard_silent_host(Mono(2000)));
+        let after = guard.judge(Mono(95_000), &hosts, None, &policy);
+        assert_eq!(after.down.len(), 3, "still silent after another grace: judged alone");
 
         let mut guard = MassGuard::default();
         guard.judge(Mono(0), &hosts, None, &policy);

@@ -13,6 +13,9 @@ use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
 use std::time::Duration;
 
+/// How far in the future the time of a status may lie before the clock was set back.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
 /// One row of the host, as the writer's transaction sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -295,7 +298,12 @@ impl Planner<'_> {
     }
 
     fn known(&self, row: &Row) -> Known {
-        let age = self.question.now.wall.since(row.changed_at);
+        let now = self.question.now.wall;
+        // A status from the future tells of a clock that was set back: it may be any age.
+        let age = match row.changed_at > now.after(CLOCK_TOLERANCE) {
+            true => Duration::MAX,
+            false => now.since(row.changed_at),
+        };
         Known {
             status: row.status,
             stopped_by_inference: row.stopped_by_inference,

@@ -146,10 +146,14 @@ impl Writer {
             (HostStatus::Draining, true)
             | (HostStatus::Pending | HostStatus::Unreachable | HostStatus::Offline, _) => false,
         };
-        if !may_apply {
+        // A host that returned after the question is looked at by the next one: agents
+        // pause everything before they beat again.
+        let outdated = host.revision > probed.revision;
+        if !may_apply || outdated {
             // For diagnosis only; but what an agent tells once must not be lost.
             self.in_savepoint(|w| w.note_drained(&listing.auto_paused, now))?;
-            return Ok(Applied::nothing(host.id));
+            let ask_again = if may_apply { AskAgain::AtOnce } else { AskAgain::AsUsual };
+            return Ok(Applied { ask_again, ..Applied::nothing(host.id) });
         }
         let question = Question {
             revision: probed.revision,
@@ -193,7 +197,7 @@ impl Writer {
                 announced: false,
             });
         }
-        self.mark_operations(&key, &mut rows, probed.asked_at, now.wall)?;
+        self.mark_operations(&key, &mut rows, probed, now.wall)?;
         self.mark_announced(&key, &mut rows, listing)?;
         Ok(rows)
     }
@@ -202,7 +206,7 @@ impl Writer {
         &self,
         host: &str,
         rows: &mut [Row],
-        asked_at: Mono,
+        probed: &Probed,
         now: Wall,
     ) -> Result<(), StoreError> {
         let mut select = self.conn.prepare_cached(
@@ -214,11 +218,15 @@ impl Writer {
             let id: SandboxId = rows::id(operation, 0)?;
             let deadline = rows::wall(operation, 1)?;
             if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
+                let kind: OperationKind = rows::parsed(operation, 3)?;
+                // After a jump of the clock a deadline is not held against an operation
+                // before we have listened for as long.
+                let listened = probed.age_cap.is_none_or(|cap| cap > kind.deadline());
+                let expired = now > deadline && listened;
                 rows[at].operation =
-                    if now <= deadline { OperationState::Live } else { OperationState::Expired };
+                    if expired { OperationState::Expired } else { OperationState::Live };
                 let looking = self.looking.get(&rows::id(operation, 2)?);
-                let told = looking.filter(|looking| looking.since <= asked_at);
-                let kind = rows::parsed(operation, 3)?;
+                let told = looking.filter(|looking| looking.since <= probed.asked_at);
                 rows[at].looking =
                     told.map(|looking| LookingFor { kind, refused: looking.refused });
             }
@@ -548,13 +556,14 @@ impl Writer {
         drained: &[SandboxId],
         now: Now,
     ) -> Result<Applied, StoreError> {
+        let heard = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
         let before = self.records.entry(host.id).or_default();
         let record = HostRecord {
             looks: std::mem::take(&mut before.looks),
-            failures: before.failures.saturating_add(1),
+            // Only failures while heartbeats arrive make a host degraded.
+            failures: if heard { before.failures.saturating_add(1) } else { 0 },
             successes: 0,
         };
-        let heard = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
         let degrades = heard && !host.degraded && record.failures >= DEGRADED_AFTER;
         let trouble = host.probe_failure.as_ref();
         let changed = trouble.is_none_or(|t| t.kind != failure.kind || t.detail != failure.detail);
@@ -565,6 +574,9 @@ impl Writer {
             })?;
         }
         self.after.push(After::Failed { host: host.id, record });
+        if failure.answer_lost {
+            self.after.push(After::AnswerLost(host.id));
+        }
         Ok(Applied { failure: Some(failure), ..Applied::nothing(host.id) })
     }
 
@@ -635,7 +647,9 @@ impl Writer {
         self.set_liveness(host.id, Liveness::Unreachable, revision, now)?;
         let key = host.id.to_string();
         let mut applied = Applied::nothing(host.id);
-        for (id, team, from) in self.lost_with(&key, now)? {
+        let lost = self.lost_with(&key, now)?;
+        self.keep_announced(&key, self.revision + lost.len() as u64)?;
+        for (id, team, from) in lost {
             let to = SandboxStatus::Missing;
             let move_to = Move { host: host.id, key: &key, id, team, from, to };
             let revision = self.move_sandbox(&move_to, &reason, now)?;
@@ -675,6 +689,16 @@ impl Writer {
             Ok((rows::id(row, 0)?, rows::id(row, 1)?, rows::parsed(row, 2)?))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// A status newer than an announcement outdates it, but not one that we only infer
+    /// from silence: announcements that count now still count at `revision`.
+    fn keep_announced(&mut self, host: &str, revision: u64) -> Result<(), StoreError> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE auto_pause_inbox SET revision = ?2 WHERE host_id = ?1 AND revision >= \
+             (SELECT s.revision FROM sandboxes s WHERE s.host_id = ?1 AND s.id = sandbox_id)",
+        )?;
+        Ok(update.execute(params![host, revision as i64]).map(drop)?)
     }
 
     pub(super) fn host_audit(
@@ -741,7 +765,7 @@ impl Writer {
 
     /// Writes the heartbeats since the last flush, and that we listened until now.
     pub(super) fn flush(&mut self, now: Now) -> Result<(), StoreError> {
-        let dirty = self.presence.take_dirty(now.mono);
+        let dirty = self.presence.take_dirty(now.mono, &self.policy);
         self.in_savepoint(|w| {
             w.after.push(After::Flushed(dirty.clone()));
             let mut beat = w.conn.prepare_cached(

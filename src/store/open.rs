@@ -117,6 +117,17 @@ pub fn open_writer(path: &Path, create: bool, now: Wall) -> Result<Connection, S
     Ok(conn)
 }
 
+/// Notes that a server begins to work on the database. True when the one before was
+/// interrupted in its work, or the machine was restarted since (`boot_id` differs): a
+/// small box without a battery for its clock cannot tell how long it was off.
+pub fn begin_serving(conn: &Connection, boot_id: Option<&str>) -> Result<bool, StoreError> {
+    let (serving, boot): (bool, Option<String>) =
+        conn.query_row("SELECT serving, boot_id FROM state", [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    conn.execute("UPDATE state SET serving = 1, boot_id = ?1", [boot_id])?;
+    let restarted = boot.is_some_and(|before| Some(before.as_str()) != boot_id);
+    Ok(serving || restarted)
+}
+
 /// Opens an existing database of the current schema for reading.
 pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     if !path.try_exists().map_err(|e| StoreError::io(path, &e))? {

@@ -87,11 +87,14 @@ pub(super) struct Flushed {
 }
 
 impl Presence {
-    /// Starts from what the database remembers. `listened_until` is the last flush.
+    /// Starts from what the database remembers. `listened_until` is the last flush;
+    /// `interrupted` says that the server before us ended in the middle of its work, or
+    /// that the machine was off since: nobody knows what was missed.
     pub fn load(
         hosts: &[Host],
         deleted: impl IntoIterator<Item = HostId>,
         listened_until: Option<Wall>,
+        interrupted: bool,
         now: Now,
     ) -> Presence {
         let presence = Presence::default();
@@ -101,7 +104,9 @@ impl Presence {
             inner.deleted = deleted.into_iter().collect();
             inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
             for host in hosts {
-                inner.hosts.insert(host.id, Entry::remembered(host, now));
+                let mut entry = Entry::remembered(host, now);
+                entry.gap |= interrupted;
+                inner.hosts.insert(host.id, entry);
             }
         }
         presence
@@ -206,6 +211,30 @@ impl Presence {
         }
     }
 
+    /// An answer of this host was lost: what it announced will not be said again.
+    pub(super) fn answer_lost(&self, host: HostId) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.gap = true;
+            entry.dirty = true;
+        }
+    }
+
+    /// The machine slept for `span`: the clock for measuring stood still, but the silence
+    /// between agents and us went on.
+    pub fn slept(&self, now: Mono, span: Duration) {
+        let mut inner = self.lock();
+        for entry in inner.hosts.values_mut() {
+            // The origin of the clock may be nearer than the sleep was long.
+            let contact_at = entry.contact_at.filter(|_| span < CONTACT_GAP);
+            entry.contact_at = contact_at.map(|at| at.before(span));
+            entry.observed_at = entry.observed_at.before(span);
+            if entry.silent_too_long(now) {
+                entry.gap = true;
+                entry.dirty = true;
+            }
+        }
+    }
+
     /// Whether an expired but genuine token must be accepted, because the clock moved by
     /// more than a day against the last flush, or back.
     pub fn clock_is_suspect(&self) -> bool {
@@ -220,14 +249,7 @@ impl Presence {
     /// Whether the agent may have paused everything unannounced since the last applied
     /// observation: either side was silent to the other for two beats, or we were away.
     pub fn has_contact_gap(&self, host: HostId, now: Mono, policy: &Policy) -> bool {
-        // An observation is due every interval, with a tenth of jitter.
-        let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
-        let inner = self.lock();
-        inner.hosts.get(&host).is_none_or(|entry| {
-            entry.gap
-                || entry.silent_too_long(now)
-                || now.since(entry.observed_at) >= question_overdue
-        })
+        self.lock().hosts.get(&host).is_none_or(|entry| entry.has_gap(now, policy))
     }
 
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
@@ -293,7 +315,7 @@ impl Presence {
 
     /// What has to be written; marks it as written. The writer gives it back with
     /// [`Presence::unflushed`] when its transaction fails.
-    pub(super) fn take_dirty(&self, now: Mono) -> Vec<Flushed> {
+    pub(super) fn take_dirty(&self, now: Mono, policy: &Policy) -> Vec<Flushed> {
         let mut inner = self.lock();
         let dirty = inner.hosts.values_mut().filter(|entry| entry.dirty);
         dirty
@@ -302,7 +324,7 @@ impl Presence {
                 Flushed {
                     id: entry.now.id,
                     last_heartbeat_at: entry.now.last_heartbeat_at,
-                    contact_gap: entry.gap || entry.silent_too_long(now),
+                    contact_gap: entry.has_gap(now, policy),
                 }
             })
             .collect()
@@ -341,6 +363,12 @@ impl Entry {
             dirty: false,
             last_probe: None,
         }
+    }
+
+    fn has_gap(&self, now: Mono, policy: &Policy) -> bool {
+        // An observation is due every interval, with a tenth of jitter.
+        let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
+        self.gap || self.silent_too_long(now) || now.since(self.observed_at) >= question_overdue
     }
 
     fn silent_too_long(&self, now: Mono) -> bool {
@@ -391,7 +419,7 @@ mod tests {
     }
 
     fn presence(age_s: Option<i64>) -> (Presence, HostId) {
-        (Presence::load(&[host(age_s)], [], None, at(0)), HostId::from_u128(1))
+        (Presence::load(&[host(age_s)], [], None, false, at(0)), HostId::from_u128(1))
     }
 
     fn gap(presence: &Presence, s: u64) -> bool {
@@ -409,6 +437,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_lost_is_a_gap() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.answer_lost(id);
+        assert!(gap(&presence, 2));
+        presence.observed(id, at(3).mono, at(4).mono);
+        assert!(!gap(&presence, 4));
+        let interrupted = Presence::load(&[host(Some(5))], [], None, true, at(0));
+        assert!(gap(&interrupted, 0));
+    }
+
+    #[test]
     fn a_gap_is_closed_by_an_answer_asked_after_a_heartbeat_only() {
         let (presence, id) = presence(Some(600));
         presence.observed(id, at(1).mono, at(1).mono);
@@ -422,6 +462,25 @@ mod tests {
     }
 
     #[test]
+    fn silence_goes_on_while_we_sleep() {
+        let (presence, id) = presence(Some(5));
+        let slept = |s, span_s| presence.slept(at(s).mono, Duration::from_secs(span_s));
+        presence.heartbeat(id, at(10));
+        slept(20, 49);
+        assert!(!gap(&presence, 20), "59 s");
+        slept(20, 1);
+        assert!(gap(&presence, 20));
+        presence.observed(id, at(20).mono, at(21).mono);
+        assert!(gap(&presence, 21), "not heard since");
+        assert_eq!(presence.heartbeat(id, at(22)), Beat::Known { wake: true });
+        presence.observed(id, at(22).mono, at(23).mono);
+        assert!(!gap(&presence, 23));
+        slept(24, 4_000_000);
+        presence.observed(id, at(24).mono, at(25).mono);
+        assert!(gap(&presence, 25), "longer than the machine was awake");
+    }
+
+    #[test]
     fn unanswered_questions_are_a_gap_too() {
         let (presence, id) = presence(Some(5));
         for s in (0..200).step_by(30) {
@@ -429,6 +488,11 @@ mod tests {
         }
         assert!(!gap(&presence, 125));
         assert!(gap(&presence, 126), "66 s for the next question, 60 s of silence");
+        let flushed = |s| presence.take_dirty(at(s).mono, &Policy::default())[0].contact_gap;
+        assert!(flushed(126), "a restart must not forget it");
+        presence.observed(id, at(130).mono, at(130).mono);
+        presence.heartbeat(id, at(131));
+        assert!(!flushed(131));
     }
 
     #[test]
@@ -457,7 +521,7 @@ mod tests {
     fn a_clock_that_jumped_is_suspect() {
         let suspect = |flushed_s: i64| {
             let flushed = Wall(START as i64 + flushed_s * 1000);
-            Presence::load(&[], [], Some(flushed), at(0)).clock_is_suspect()
+            Presence::load(&[], [], Some(flushed), false, at(0)).clock_is_suspect()
         };
         assert!(!suspect(-3600));
         assert!(suspect(-25 * 3600));
@@ -467,7 +531,7 @@ mod tests {
     #[test]
     fn deleted_and_unknown_hosts_are_told_apart() {
         let deleted = HostId::from_u128(2);
-        let presence = Presence::load(&[host(Some(5))], [deleted], None, at(0));
+        let presence = Presence::load(&[host(Some(5))], [deleted], None, false, at(0));
         assert_eq!(presence.heartbeat(deleted, at(0)), Beat::Deleted);
         assert_eq!(presence.heartbeat(HostId::from_u128(3), at(0)), Beat::Unknown);
     }

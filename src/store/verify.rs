@@ -134,7 +134,7 @@ mod tests {
             let conn = Connection::open_in_memory().unwrap();
             conn.execute_batch(SCHEMA).unwrap();
             conn.execute_batch(
-                "INSERT INTO state VALUES (1,0,0,0); \
+                "INSERT INTO state (id,revision,created_at) VALUES (1,0,0); \
                  INSERT INTO hosts (id,team_id,type,intent,liveness,revision,created_at,updated_at) \
                  VALUES ('h','t','regular','active','alive',0,0,0)",
             )

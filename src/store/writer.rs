@@ -79,6 +79,8 @@ pub enum Command {
     },
     /// An operation is over.
     Finish(Box<Ended>, Reply<bool>),
+    /// The server ends in order: nothing is under way any more.
+    EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
     Decide(Policy),
     /// No more commands come; the writer ends.
@@ -103,6 +105,7 @@ impl Command {
             | Command::CreateSandbox(..)
             | Command::Begin(..)
             | Command::Sent(..)
+            | Command::EndServing(..)
             | Command::Finish(..) => true,
         }
     }
@@ -125,6 +128,7 @@ impl Command {
             | Command::Sent(..)
             | Command::Look { .. }
             | Command::Finish(..)
+            | Command::EndServing(..)
             | Command::Decide(..)
             | Command::Stop => &[],
         }
@@ -228,6 +232,7 @@ pub(super) enum After {
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
     OperationClosed(OpId),
+    AnswerLost(HostId),
 }
 
 type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -393,7 +398,8 @@ impl Writer {
             | After::Failed { .. }
             | After::HostChanged { .. }
             | After::HostRegistered { .. }
-            | After::OperationClosed(_) => {}
+            | After::OperationClosed(_)
+            | After::AnswerLost(_) => {}
         }
     }
 
@@ -408,10 +414,15 @@ impl Writer {
             }
             After::HostChanged { host, now } => self.presence.update(&host, now),
             After::HostRegistered { host, now } => self.presence.registered(&host, now),
+            After::AnswerLost(host) => self.presence.answer_lost(host),
             After::OperationClosed(op) => {
                 self.looking.remove(&op);
             }
-            After::MarkedUnreachable(_) | After::Flushed(_) => {}
+            After::MarkedUnreachable(host) => {
+                // A run of failures with live heartbeats ends where these end.
+                self.records.entry(host).or_default().failures = 0;
+            }
+            After::Flushed(_) => {}
         }
     }
 
@@ -476,6 +487,10 @@ impl Writer {
             Command::Finish(ended, reply) => {
                 let result = self.finish(&ended, now);
                 answer(result, reply)
+            }
+            Command::EndServing(reply) => {
+                let result = self.conn.execute("UPDATE state SET serving = 0", []);
+                answer(result.map(drop).map_err(StoreError::from), reply)
             }
             Command::Decide(policy) => {
                 self.policy = policy;
@@ -543,6 +558,7 @@ fn refuse(command: Command, error: &StoreError) {
         Command::Sent(_, reply) => reply(Err(error)),
         Command::Look { reply, .. } => reply(Err(error)),
         Command::Finish(_, reply) => reply(Err(error)),
+        Command::EndServing(reply) => reply(Err(error)),
         Command::Decide(_) | Command::Stop => {}
     }
 }

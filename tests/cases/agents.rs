@@ -64,7 +64,10 @@ fn probe(says: &Says) -> Probe {
     match says {
         Says::Lists(body) => read(body.to_string().as_bytes()),
         Says::Body(body) => read(body.as_bytes()),
-        Says::Fails(kind) => Probe::Failed(ProbeFailure::new(*kind, "as the case wants it")),
+        Says::Fails(kind) => Probe::Failed(ProbeFailure {
+            answer_lost: *kind == FailureKind::TimedOut,
+            ..ProbeFailure::new(*kind, "as the case wants it")
+        }),
     }
 }
 
@@ -74,6 +77,7 @@ fn read(body: &[u8]) -> Probe {
         Err(unreadable) => Probe::Failed(ProbeFailure {
             kind: FailureKind::Malformed,
             detail: unreadable.detail,
+            answer_lost: unreadable.drained.is_empty(),
             drained: unreadable.drained,
         }),
     }

@@ -6,8 +6,8 @@ use crate::outcome::Outcome;
 use crate::script::Script;
 use std::path::{Path, PathBuf};
 
-/// Directories under `fixtures/` that hold something else: answers recorded from a real
-/// agent's server, and the recorded mapping of strict policy.
+/// Directories under `fixtures/` that hold something else: what was recorded from a real agent and
+/// from a real control plane.
 const NO_CASES: &[&str] = &["wire", "reference"];
 
 /// One case.

@@ -15,7 +15,7 @@ use roost::model::probe::{LastProbe, Probe};
 use roost::model::time::{Mono, Now, Wall};
 use roost::store::apply::{Applied, Probed};
 use roost::store::fixture::{self, Fleet};
-use roost::store::open::{open_reader, open_writer};
+use roost::store::open::{begin_serving, open_reader, open_writer};
 use roost::store::presence::{Beat, Presence};
 use roost::store::read;
 use roost::store::writer::{Command, Envelope, Reply, Writer};
@@ -34,9 +34,6 @@ pub(crate) const BEGIN: Wall = Wall(1_779_000_000_000);
 const FLUSH_EVERY: Duration = Duration::from_secs(10);
 const WORKERS: usize = 32;
 
-/// Decides the jitter of the schedule; no case may depend on it.
-const SEED: u64 = 7;
-
 /// Rounds without time passing after which a case is taken to run in circles.
 const ROUNDS_MAX: u32 = 10_000;
 
@@ -49,11 +46,11 @@ pub(crate) struct Course {
     pub(crate) trace: Vec<String>,
 }
 
-/// Plays a case to its end.
-pub(crate) fn play(fleet: &str, script: &Script) -> Result<Course, String> {
+/// Plays a case to its end; `seed` decides the jitter of the schedule.
+pub(crate) fn play(fleet: &str, script: &Script, seed: u64) -> Result<Course, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let fleet = fixture::parse(fleet, BEGIN).map_err(|e| format!("fleet.json: {e}"))?;
-    let mut world = World::new(dir.path(), fleet, script)?;
+    let mut world = World::new(dir.path(), fleet, script, seed)?;
     // What happens at one moment happens before anything that follows from it.
     for moment in script.steps.chunk_by(|a, b| a.at_ms == b.at_ms) {
         world.pass_until(moment[0].at_ms);
@@ -115,6 +112,7 @@ struct World {
     clock: ManualClock,
     policy: Policy,
     workers: usize,
+    seed: u64,
     fleet: Fleet,
     agents: Agents,
     hearts: BTreeMap<HostId, Heart>,
@@ -127,7 +125,7 @@ struct World {
 }
 
 impl World {
-    fn new(dir: &Path, fleet: Fleet, script: &Script) -> Result<World, String> {
+    fn new(dir: &Path, fleet: Fleet, script: &Script, seed: u64) -> Result<World, String> {
         let db = dir.join("roost.db");
         let clock = ManualClock::new(BEGIN);
         let mut conn = open_writer(&db, true, BEGIN).map_err(|e| e.to_string())?;
@@ -138,6 +136,7 @@ impl World {
             db,
             policy: script.policy()?,
             workers: script.workers.unwrap_or(WORKERS),
+            seed,
             agents: Agents::faithful_to(&fleet),
             hearts: hearts(&fleet, began_ms),
             plane: None,
@@ -177,11 +176,12 @@ impl World {
         let hosts = read::hosts(&conn).expect("hosts can be read");
         let deleted = read::tombstones(&conn).expect("tombstones can be read");
         let listened_until = read::listened_until(&conn).expect("the state can be read");
-        let presence = Arc::new(Presence::load(&hosts, deleted, listened_until, now));
+        let interrupted = begin_serving(&conn, None).expect("the start can be noted");
+        let presence = Arc::new(Presence::load(&hosts, deleted, listened_until, interrupted, now));
         let writer = Writer::new(conn, self.policy.clone(), Arc::clone(&presence));
-        let (policy, workers) = (self.policy.clone(), self.workers);
+        let (policy, workers, seed) = (self.policy.clone(), self.workers, self.seed);
         let monitor =
-            Monitor::new(policy, Arc::clone(&presence), workers, FLUSH_EVERY, SEED, now.mono);
+            Monitor::new(policy, Arc::clone(&presence), workers, FLUSH_EVERY, seed, now.mono);
         let writer = writer.expect("the writer starts");
         self.plane = Some(Plane { writer, presence, monitor, asked: Vec::new() });
     }
