@@ -26,7 +26,7 @@ pub(super) fn readyz(ready: &Ready) -> Result<Response, Problem> {
         return Err(Problem::unavailable("the database refuses writes; see the log"));
     }
     let since_round = ready.now().mono.0.saturating_sub(load(&ready.pulse.last_round_ms));
-    if u128::from(since_round) > ready.policy.probe_interval.as_millis() * 2 {
+    if since_round > load(&ready.pulse.interval_ms).saturating_mul(2) {
         return Err(Problem::unavailable(format!(
             "the scheduler has not run for {} s",
             since_round / 1000

@@ -21,7 +21,6 @@ use crate::clock::Clock;
 use crate::http::{Handler, Request, Response};
 use crate::model::event::Event;
 use crate::model::id::HostId;
-use crate::model::policy::Policy;
 use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::lifecycle::Work;
@@ -50,6 +49,9 @@ pub enum Wake {
 pub struct Pulse {
     /// Monotonic milliseconds of the scheduler's last round.
     pub last_round_ms: AtomicU64,
+    /// Milliseconds of a probe interval by the newest configuration: the scheduler makes a
+    /// round at least so often.
+    pub interval_ms: AtomicU64,
     /// Monotonic milliseconds since when verdicts on silent hosts are held; 0: they are not.
     pub holding_since_ms: AtomicU64,
     /// Probes in flight.
@@ -62,8 +64,6 @@ pub struct Pulse {
 pub struct Ready {
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// What decisions are made with.
-    pub policy: Policy,
     /// Read-only connections.
     pub readers: Readers,
     /// The way to the writer.

@@ -57,7 +57,7 @@ fn reload(inputs: &Inputs, current: Config, running: &Running) -> Config {
         log::info!("{}: {when}", key.key.as_str());
     }
     logging::restart(&newer.log, newer.log_format);
-    running.reload(&newer.policy());
+    running.reload(&newer);
     newer
 }
 

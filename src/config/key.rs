@@ -120,7 +120,7 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         default: "8s",
         // Below a tenth of a second a busy agent on a small board never answers in time.
         rule: Rule::Span { min: ms(100), max: min(5), field: |c| &mut c.probe_timeout },
-        live: true,
+        live: false,
         about: "Deadline of one whole probe; at most `probe_interval`.",
     },
     KeyInfo {

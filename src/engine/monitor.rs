@@ -51,8 +51,13 @@ pub enum Input {
     MarkedUp(HostId, Result<bool, StoreError>),
     /// Heartbeats were flushed, or could not be.
     Flushed(Result<(), StoreError>),
-    /// Decisions are made with other numbers from now on.
-    Decide(Policy),
+    /// Other numbers count from now on.
+    Decide {
+        /// For decisions.
+        policy: Policy,
+        /// Time between two flushes of heartbeats.
+        flush_every: Duration,
+    },
 }
 
 /// What shall be done.
@@ -124,6 +129,11 @@ impl Monitor {
         self.guard.holding_since()
     }
 
+    /// Milliseconds of a probe interval; a round is due at least so often.
+    pub fn interval_ms(&self) -> u64 {
+        u64::try_from(self.policy.probe_interval.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Probes in flight.
     pub fn in_flight(&self) -> usize {
         self.schedule.in_flight()
@@ -180,7 +190,9 @@ impl Monitor {
                 // The next heartbeat says so again.
                 Err(error) => log::error!("could not take {host} back: {error}"),
             },
-            Input::Decide(policy) => {
+            Input::Decide { policy, flush_every } => {
+                self.flush_every = flush_every;
+                self.flush_at = self.flush_at.min(now.after(flush_every));
                 self.schedule.set_interval(policy.probe_interval);
                 self.policy = policy;
                 self.judge_at = now;
@@ -286,7 +298,9 @@ impl Monitor {
             );
         }
         let next = verdict.next_in.unwrap_or(self.policy.unreachable_after);
-        self.judge_at = now.mono.after(next.min(self.policy.unreachable_after));
+        // Without hosts, or with patient ones, a round every interval shows that we live.
+        let latest = self.policy.unreachable_after.min(self.policy.probe_interval);
+        self.judge_at = now.mono.after(next.min(latest));
         let down: Vec<_> = verdict.down.iter().map(|&at| (hosts[at].0, hosts[at].1)).collect();
         self.marking = !down.is_empty();
         self.marking.then_some(Effect::MarkDown(down))
@@ -299,5 +313,28 @@ impl Monitor {
             judge.into_iter().chain(self.schedule.next_wake()).fold(self.flush_at, Mono::min);
         self.wake_at = Some(wake);
         wake
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::time::Wall;
+
+    /// `/readyz` takes a scheduler that makes no round for two intervals for a dead one.
+    #[test]
+    fn a_round_is_due_every_interval_even_without_hosts() {
+        let policy = Policy { probe_interval: Duration::from_secs(1), ..Policy::default() };
+        let flush_every = Duration::from_secs(300);
+        let begin = Mono(1_000_000);
+        let presence = Arc::new(Presence::default());
+        let mut monitor = Monitor::new(policy, presence, 4, flush_every, 0, begin);
+        let mut at = begin;
+        for _ in 0..200 {
+            monitor.effects(Now { mono: at, wall: Wall(0) });
+            let wake = monitor.next_wake();
+            assert!(at < wake && wake.since(at) <= Duration::from_secs(1), "{at:?} {wake:?}");
+            at = wake;
+        }
     }
 }

@@ -88,6 +88,7 @@ impl Scheduler {
     fn show(&self, now: Now) {
         let holding = self.monitor.holding_since().map_or(0, |since| since.0.max(1));
         self.pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
+        self.pulse.interval_ms.store(self.monitor.interval_ms(), Ordering::Relaxed);
         self.pulse.holding_since_ms.store(holding, Ordering::Relaxed);
         self.pulse.in_flight.store(self.monitor.in_flight() as u64, Ordering::Relaxed);
     }
@@ -119,13 +120,13 @@ impl Scheduler {
 pub(super) fn deliver(
     writer: WriterHandle,
     presence: Arc<Presence>,
-    strict: bool,
     post: Sender<Mail>,
 ) -> Box<dyn Fn(Answered) + Send + Sync> {
     Box::new(move |answered: Answered| {
         presence.note_probe(answered.host, answered.summary());
         let Answered { host, revision, asked_at, now, took, probe } = answered;
-        let age_cap = (!strict).then(|| presence.listening(now.mono));
+        // Strict policy looks at no age.
+        let age_cap = Some(presence.listening(now.mono));
         let probed = Probed { host, revision, asked_at, age_cap, probe };
         let post = post.clone();
         let reply = Box::new(move |result| {

@@ -14,7 +14,6 @@ use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
 use crate::http::{Server, ServerConfig};
-use crate::model::policy::Policy;
 use crate::plan::schedule::Schedule;
 use crate::store::StoreError;
 use crate::store::lifecycle::{self, Work};
@@ -41,6 +40,10 @@ const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
 const MTLS_UNSUPPORTED: &str = "agent_tls = mtls is not supported by this version; \
     leave it off, and keep agents and roost on a network that you trust";
+
+/// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
+/// a longer deadline, an agent that hangs holds up every restart.
+const PROBE_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Why a control plane did not start.
 #[derive(Debug)]
@@ -137,19 +140,20 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         Arc::clone(&clock),
         Arc::clone(&revision),
         Schedule::in_flight_max(config.workers),
-        deliver(writer.clone(), Arc::clone(&presence), policy.is_strict(), post.clone()),
+        deliver(writer.clone(), Arc::clone(&presence), post.clone()),
     );
     let now = clock.now();
-    pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
     let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
     let monitor = Monitor::new(
-        policy.clone(),
+        policy,
         Arc::clone(&presence),
         config.workers,
         config.heartbeat_flush,
         seed,
         now.mono,
     );
+    pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
+    pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
     let (op_post, op_mail) = crossbeam_channel::unbounded();
     let calls = operations::pool(
         agent.clone(),
@@ -178,13 +182,12 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         post: post.clone(),
         pulse: Arc::clone(&pulse),
     };
-    let patience = config.probe_timeout;
+    let patience = config.probe_timeout.min(PROBE_PATIENCE);
     let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
     let operations_thread = spawn("operations", move || operations.run(CALL_PATIENCE))?;
 
     api.open(Ready {
         clock: Arc::clone(&clock),
-        policy,
         readers,
         writer: writer.clone(),
         revision: Arc::clone(&revision),
@@ -299,15 +302,17 @@ impl Running {
         Arc::clone(&self.revision)
     }
 
-    /// Decides by other numbers from now on.
-    pub fn reload(&self, policy: &Policy) {
+    /// Lets the live settings of `config` count from now on.
+    pub fn reload(&self, config: &Config) {
+        let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
-        drop(self.scheduler.send(Mail::input(Input::Decide(policy.clone()))));
+        drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));
     }
 
     /// Stops everything: no new probes; those in flight end and are written; heartbeats
     /// are flushed; the writer ends; the socket closes last. True when nothing was cut.
     pub fn stop(self, patience: Duration) -> bool {
+        let until = self.clock.now().mono.after(patience);
         self.pulse.stopping.store(true, Ordering::Relaxed);
         drop(self.operations.send(OpMail::Stop));
         drop(self.scheduler.send(Mail::Stop));
@@ -322,7 +327,7 @@ impl Running {
         }
         self.writer.send(self.clock.now(), Command::Stop);
         let written = self.writer_thread.join().is_ok();
-        let answered = self.http.shutdown(patience);
+        let answered = self.http.shutdown(until.since(self.clock.now().mono));
         ended && flushed.is_ok() && written && answered
     }
 }

@@ -1,10 +1,12 @@
 //! Owns stub agents: many on one server, each with a listener of its own and an answer
 //! that the test gives it.
 //!
-//! Never: the habits of a real agent; an answer is repeated until the test gives another.
+//! Never: the habits of a real agent; the last answer is repeated until the test gives
+//! another.
 
 use roost::http::{Handler, Request, Response, Server, ServerConfig};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,8 +45,16 @@ impl Says {
 }
 
 struct Stub {
-    says: Mutex<Vec<Says>>,
+    /// What each says next; the last is kept.
+    says: Mutex<Vec<VecDeque<Says>>>,
     calls: Mutex<Vec<usize>>,
+}
+
+impl Stub {
+    fn next(&self, n: usize) -> Says {
+        let says = &mut self.says.lock().unwrap()[n];
+        if says.len() > 1 { says.pop_front().unwrap() } else { says[0].clone() }
+    }
 }
 
 impl Handler for Stub {
@@ -52,7 +62,7 @@ impl Handler for Stub {
         assert_eq!(request.path, "/hostagent.v1.HostAgentService/ListSandboxes");
         assert_eq!(request.body, b"{}");
         self.calls.lock().unwrap()[request.listener] += 1;
-        match self.says.lock().unwrap()[request.listener].clone() {
+        match self.next(request.listener) {
             Says::Listing(body) => Response::json(200, body.to_string().into_bytes()),
             Says::Error(code) => {
                 let body = json!({"code": code, "message": "not now"});
@@ -76,6 +86,7 @@ impl Agents {
         let listeners: Vec<TcpListener> = says.iter().map(listen).collect();
         let addresses = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
         let calls = Mutex::new(vec![0; says.len()]);
+        let says = says.into_iter().map(|says| VecDeque::from([says])).collect();
         let stub = Arc::new(Stub { says: Mutex::new(says), calls });
         let server = Server::start(listeners, stub.clone(), ServerConfig::default()).unwrap();
         Agents { stub, addresses, server: Some(server) }
@@ -88,7 +99,12 @@ impl Agents {
 
     /// Gives agent `n` another answer.
     pub fn say(&self, n: usize, says: Says) {
-        self.stub.says.lock().unwrap()[n] = says;
+        self.stub.says.lock().unwrap()[n] = VecDeque::from([says]);
+    }
+
+    /// Lets agent `n` say this after what it says until now was said once more.
+    pub fn then(&self, n: usize, says: Says) {
+        self.stub.says.lock().unwrap()[n].push_back(says);
     }
 
     /// How often agent `n` was asked.

@@ -8,11 +8,12 @@
 pub mod agents;
 pub mod client;
 pub mod server;
+pub mod token;
 
 use roost::model::id::{HostId, SandboxId};
 use serde_json::Value;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -42,9 +43,11 @@ pub fn sandbox(n: u128) -> String {
     SandboxId::from_u128(n).to_string()
 }
 
-/// A data directory of its own, gone with the test.
+/// A data directory of its own, made by the first command that needs it, gone with the
+/// test.
 pub struct Home {
-    dir: TempDir,
+    outer: TempDir,
+    dir: PathBuf,
 }
 
 /// How a command ended and what it said.
@@ -78,9 +81,11 @@ impl Done {
 }
 
 impl Home {
-    /// An empty directory.
+    /// No directory yet.
     pub fn new() -> Home {
-        Home { dir: tempfile::tempdir().unwrap() }
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("data");
+        Home { outer, dir }
     }
 
     /// A directory with a database made from this fixture.
@@ -90,16 +95,29 @@ impl Home {
         home
     }
 
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
+    }
+
+    /// Writes a file in the directory; nobody sees a part of it.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::create_dir_all(&self.dir).unwrap();
+        let part = self.outer.path().join("part");
+        std::fs::write(&part, text).unwrap();
+        std::fs::rename(part, self.path(name)).unwrap();
     }
 
     /// `roost` with nothing from the environment of the test.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
-        command.args(args).arg("--data-dir").arg(self.dir.path());
-        command.env_clear().env("TMPDIR", self.dir.path()).current_dir(self.dir.path());
+        command.args(args).arg("--data-dir").arg(&self.dir);
+        command.env_clear().env("TMPDIR", self.outer.path()).current_dir(self.outer.path());
         command.stdin(Stdio::null());
         command
     }

@@ -2,6 +2,7 @@
 //! by signals.
 //!
 //! Never: outlives the test.
+#![allow(clippy::print_stderr, reason = "the log of a server whose test failed")]
 
 use super::client::{Answer, try_ask};
 use super::{Home, PATIENCE, eventually};

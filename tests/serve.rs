@@ -1,0 +1,17 @@
+//! Owns the running server as agents and operators see it, from outside: real processes,
+//! sockets, files and signals.
+//!
+//! Never: looks inside; what cannot be seen from outside is tested where it lives.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+#[path = "serve/agents.rs"]
+mod agents;
+#[path = "serve/lifetime.rs"]
+mod lifetime;
+#[path = "serve/monitor.rs"]
+mod monitor;
+#[path = "serve/operators.rs"]
+mod operators;
