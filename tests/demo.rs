@@ -35,8 +35,10 @@ fn a_demo_ends_by_itself_and_all_is_well() {
     let (_, table) = told.split_once("REPAIRED AFTER\n").unwrap();
     let rows: Vec<&str> = table.lines().collect();
     let (verdict, faults) = rows.split_last().unwrap();
-    let expected = format!("{} faults, all noticed and repaired; ", faults.len());
-    assert!(!faults.is_empty() && verdict.contains(&expected), "{table}");
+    assert!(!faults.is_empty(), "{table}");
+    let plural = if faults.len() == 1 { "" } else { "s" };
+    let expected = format!("{} fault{plural}, all noticed and repaired; ", faults.len());
+    assert!(verdict.contains(&expected), "{table}");
     assert!(verdict.ends_with("on 20 sandboxes, and is whole"), "{table}");
     assert!(is_empty(temporary.path()), "something is left behind");
 }
@@ -58,5 +60,33 @@ fn an_interrupted_demo_says_how_it_went_and_leaves_nothing() {
     told.read_to_string(&mut rest).unwrap();
     assert!(child.wait().unwrap().success(), "{rest}");
     assert!(rest.contains("all noticed and repaired"), "{rest}");
+    assert!(is_empty(temporary.path()), "something is left behind");
+}
+
+#[test]
+fn a_fault_that_nobody_noticed_is_a_failure() {
+    let temporary = tempfile::tempdir().unwrap();
+    // Nobody looks often enough to notice before the second interrupt.
+    let slow = ["--hosts", "1", "--sandboxes", "0", "--seed", "7"];
+    let slow = slow.into_iter().chain(["--unreachable-after", "1h", "--probe-interval", "1h"]);
+    let arguments: Vec<&str> = slow.collect();
+    let mut command = demo(temporary.path(), &arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    for (awaited, signal) in [("  FAULT  ", Signal::INT), ("  ending  ", Signal::TERM)] {
+        while !line.contains(awaited) {
+            line.clear();
+            assert_ne!(told.read_line(&mut line).unwrap(), 0, "it ended before {awaited:?}");
+        }
+        kill_process(Pid::from_child(&child), signal).unwrap();
+    }
+    let mut rest = String::new();
+    told.read_to_string(&mut rest).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{rest}");
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(complaint.contains(") was not noticed"), "{complaint}");
+    assert!(rest.contains("never"), "{rest}");
     assert!(is_empty(temporary.path()), "something is left behind");
 }

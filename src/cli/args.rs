@@ -225,7 +225,8 @@ impl KeySet for ServeKeys {
     ];
 }
 
-/// Settings that make a demo quicker or slower. Its directory and its wire are its own.
+/// Settings that make a demo quicker or slower. Its directory and its wire are its own, and
+/// its policy is the default one: strict policy takes a create under way for a failure.
 #[derive(Debug)]
 pub struct DemoKeys;
 
@@ -238,7 +239,6 @@ impl KeySet for DemoKeys {
         Key::Workers,
         Key::TransientGrace,
         Key::ConfirmDelay,
-        Key::Policy,
         Key::Zombies,
     ];
 }

@@ -183,12 +183,13 @@ impl<'a> Play<'a> {
             }
             self.tick(show)?;
         }
+        interrupts.obeyed();
         let open = self.open().count();
         if open > 0 {
             let patience = "waiting for open faults to be noticed and repaired";
             show.say("ending", &format!("{patience} ({open}); Ctrl-C leaves at once"))?;
         }
-        while self.open().next().is_some() && !interrupts.insisted() {
+        while self.open().next().is_some() && !interrupts.asked() {
             self.tick(show)?;
         }
         (0..self.faults.len()).try_for_each(|at| self.lift(at, show))
@@ -204,7 +205,7 @@ impl<'a> Play<'a> {
         let until = show.elapsed() + self.stage.patience();
         loop {
             let disagreements = self.disagreements()?;
-            if disagreements.is_empty() || show.elapsed() > until || interrupts.insisted() {
+            if disagreements.is_empty() || show.elapsed() > until || interrupts.asked() {
                 return Ok(disagreements);
             }
             self.tick(show)?;

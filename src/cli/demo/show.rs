@@ -73,10 +73,10 @@ pub(super) fn tenths(span: Duration) -> String {
     format!("{:.1}s", span.as_secs_f64())
 }
 
-/// SIGINT and SIGTERM: the first ends the demo, the second does not wait any more.
+/// SIGINT and SIGTERM: the first ends the demo, another one does not wait for its end.
 pub(super) struct Interrupts {
     signals: Signals,
-    count: usize,
+    asked: bool,
 }
 
 impl Interrupts {
@@ -84,17 +84,17 @@ impl Interrupts {
     pub(super) fn watch() -> Result<Interrupts, Failure> {
         let signals = Signals::new([SIGINT, SIGTERM])
             .map_err(|e| Failure::new("could not watch for signals").because(e))?;
-        Ok(Interrupts { signals, count: 0 })
+        Ok(Interrupts { signals, asked: false })
     }
 
-    /// Whether somebody wants an end.
+    /// Whether somebody wants an end to what is going on.
     pub(super) fn asked(&mut self) -> bool {
-        self.count += self.signals.pending().count();
-        self.count > 0
+        self.asked |= self.signals.pending().count() > 0;
+        self.asked
     }
 
-    /// Whether somebody wants it at once.
-    pub(super) fn insisted(&mut self) -> bool {
-        self.asked() && self.count > 1
+    /// What goes on has ended; the next request is about what follows.
+    pub(super) fn obeyed(&mut self) {
+        self.asked = false;
     }
 }

@@ -166,8 +166,9 @@ fn config(inputs: &Inputs, dir: &Path) -> Result<Config, Failure> {
     let mut flags: Vec<(Key, String)> =
         QUICK.iter().map(|(key, text)| (*key, (*text).to_owned())).collect();
     flags.extend(inputs.flags.iter().cloned());
-    // Directory and wire are the demo's own, whatever is set.
+    // These are the demo's own, whatever is set.
     flags.push((Key::DataDir, dir.to_owned()));
     flags.push((Key::AgentTls, "off".to_owned()));
+    flags.push((Key::Policy, "default".to_owned()));
     Ok(Config::load(&Inputs { flags, ..inputs.clone() })?)
 }

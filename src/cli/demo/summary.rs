@@ -77,10 +77,13 @@ pub(super) fn missing(
 
 /// The last line when nothing is missing.
 pub(super) fn verdict(records: &[Record], sandboxes: usize) -> String {
+    let faults = match records.len() {
+        1 => "1 fault".to_owned(),
+        count => format!("{count} faults"),
+    };
     format!(
-        "{} faults, all noticed and repaired; the database agrees with the hosts on \
-         {sandboxes} sandboxes, and is whole",
-        records.len()
+        "{faults}, all noticed and repaired; the database agrees with the hosts on {sandboxes} \
+         sandboxes, and is whole"
     )
 }
 
