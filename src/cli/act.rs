@@ -33,6 +33,11 @@ impl ServerClient {
     pub(super) fn of(config: &Config, server: &Server) -> ServerClient {
         let base = server.url().unwrap_or_else(|| format!("http://{}", reachable(config)));
         let key = server.api_key().or_else(|| secret::read(&config.paths().admin_key).ok());
+        ServerClient::at(base, key)
+    }
+
+    /// The server at this URL.
+    pub(super) fn at(base: String, key: Option<String>) -> ServerClient {
         let http = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
@@ -57,7 +62,7 @@ impl ServerClient {
     }
 
     /// Sends JSON; anything but 2xx is a failure with the server's own words.
-    fn post(&self, what: &str, path: &str, body: &Value) -> Result<Value, Failure> {
+    pub(super) fn post(&self, what: &str, path: &str, body: &Value) -> Result<Value, Failure> {
         let fail = || Failure::new(format!("could not {what}"));
         let Some(key) = &self.key else {
             return Err(fail()
@@ -90,7 +95,7 @@ fn read(response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq::Erro
 }
 
 /// A server that listens everywhere is reached on this machine.
-fn reachable(config: &Config) -> std::net::SocketAddr {
+pub(super) fn reachable(config: &Config) -> std::net::SocketAddr {
     let mut address = config.listen;
     if address.ip().is_unspecified() {
         let local: std::net::IpAddr = match address {

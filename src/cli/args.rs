@@ -26,6 +26,9 @@ const SIMULATED_SANDBOXES_MAX: i64 = 20_000;
 /// Most hosts in a demo. Larger: its output is no longer for people; `agent-sim` is for load.
 const DEMO_HOSTS_MAX: i64 = 100;
 
+/// Most sandboxes on one host of a demo. Larger: they do not fit into a simulated host.
+const DEMO_SANDBOXES_MAX: i64 = 100;
+
 /// Rows shown when nobody says how many. Larger: the newest scroll away.
 const ROWS_DEFAULT: u32 = 50;
 
@@ -222,7 +225,8 @@ impl KeySet for ServeKeys {
     ];
 }
 
-/// Settings that make a demo quicker or slower. Its directory and its wire are its own.
+/// Settings that make a demo quicker or slower. Its directory and its wire are its own, and
+/// its policy is the default one: strict policy takes a create under way for a failure.
 #[derive(Debug)]
 pub struct DemoKeys;
 
@@ -235,7 +239,6 @@ impl KeySet for DemoKeys {
         Key::Workers,
         Key::TransientGrace,
         Key::ConfirmDelay,
-        Key::Policy,
         Key::Zombies,
     ];
 }
@@ -322,7 +325,7 @@ pub struct Serve {
 /// Options of `roost demo`.
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Stop after this time; without it, run until interrupted
+    /// Let things go wrong for this long, then end; without it, run until interrupted
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_span)]
     pub run_for: Option<Duration>,
     /// Simulated hosts
@@ -331,7 +334,7 @@ pub struct Demo {
     pub hosts: u32,
     /// Sandboxes on each host
     #[arg(long, value_name = "N", default_value_t = 4)]
-    #[arg(value_parser = value_parser!(u32).range(0..=SIMULATED_SANDBOXES_MAX))]
+    #[arg(value_parser = value_parser!(u32).range(0..=DEMO_SANDBOXES_MAX))]
     pub sandboxes: u32,
     /// Repeat the faults of an earlier run; without it they are drawn and the seed printed
     #[arg(long, value_name = "SEED")]

@@ -304,6 +304,11 @@ fn print_event(
 
 /// One event for people.
 pub(super) fn sentence(event: &Event) -> String {
+    format!("{}  {}  {}", event.revision, event.at, what_happened(event))
+}
+
+/// One event for people who see it happen: to whom, what, why and where.
+pub(super) fn what_happened(event: &Event) -> String {
     let who = event.sandbox_id.map_or_else(|| event.host_id.to_string(), |id| id.to_string());
     let change = match (&event.from, &event.to) {
         (Some(from), Some(to)) => format!("{from} → {to}"),
@@ -311,9 +316,7 @@ pub(super) fn sentence(event: &Event) -> String {
         (Some(_), None) | (None, None) => event.kind.to_string(),
     };
     let place = event.sandbox_id.map_or_else(String::new, |_| format!(" on {}", event.host_id));
-    let line =
-        format!("{}  {}  {who}  {change} ({}){place}", event.revision, event.at, event.reason);
-    crate::logging::one_line(&line)
+    crate::logging::one_line(&format!("{who}  {change} ({}){place}", event.reason))
 }
 
 pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {

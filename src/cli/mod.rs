@@ -7,6 +7,7 @@ pub mod agent_sim;
 pub mod args;
 mod check;
 mod db;
+mod demo;
 mod look;
 pub mod output;
 mod serve;
@@ -41,9 +42,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Completions(options) => completions(options.shell),
         Command::Version => version(),
         Command::AgentSim(options) => agent_sim::run(&options),
-        Command::Demo(_) => {
-            Err(Failure::new("could not run the demo").because("it is not merged yet"))
-        }
+        Command::Demo(options) => demo::run(&inputs, &options),
     }
 }
 
