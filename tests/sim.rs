@@ -16,9 +16,12 @@ use roost::sim::{
     HeartbeatFault, Heartbeats, Initially, RegisterError, SimFleet, SimHost, SimState,
 };
 use roost::store::fixture;
+use rustix::process::{Pid, Signal};
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -365,6 +368,83 @@ fn the_fixture_matches_the_hosts() {
         let truth = host.sandboxes().into_iter().map(|(id, _)| (id, SandboxStatus::Missing));
         assert_eq!(rows, truth.collect::<Vec<_>>());
     }
+}
+
+/// `roost agent-sim` with these options, and what it says first.
+fn agent_sim(options: &[&str]) -> (Child, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
+    command.arg("agent-sim").args(options).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (child, line)
+}
+
+/// Exit code and stderr of a command that has ended or is about to.
+fn end(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The command with two hosts, started where two ports are free, and the first of them.
+fn two_hosts(options: &[&str]) -> (Child, u16) {
+    loop {
+        let held = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = held.local_addr().unwrap().port();
+        drop(held);
+        let base_port = port.to_string();
+        let (child, line) =
+            agent_sim(&[&["--hosts", "2", "--base-port", &base_port], options].concat());
+        if line.starts_with("ready ") {
+            assert_eq!(line, format!("ready 2 hosts 127.0.0.1:{port}-{}\n", port + 1));
+            return (child, port);
+        }
+        // Somebody else, most likely another test, was quicker.
+        let (_, stderr) = end(child);
+        assert!(stderr.starts_with("roost: could not "), "{stderr}");
+    }
+}
+
+#[test]
+fn the_command_answers_until_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = dir.path().join("fleet.json");
+    for signal in [Signal::TERM, Signal::INT] {
+        let file = fleet.to_str().unwrap();
+        let (child, port) = two_hosts(&["--sandboxes", "3", "--paused", "--fleet", file]);
+
+        let text = std::fs::read_to_string(&fleet).unwrap();
+        let hosts = fixture::parse(&text, NOW).unwrap().hosts;
+        let client = AgentClient::new(ClientConfig::default());
+        for host in &hosts {
+            let probe = client.list_sandboxes(host.address.as_ref().unwrap());
+            let Probe::Listed(listing) = probe else { panic!("{probe:?}") };
+            let states: Vec<_> = listing.sandboxes.iter().map(|s| s.state).collect();
+            assert_eq!(states, [ListedState::Paused; 3]);
+        }
+        assert_eq!(hosts.len(), 2);
+        assert_eq!(hosts[0].address, format!("127.0.0.1:{port}").parse().ok());
+
+        let pid = Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        assert_eq!(end(child), (Some(0), String::new()));
+    }
+}
+
+#[test]
+fn the_command_says_why_it_cannot_start() {
+    let (child, line) = agent_sim(&["--hosts", "2", "--base-port", "65535"]);
+    let (exit, stderr) = end(child);
+    assert_eq!((exit, line.as_str()), (Some(2), ""));
+    assert!(stderr.contains("could not give 2 hosts a port each"), "{stderr}");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base_port = taken.local_addr().unwrap().port().to_string();
+    let (child, line) = agent_sim(&["--hosts", "1", "--base-port", &base_port]);
+    let (exit, stderr) = end(child);
+    assert_eq!((exit, line.as_str()), (Some(1), ""));
+    assert!(stderr.starts_with("roost: could not listen on ports "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 /// A control plane that says what it is told, in order, and remembers what it was asked.

@@ -11,9 +11,11 @@ use super::token::{self, Claims};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
 use crate::model::host::{AgentAddress, Host};
-use crate::model::id::HostId;
+use crate::model::id::{HostId, SandboxId};
+use crate::plan::report::ReportKind;
 use crate::store::identity::Registration;
 use crate::store::presence::Beat;
+use crate::store::reports::AgentReport;
 use crate::store::writer::Command;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
@@ -94,6 +96,31 @@ pub(super) fn heartbeat(ready: &Ready, request: &Request, id: &str) -> Result<Re
         Beat::Deleted => Err(Problem::new(404, "not_found", "this host was deleted")),
         Beat::Unknown => Err(unknown_host()),
     }
+}
+
+/// `POST /v1/hosts/sandbox-events`
+pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+    let caller = authenticate(ready, request)?;
+    let fields = Fields::read(&request.body)?;
+    let event = fields.required("event")?;
+    let sandbox = fields.required("sandbox_id")?;
+    let host: HostId = fields.parsed("host_id")?;
+    if host != caller {
+        return Err(Problem::new(403, "forbidden", "the token names another host"));
+    }
+    let at = fields.time("timestamp")?;
+    // What we do not know is accepted all the same, so that agents do not send it again.
+    let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
+    else {
+        log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
+        return Ok(Response::empty(204));
+    };
+    let (host_ip, error) = (fields.text("host_ip")?, fields.text("error")?);
+    let report = AgentReport { host, sandbox, kind, at, host_ip, error };
+    if ready.write(|reply| Command::Report(Box::new(report), reply))? {
+        (ready.wake)(Wake::ProbeNow(host));
+    }
+    Ok(Response::empty(204))
 }
 
 fn unknown_host() -> Problem {

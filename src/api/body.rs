@@ -3,6 +3,7 @@
 //! Never: minds fields that it does not know.
 
 use super::Problem;
+use crate::model::time::Wall;
 use serde_json::{Map, Value};
 use std::fmt::Display;
 use std::str::FromStr;
@@ -49,6 +50,20 @@ impl Fields {
     {
         let text = self.required(name)?;
         text.parse().map_err(|e| Problem::invalid(format!("{name}: {e}")))
+    }
+
+    /// A moment: unix seconds, or RFC 3339 in UTC; `None` when missing.
+    pub(super) fn time(&self, name: &str) -> Result<Option<Wall>, Problem> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let wrong = || Problem::invalid(format!("{name} must be unix seconds or RFC 3339"));
+        match value.as_str() {
+            Some("") => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|_| wrong()),
+            None => {
+                let seconds = value.as_i64().ok_or_else(wrong)?;
+                Ok(Some(Wall(seconds.saturating_mul(1000))))
+            }
+        }
     }
 
     /// A whole number that is not negative; `None` when missing.

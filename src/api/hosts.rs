@@ -7,7 +7,7 @@ use super::view::HostView;
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
 use crate::model::event::ActorType;
-use crate::model::host::Host;
+use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, PLATFORM_TEAM};
 use crate::store::identity::NewHost;
 use crate::store::journal::Actor;
@@ -55,6 +55,15 @@ pub(super) fn new_token(ready: &Ready, id: &str) -> Result<Response, Problem> {
     let hash = secret::hash(&token);
     let host = ready.write(|reply| Command::NewRegistrationToken(id, hash, reply))?;
     with_token(ready, &host.ok_or_else(|| Problem::not_found("host"))?, token)
+}
+
+/// `POST /v1/hosts/{id}/drain`, `/undrain`, `/offline`
+pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Response, Problem> {
+    let id = host_id(id)?;
+    let host = ready.write(|reply| Command::SetIntent(id, intent, operator(), reply))?;
+    let host = host.ok_or_else(|| Problem::not_found("host"))?;
+    (ready.wake)(Wake::Changed(id));
+    json(200, &HostView::of(&host, &ready.presence))
 }
 
 /// `GET /v1/hosts`

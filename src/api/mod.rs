@@ -12,18 +12,20 @@ mod hosts;
 mod metrics;
 mod routes;
 pub mod secret;
+mod stream;
 pub mod token;
 pub mod view;
 
 use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::http::{Handler, Request, Response};
+use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
-use crate::store::read::{Reader, Readers};
+use crate::store::read::{self, HistoryFilter, Reader, Readers};
 use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
 use secret::{AdminKey, TokenKey};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -140,11 +142,17 @@ pub struct Problem {
     status: u16,
     code: &'static str,
     message: String,
+    /// The newest revision, for whoever must begin anew.
+    newest: Option<u64>,
 }
 
 impl Problem {
+    fn with_newest(self, newest: u64) -> Problem {
+        Problem { newest: Some(newest), ..self }
+    }
+
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into() }
+        Problem { status, code, message: message.into(), newest: None }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -175,6 +183,11 @@ impl From<StoreError> for Problem {
 impl From<Problem> for Response {
     fn from(problem: Problem) -> Response {
         let mut response = Response::error(problem.status, problem.code, &problem.message);
+        if let Some(newest) = problem.newest {
+            let error = serde_json::json!({"error": {"code": problem.code,
+                "message": problem.message, "newest_revision": newest}});
+            response = Response::json(problem.status, error.to_string().into_bytes());
+        }
         if problem.status == 503 {
             response = response.with_header("retry-after", "5");
         }
@@ -188,6 +201,15 @@ fn json(status: u16, value: &impl serde::Serialize) -> Result<Response, Problem>
         log::error!("could not write an answer: {error}");
         Problem::new(500, "internal", "the answer could not be written; this is a bug in roost")
     })
+}
+
+/// A page of events after a revision.
+fn load_newest(
+    readers: &Readers,
+    after: u64,
+    filter: &HistoryFilter,
+) -> Result<Vec<Event>, StoreError> {
+    read::events_after(&*readers.get()?, after, filter)
 }
 
 fn load(counter: &AtomicU64) -> u64 {

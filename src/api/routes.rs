@@ -2,8 +2,9 @@
 //!
 //! Never: does the work of a resource.
 
-use super::{Problem, Ready, agents, capsules, hosts, metrics};
+use super::{Problem, Ready, agents, capsules, hosts, metrics, stream};
 use crate::http::{Method, Request, Response};
+use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
 
 /// Answers once the database is open.
@@ -44,6 +45,20 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
         (Post, ["v1", "hosts", "auth", "refresh"]) => agents::refresh(ready, request),
         (Post, ["v1", "hosts", id, "heartbeat"]) => agents::heartbeat(ready, request, id),
 
+        (Post, ["v1", "hosts", "sandbox-events"]) => agents::sandbox_event(ready, request),
+        (Get, ["v1", "events"]) => {
+            admin(ready, request).and_then(|()| stream::events(ready, request))
+        }
+
+        (Post, ["v1", "hosts", id, "drain"]) => {
+            admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Draining))
+        }
+        (Post, ["v1", "hosts", id, "undrain"]) => {
+            admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Active))
+        }
+        (Post, ["v1", "hosts", id, "offline"]) => {
+            admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Offline))
+        }
         (Post, ["v1", "hosts"]) => {
             admin(ready, request).and_then(|()| hosts::create(ready, request))
         }
@@ -80,13 +95,13 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
 /// A path that is known takes other methods; any other is nobody's.
 fn refuse(path: &[&str]) -> Problem {
     let methods = match path {
-        ["healthz" | "readyz" | "metrics"] => "GET",
+        ["healthz" | "readyz" | "metrics"] | ["v1", "events"] => "GET",
         ["v1", "capsules"] | ["v1", "hosts"] => "GET, POST",
         ["v1", "capsules", _] => "GET, DELETE",
         ["v1", "capsules", _, "pause" | "resume" | "ping"] => "POST",
-        ["v1", "hosts", "register"]
+        ["v1", "hosts", "register" | "sandbox-events"]
         | ["v1", "hosts", "auth", "refresh"]
-        | ["v1", "hosts", _, "heartbeat" | "token"] => "POST",
+        | ["v1", "hosts", _, "heartbeat" | "token" | "drain" | "undrain" | "offline"] => "POST",
         ["v1", "hosts", _] => "GET",
         _ => return Problem::not_found("path"),
     };

@@ -12,7 +12,7 @@ use crate::agent::client::{AgentClient, ClientConfig};
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
-use crate::config::{Config, Paths};
+use crate::config::{AgentTls, Config, Paths};
 use crate::http::{Server, ServerConfig};
 use crate::plan::schedule::Schedule;
 use crate::store::StoreError;
@@ -42,6 +42,9 @@ const CALL_PATIENCE: Duration = Duration::from_secs(5);
 /// a longer deadline, an agent that hangs holds up every restart.
 const PROBE_PATIENCE: Duration = Duration::from_secs(8);
 
+const MTLS_UNSUPPORTED: &str = "agent_tls = mtls is not supported by this version; \
+    leave it off, and keep agents and roost on a network that you trust";
+
 /// Why a control plane did not start.
 #[derive(Debug)]
 pub enum StartError {
@@ -57,6 +60,8 @@ pub enum StartError {
         /// The directory, and what the system said.
         message: String,
     },
+    /// A setting that this version cannot honour.
+    Unsupported(&'static str),
     /// The system gives no threads or descriptors.
     System(std::io::Error),
     /// The database or a key file cannot be used.
@@ -72,6 +77,7 @@ impl fmt::Display for StartError {
             StartError::DataDir { message } => {
                 write!(f, "could not use the data directory: {message}")
             }
+            StartError::Unsupported(what) => f.write_str(what),
             StartError::System(source) => write!(f, "could not start a thread: {source}"),
             StartError::Store(error) => write!(f, "could not open the database: {error}"),
         }
@@ -104,6 +110,11 @@ pub struct Running {
 
 /// Starts everything.
 pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    match config.agent_tls {
+        AgentTls::Off => {}
+        // Plain text where somebody asked for TLS would be worse than not starting.
+        AgentTls::Mtls => return Err(StartError::Unsupported(MTLS_UNSUPPORTED)),
+    }
     make_dir(&paths.dir)?;
     let lock = Lock::take(&Lock::path_for(&paths.db))?;
     let listen = |source| StartError::Listen { address: config.listen, source };

@@ -10,4 +10,5 @@ pub mod observation;
 pub mod operation;
 pub mod placement;
 pub mod reconcile;
+pub mod report;
 pub mod schedule;

@@ -481,6 +481,42 @@ impl Writer {
         })
     }
 
+    /// Moves a row by what was reported of it, with its event and audit entry.
+    pub(super) fn move_row(
+        &mut self,
+        mut sandbox: Sandbox,
+        to: SandboxStatus,
+        reason: Reason,
+        details: Option<&Details>,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let from = sandbox.status;
+        sandbox.status = to;
+        sandbox.status_reason = Some(reason.clone());
+        sandbox.status_changed_at = now.wall;
+        sandbox.revision = self.revision + 1;
+        self.update_status(&sandbox)?;
+        let action = match to {
+            SandboxStatus::Stopped => Some(AuditAction::Destroy),
+            SandboxStatus::Paused => Some(AuditAction::Pause),
+            SandboxStatus::Error => Some(AuditAction::Error),
+            SandboxStatus::Pending
+            | SandboxStatus::Starting
+            | SandboxStatus::Running
+            | SandboxStatus::Pausing
+            | SandboxStatus::Resuming
+            | SandboxStatus::Stopping
+            | SandboxStatus::Missing
+            | SandboxStatus::Hibernated => None,
+        };
+        let change = Change { sandbox: &sandbox, from: Some(from), to, reason: &reason };
+        self.write_change(&change, action, &Actor::SYSTEM, now)?;
+        match details {
+            Some(details) => self.fill_details(&sandbox, Some(details), now.wall),
+            None => Ok(()),
+        }
+    }
+
     fn fill_details(
         &self,
         sandbox: &Sandbox,

@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod open;
 pub mod presence;
 pub mod read;
+pub mod reports;
 mod rows;
 pub mod verify;
 pub mod writer;

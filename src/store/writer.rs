@@ -10,7 +10,8 @@ use super::identity::{NewHost, Refreshed, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
 use super::presence::Presence;
-use crate::model::host::Host;
+use super::reports::AgentReport;
+use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, OpId, SandboxId};
 use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
@@ -79,6 +80,10 @@ pub enum Command {
     },
     /// An operation is over.
     Finish(Box<Ended>, Reply<bool>),
+    /// An agent reports what happened to a sandbox. True: look at its host.
+    Report(Box<AgentReport>, Reply<bool>),
+    /// An operator changes what is wanted of a host.
+    SetIntent(HostId, Intent, Actor, Reply<Option<Host>>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
@@ -105,6 +110,8 @@ impl Command {
             | Command::CreateSandbox(..)
             | Command::Begin(..)
             | Command::Sent(..)
+            | Command::Report(..)
+            | Command::SetIntent(..)
             | Command::EndServing(..)
             | Command::Finish(..) => true,
         }
@@ -128,6 +135,8 @@ impl Command {
             | Command::Sent(..)
             | Command::Look { .. }
             | Command::Finish(..)
+            | Command::Report(..)
+            | Command::SetIntent(..)
             | Command::EndServing(..)
             | Command::Decide(..)
             | Command::Stop => &[],
@@ -488,6 +497,14 @@ impl Writer {
                 let result = self.finish(&ended, now);
                 answer(result, reply)
             }
+            Command::Report(report, reply) => {
+                let result = self.report(*report, now);
+                answer(result, reply)
+            }
+            Command::SetIntent(host, intent, actor, reply) => {
+                let result = self.set_intent(host, intent, &actor, now);
+                answer(result, reply)
+            }
             Command::EndServing(reply) => {
                 let result = self.conn.execute("UPDATE state SET serving = 0", []);
                 answer(result.map(drop).map_err(StoreError::from), reply)
@@ -558,6 +575,8 @@ fn refuse(command: Command, error: &StoreError) {
         Command::Sent(_, reply) => reply(Err(error)),
         Command::Look { reply, .. } => reply(Err(error)),
         Command::Finish(_, reply) => reply(Err(error)),
+        Command::Report(_, reply) => reply(Err(error)),
+        Command::SetIntent(_, _, _, reply) => reply(Err(error)),
         Command::EndServing(reply) => reply(Err(error)),
         Command::Decide(_) | Command::Stop => {}
     }

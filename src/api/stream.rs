@@ -1,0 +1,124 @@
+//! Owns `GET /v1/events`: the history as server-sent events, resumable by revision.
+//!
+//! Never: drops an event silently (a cursor that is too old hears 410), holds up the
+//! writer: it reads the database like every other reader.
+
+use super::view::EventView;
+use super::{Problem, Ready, load_newest};
+use crate::http::{Body, Request, Response, StreamWriter};
+use crate::store::read::{self, HistoryFilter, Readers};
+use crate::store::writer::Revision;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Time between two comments on a stream without events: shorter than the timeouts of
+/// proxies, longer than what keeps a phone awake.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);
+
+/// How long a stream waits for news before it looks whether the server stops.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Events read at a time: bounds the memory of one stream.
+const PAGE: u32 = 200;
+
+/// `GET /v1/events?after=REV&sandbox_id=&host_id=`
+pub(super) fn events(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+    let mut filter = HistoryFilter { limit: PAGE, ..HistoryFilter::default() };
+    let mut after = None;
+    for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let wrong = |e: &dyn std::fmt::Display| Problem::invalid(format!("{name}: {e}"));
+        match name {
+            _ if value.is_empty() => {}
+            "after" => after = Some(value.parse().map_err(|e| wrong(&e))?),
+            "host_id" => filter.host = Some(value.parse().map_err(|e| wrong(&e))?),
+            "sandbox_id" => filter.sandbox = Some(value.parse().map_err(|e| wrong(&e))?),
+            _ => {}
+        }
+    }
+    if let Some(last) = request.headers.get("last-event-id") {
+        let wrong = |_| Problem::invalid("Last-Event-ID must be a revision");
+        after = Some(last.parse::<u64>().map_err(wrong)?);
+    }
+    let newest = ready.revision.newest();
+    let seen = after.unwrap_or(newest).min(newest);
+    if let Some(oldest) = read::oldest_event(&*ready.read()?)?
+        && seen + 1 < oldest
+    {
+        let message =
+            format!("events before {oldest} are gone; read the state, then go on after {newest}");
+        return Err(Problem::new(410, "gone", message).with_newest(newest));
+    }
+    let feed = Feed {
+        readers: ready.readers.clone(),
+        revision: Arc::clone(&ready.revision),
+        filter,
+        seen,
+    };
+    let body = Body::Stream(Box::new(move |out| feed.run(out)));
+    Ok(Response {
+        status: 200,
+        headers: vec![
+            ("content-type", "text/event-stream".to_owned()),
+            ("cache-control", "no-store".to_owned()),
+        ],
+        body,
+    })
+}
+
+struct Feed {
+    readers: Readers,
+    revision: Arc<Revision>,
+    filter: HistoryFilter,
+    seen: u64,
+}
+
+impl Feed {
+    fn run(mut self, out: &mut StreamWriter) {
+        // A peer that is gone ends the stream; nobody else needs to know.
+        if let Err(error) = self.feed(out) {
+            log::debug!("an event stream ended: {error}");
+        }
+    }
+
+    fn feed(&mut self, out: &mut StreamWriter) -> io::Result<()> {
+        out.write(b": listening\n\n")?;
+        let mut spoken = Instant::now();
+        while !out.is_stopping() {
+            if self.send_page(out)? {
+                spoken = Instant::now();
+                continue;
+            }
+            if spoken.elapsed() >= COMMENT_EVERY {
+                out.write(b":\n\n")?;
+                spoken = Instant::now();
+            }
+            self.revision.wait_newer(self.seen, WAIT);
+        }
+        Ok(())
+    }
+
+    /// Sends what is new, at most one page; false when nothing is.
+    fn send_page(&mut self, out: &mut StreamWriter) -> io::Result<bool> {
+        let newest = self.revision.newest();
+        if newest <= self.seen {
+            return Ok(false);
+        }
+        let page = load_newest(&self.readers, self.seen, &self.filter).map_err(io::Error::other)?;
+        let full = page.len() as u32 == PAGE;
+        let last = page.last().map(|event| event.revision);
+        let mut text = String::new();
+        for event in page {
+            let (id, kind) = (event.revision, event.kind);
+            let data = serde_json::to_string(&EventView::from(event))?;
+            text.push_str(&format!("id: {id}\nevent: {kind}\ndata: {data}\n\n"));
+        }
+        // What the filter left out is seen too.
+        self.seen = if full { last.unwrap_or(newest) } else { newest.max(last.unwrap_or(0)) };
+        if !text.is_empty() {
+            out.write(text.as_bytes())?;
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,144 @@
+//! Owns what agents report by themselves, and what operators want of hosts.
+//!
+//! Never: believes an agent about a sandbox of another host; lets a late report undo
+//! what is newer.
+
+use super::StoreError;
+use super::journal::{Actor, Audit, Event};
+use super::rows;
+use super::writer::{After, Writer};
+use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
+use crate::model::host::{Host, Intent};
+use crate::model::id::{HostId, SandboxId};
+use crate::model::probe::Details;
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::time::{Now, Wall};
+use crate::plan::report::{Effect, ReportKind, effect};
+use rusqlite::{OptionalExtension, params};
+
+/// What an agent reports.
+#[derive(Debug, Clone)]
+pub struct AgentReport {
+    /// Which host's agent.
+    pub host: HostId,
+    /// About which sandbox.
+    pub sandbox: SandboxId,
+    /// What happened.
+    pub kind: ReportKind,
+    /// When, by the agent's clock; `None` when it does not say.
+    pub at: Option<Wall>,
+    /// The sandbox's address, when it runs.
+    pub host_ip: Option<String>,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+impl Writer {
+    /// Takes in a report. True when the host should be looked at now.
+    pub(super) fn report(&mut self, report: AgentReport, now: Now) -> Result<bool, StoreError> {
+        let sql = format!("SELECT {} FROM sandboxes WHERE host_id = ?1 AND id = ?2", rows::SANDBOX);
+        let found: Option<Sandbox> = self
+            .conn
+            .prepare_cached(&sql)?
+            .query_row(params![report.host.to_string(), report.sandbox.to_string()], rows::sandbox)
+            .optional()?;
+        let Some(sandbox) = found else {
+            log::info!("{} reports {:?} of an unknown sandbox", report.host, report.kind);
+            return Ok(false);
+        };
+        let late = report.at.is_some_and(|at| at < whole_second(sandbox.status_changed_at));
+        match effect(report.kind, sandbox.status, late) {
+            Effect::Ignore => Ok(false),
+            Effect::Note => {
+                self.in_savepoint(|w| w.note_drained(&[report.sandbox], now))?;
+                Ok(true)
+            }
+            Effect::Look => Ok(true),
+            Effect::Move(status) => self.in_savepoint(|w| {
+                w.move_reported(sandbox, status, &report, now)?;
+                Ok(false)
+            }),
+        }
+    }
+
+    fn move_reported(
+        &mut self,
+        sandbox: Sandbox,
+        status: SandboxStatus,
+        report: &AgentReport,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let details =
+            Details { host_ip: report.host_ip.as_deref().map(Box::from), ..Details::default() };
+        let open = self.open_operation(sandbox.host_id, sandbox.id)?;
+        let running = status == SandboxStatus::Running;
+        // The answer to a call that makes a microVM is still to come and says more.
+        if let Some(work) = open.filter(|_| !running) {
+            let said = report.kind.as_str().to_owned();
+            let failed = status != SandboxStatus::Paused || report.kind == ReportKind::Failed;
+            let error = failed.then(|| report.error.clone().unwrap_or(said));
+            self.close_operation(work.op, error.as_deref(), now.wall)?;
+        }
+        let details = running.then_some(details);
+        self.move_row(sandbox, status, Reason::Reported, details.as_ref(), now)
+    }
+
+    /// Changes what is wanted of a host. `None`: no such host.
+    pub(super) fn set_intent(
+        &mut self,
+        host: HostId,
+        intent: Intent,
+        actor: &Actor,
+        now: Now,
+    ) -> Result<Option<Host>, StoreError> {
+        let Some(mut host) = self.host(host)? else { return Ok(None) };
+        if host.intent == intent {
+            return Ok(Some(host));
+        }
+        let from = host.status();
+        host.intent = intent;
+        host.updated_at = now.wall;
+        let to = host.status();
+        let action = match intent {
+            Intent::Active => AuditAction::Undrain,
+            Intent::Draining => AuditAction::Drain,
+            Intent::Offline => AuditAction::Offline,
+        };
+        self.in_savepoint(|w| {
+            let reason = Reason::Requested;
+            let mut journal = w.journal(now, actor);
+            host.revision = journal.event(&Event {
+                kind: EventKind::HostIntent,
+                host: host.id,
+                sandbox: None,
+                team: host.team_id,
+                from: Some(from.as_str()),
+                to: Some(to.as_str()),
+                reason: &reason,
+            })?;
+            let id = host.id.to_string();
+            let (revision, intent) = (host.revision, intent.as_str());
+            journal.audit(&Audit {
+                team: host.team_id,
+                resource: (ResourceType::Host, &id),
+                action,
+                status: AuditStatus::Success,
+                metadata: &format!(
+                    r#"{{"from":"{from}","to":"{to}","reason":"{reason}","revision":{revision}}}"#
+                ),
+            })?;
+            w.conn
+                .prepare_cached(
+                    "UPDATE hosts SET intent = ?2, revision = ?3, updated_at = ?4 WHERE id = ?1",
+                )?
+                .execute(params![id, intent, revision as i64, now.wall.0])?;
+            w.after.push(After::HostChanged { host: Box::new(host.clone()), now });
+            Ok(Some(host))
+        })
+    }
+}
+
+/// Agents' times have whole seconds: within the same second nothing is late.
+fn whole_second(at: Wall) -> Wall {
+    Wall(at.unix_seconds() * 1000)
+}
