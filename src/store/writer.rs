@@ -318,8 +318,9 @@ impl Writer {
         let rows_before = self.rows_written();
         let mut batch = batch.into_iter();
         let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+        let owed = std::mem::take(&mut self.owed);
         let result = self.begin(durable).and_then(|()| {
-            self.pay_owed(batch.as_slice())?;
+            self.pay(&owed, batch.as_slice())?;
             for envelope in batch.by_ref() {
                 answers.push(self.carry_out(envelope));
             }
@@ -327,6 +328,7 @@ impl Writer {
         });
         let failed = result.err();
         if failed.is_some() {
+            self.owed.extend(owed);
             self.owed.extend(told);
         }
         let rows = self.rows_written() - rows_before;
@@ -356,12 +358,8 @@ impl Writer {
     }
 
     /// Writes the announcements that an earlier transaction could not.
-    fn pay_owed(&mut self, batch: &[Envelope]) -> Result<(), StoreError> {
-        let owed = std::mem::take(&mut self.owed);
-        match batch.first() {
-            Some(first) if !owed.is_empty() => self.note_drained(&owed, first.now),
-            Some(_) | None => Ok(()),
-        }
+    fn pay(&mut self, owed: &[SandboxId], batch: &[Envelope]) -> Result<(), StoreError> {
+        batch.first().map_or(Ok(()), |first| self.note_drained(owed, first.now))
     }
 
     fn commit(&mut self, before: u64) -> Result<(), StoreError> {
