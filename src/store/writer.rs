@@ -206,7 +206,7 @@ pub struct WriterFigures {
 }
 
 impl WriterFigures {
-    /// Whether the last transaction failed.
+    /// Whether the last transaction that wrote, or tried to, failed.
     pub fn is_failing(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
     }
@@ -373,8 +373,8 @@ impl Writer {
     /// Tells everybody what is true now, or takes back what was not written.
     fn settle(&mut self, before: u64, failed: Option<&StoreError>, rows: u64) {
         let after = std::mem::take(&mut self.after);
-        self.figures.failing.store(failed.is_some(), Ordering::Relaxed);
         if let Some(error) = failed {
+            self.figures.failing.store(true, Ordering::Relaxed);
             log::error!("could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
@@ -385,6 +385,10 @@ impl Writer {
             }
             after.into_iter().for_each(|after| self.take_back(after));
             return;
+        }
+        // With nothing to write a transaction succeeds on a full disk too.
+        if rows > 0 {
+            self.figures.failing.store(false, Ordering::Relaxed);
         }
         let counter = if rows > 0 { &self.figures.commits } else { &self.figures.idle };
         counter.fetch_add(1, Ordering::Relaxed);
