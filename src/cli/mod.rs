@@ -128,7 +128,7 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
 fn version() -> Result<Exit, Failure> {
     let mut out = Out::stdout();
     out.line(&format!("roost {}", env!("CARGO_PKG_VERSION")))?;
-    out.line(&format!("commit {}", env!("ROOST_COMMIT")))?;
+    out.line(&format!("commit {}", env!("BUILT_FROM_COMMIT")))?;
     out.line(&format!("sqlite {}", rusqlite::version()))?;
     out.finish().map(|()| Exit::Done)
 }

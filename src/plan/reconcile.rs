@@ -82,6 +82,19 @@ pub enum Action {
 /// Decides for one sandbox; `known` is `None` for an id without a row. Total.
 pub fn reconcile(known: Option<Known>, look: Look, policy: &Policy) -> Decision {
     match (known, policy.is_strict()) {
+        // The recorded mapping knows no operations; one that is under way keeps its row.
+        (Some(known), true) if known.operation == OperationState::Live => {
+            match strict(known.status, look.report) {
+                Decision::Move(SandboxStatus::Running, reason) => {
+                    Decision::Move(SandboxStatus::Running, reason)
+                }
+                Decision::Move(..)
+                | Decision::Keep
+                | Decision::Confirm
+                | Decision::Again(_)
+                | Decision::Zombie => Decision::Keep,
+            }
+        }
         (Some(known), true) => strict(known.status, look.report),
         (None, true) => Decision::Keep,
         (Some(known), false) => default(known, look, policy),

@@ -206,7 +206,7 @@ pub struct WriterFigures {
 }
 
 impl WriterFigures {
-    /// Whether the last transaction failed.
+    /// Whether the last transaction that wrote, or tried to, failed.
     pub fn is_failing(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
     }
@@ -318,8 +318,9 @@ impl Writer {
         let rows_before = self.rows_written();
         let mut batch = batch.into_iter();
         let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+        let owed = std::mem::take(&mut self.owed);
         let result = self.begin(durable).and_then(|()| {
-            self.pay_owed(batch.as_slice())?;
+            self.pay(&owed, batch.as_slice())?;
             for envelope in batch.by_ref() {
                 answers.push(self.carry_out(envelope));
             }
@@ -327,6 +328,7 @@ impl Writer {
         });
         let failed = result.err();
         if failed.is_some() {
+            self.owed.extend(owed);
             self.owed.extend(told);
         }
         let rows = self.rows_written() - rows_before;
@@ -356,12 +358,8 @@ impl Writer {
     }
 
     /// Writes the announcements that an earlier transaction could not.
-    fn pay_owed(&mut self, batch: &[Envelope]) -> Result<(), StoreError> {
-        let owed = std::mem::take(&mut self.owed);
-        match batch.first() {
-            Some(first) if !owed.is_empty() => self.note_drained(&owed, first.now),
-            Some(_) | None => Ok(()),
-        }
+    fn pay(&mut self, owed: &[SandboxId], batch: &[Envelope]) -> Result<(), StoreError> {
+        batch.first().map_or(Ok(()), |first| self.note_drained(owed, first.now))
     }
 
     fn commit(&mut self, before: u64) -> Result<(), StoreError> {
@@ -375,8 +373,8 @@ impl Writer {
     /// Tells everybody what is true now, or takes back what was not written.
     fn settle(&mut self, before: u64, failed: Option<&StoreError>, rows: u64) {
         let after = std::mem::take(&mut self.after);
-        self.figures.failing.store(failed.is_some(), Ordering::Relaxed);
         if let Some(error) = failed {
+            self.figures.failing.store(true, Ordering::Relaxed);
             log::error!("could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
@@ -387,6 +385,10 @@ impl Writer {
             }
             after.into_iter().for_each(|after| self.take_back(after));
             return;
+        }
+        // With nothing to write a transaction succeeds on a full disk too.
+        if rows > 0 {
+            self.figures.failing.store(false, Ordering::Relaxed);
         }
         let counter = if rows > 0 { &self.figures.commits } else { &self.figures.idle };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -25,13 +25,21 @@ pub struct Serving {
 }
 
 impl Home {
-    /// Starts `roost serve` with these flags and waits until it listens.
+    /// Starts `roost serve` with these flags and waits until it is ready.
     pub fn serve(&self, flags: &[&str]) -> Serving {
-        let args = [&["serve", "--listen", "127.0.0.1:0"], flags].concat();
-        let mut serving = Serving::start(self.command(&args));
-        let key =
-            eventually("the admin key", || std::fs::read_to_string(self.path("admin.key")).ok());
-        serving.key = key.trim().to_owned();
+        self.served(self.serving(flags))
+    }
+
+    /// The command that `serve` starts.
+    pub fn serving(&self, flags: &[&str]) -> Command {
+        self.command(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat())
+    }
+
+    /// Starts this command of ours and waits until it is ready.
+    pub fn served(&self, command: Command) -> Serving {
+        let mut serving = Serving::start(command);
+        let read_key = || std::fs::read_to_string(self.path("admin.key")).ok();
+        serving.key = eventually("the admin key", read_key).trim().to_owned();
         eventually("readiness", || {
             serving.try_get("/readyz").ok().filter(|answer| answer.status == 200)
         });

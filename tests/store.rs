@@ -1,0 +1,469 @@
+//! Owns what the database promises, with real files: whole commands or none, nothing that
+//! was acknowledged is lost, no write that is not needed, a disk that fills and frees.
+//!
+//! Never: the meaning of what is written.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use roost::clock::{Clock, SystemClock};
+use roost::model::event::ActorType;
+use roost::model::host::Host;
+use roost::model::id::PLATFORM_TEAM;
+use roost::model::policy::Policy;
+use roost::store::StoreError;
+use roost::store::identity::NewHost;
+use roost::store::journal::Actor;
+use roost::store::open::{open_reader, open_writer};
+use roost::store::presence::Presence;
+use roost::store::read;
+use roost::store::verify::verify;
+use roost::store::writer::{Command, Envelope, Reply, Writer, WriterFigures, WriterHandle};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+use support::agents::{Agents, Says};
+use support::client::{Answer, try_ask};
+use support::server::Serving;
+use support::{Home, PATIENCE, eventually, host, sandbox};
+use tempfile::TempDir;
+
+/// A writer that has not begun to take commands.
+struct Store {
+    dir: TempDir,
+    writer: Writer,
+    figures: Arc<WriterFigures>,
+    send: Sender<Envelope>,
+    commands: Receiver<Envelope>,
+}
+
+impl Store {
+    fn new() -> Store {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemClock.now();
+        let conn = open_writer(&dir.path().join("roost.db"), true, now.wall).unwrap();
+        let presence = Arc::new(Presence::load(&[], [], None, false, now));
+        let writer = Writer::new(conn, Policy::default(), presence).unwrap();
+        let (send, commands) = unbounded();
+        Store { figures: writer.figures(), dir, writer, send, commands }
+    }
+
+    fn db(&self) -> PathBuf {
+        self.dir.path().join("roost.db")
+    }
+
+    fn send(&self, command: Command) {
+        let now = SystemClock.now();
+        self.send.send(Envelope { now, command }).unwrap();
+    }
+}
+
+fn new_host(token: u8) -> NewHost {
+    NewHost {
+        team: PLATFORM_TEAM,
+        kind: "regular".to_owned(),
+        provider: None,
+        availability_zone: None,
+        token: [token; 32],
+        actor: Actor { kind: ActorType::ApiKey, id: None, name: None },
+    }
+}
+
+fn hosts(db: &Path) -> usize {
+    read::hosts(&open_reader(db).unwrap()).unwrap().len()
+}
+
+#[test]
+fn what_is_queued_goes_into_one_transaction() {
+    let store = Store::new();
+    let db = store.db();
+    let (tell, told) = unbounded();
+    for token in 0..100 {
+        let (tell, db) = (tell.clone(), db.clone());
+        let reply: Reply<Host> = Box::new(move |result| {
+            // By now anybody can read it.
+            let seen = read::host(&open_reader(&db).unwrap(), result.unwrap().id).unwrap();
+            tell.send(seen.is_some()).unwrap();
+        });
+        store.send(Command::CreateHost(new_host(token), reply));
+    }
+    store.send(Command::Stop);
+    store.writer.run(&store.commands);
+    drop(tell);
+    let told: Vec<bool> = told.iter().collect();
+    assert_eq!((told.len(), told.iter().all(|seen| *seen)), (100, true));
+    assert_eq!(store.figures.commits.load(Ordering::Relaxed), 1);
+    assert_eq!(hosts(&db), 100);
+}
+
+/// A token of the same hash cannot be stored twice: such a host is refused half-way, after
+/// its row was written.
+#[test]
+fn a_refused_command_spoils_no_other() {
+    let store = Store::new();
+    let (tell, told) = unbounded();
+    for token in [1, 1, 2, 2, 3] {
+        let tell = tell.clone();
+        let reply: Reply<Host> = Box::new(move |result| tell.send(result.is_ok()).unwrap());
+        store.send(Command::CreateHost(new_host(token), reply));
+    }
+    store.send(Command::Stop);
+    let (db, figures) = (store.db(), Arc::clone(&store.figures));
+    store.writer.run(&store.commands);
+    let told: Vec<bool> = told.try_iter().collect();
+    assert_eq!(told, [true, false, true, false, true]);
+    let count = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
+    assert_eq!((count(&figures.commits), count(&figures.failures)), (1, 0));
+    assert_eq!(hosts(&db), 3, "nothing is left of the refused");
+    assert_eq!(verify(&open_reader(&db).unwrap()).unwrap(), [] as [&str; 0]);
+}
+
+#[test]
+fn nothing_is_written_after_the_end() {
+    let store = Store::new();
+    let handle = WriterHandle::new(store.send.clone());
+    let now = SystemClock.now();
+    store.send(Command::Stop);
+    let (tell, late) = unbounded();
+    let reply: Reply<Host> = Box::new(move |result| tell.send(result.is_ok()).unwrap());
+    store.send(Command::CreateHost(new_host(1), reply));
+    let db = store.db();
+    store.writer.run(&store.commands);
+    drop(store.commands);
+    assert_eq!(hosts(&db), 0, "what came after the end");
+    assert!(late.try_recv().is_err(), "and was not said to be written");
+    let call = handle.call(now, |reply| Command::CreateHost(new_host(2), reply));
+    assert_eq!(call.map(|_| ()), Err(StoreError::Stopped));
+}
+
+/// A fleet in which nobody needs a probe.
+fn quiet_fleet(n: u128) -> Value {
+    let row = |n| json!({"id": host(n), "status": "online", "heartbeat_age_s": 5});
+    json!({"hosts": (1..=n).map(row).collect::<Vec<_>>()})
+}
+
+/// Size and time of the files that a write would touch.
+fn touched(home: &Home) -> Vec<(u64, SystemTime)> {
+    let of = |name: &&str| {
+        let file = std::fs::metadata(home.path(name)).unwrap();
+        (file.len(), file.modified().unwrap())
+    };
+    ["roost.db", "roost.db-wal"].iter().map(of).collect()
+}
+
+#[test]
+fn heartbeats_touch_no_disk_between_flushes() {
+    let home = Home::with(&quiet_fleet(20));
+    let serving = home.serve(&["--heartbeat-flush", "5m"]);
+    let tokens: Vec<(String, String)> = (1..=20).map(|n| (host(n), home.token(&host(n)))).collect();
+    let before = (touched(&home), serving.metric("roost_commits_total"));
+    for (host, token) in tokens.iter().cycle().take(500) {
+        assert_eq!(serving.beat(host, token).status, 204);
+    }
+    assert_eq!((touched(&home), serving.metric("roost_commits_total")), before);
+}
+
+#[test]
+fn a_pass_in_which_nothing_changed_writes_nothing() {
+    let listing = |n: u128| Says::lists(&[(&sandbox(n), "running")]);
+    let agents = Agents::start((1..=3).map(listing).collect());
+    let mut fleet = quiet_fleet(3);
+    for n in 0..3 {
+        fleet["hosts"][n]["address"] = json!(agents.address(n));
+    }
+    let row = |n| json!({"id": sandbox(n), "host_id": host(n), "status": "running"});
+    fleet["sandboxes"] = (1..=3).map(row).collect();
+    let home = Home::with(&fleet);
+    let asked = |times: usize| {
+        let all = || (0..3).all(|n| agents.calls(n) >= times).then_some(());
+        eventually("a pass", all);
+    };
+
+    let flags = ["--probe-interval", "1s", "--probe-timeout", "1s", "--heartbeat-flush", "5m"];
+    let serving = home.serve(&flags);
+    // Asked a second time, the first answer has been dealt with.
+    asked(2);
+    let before = (touched(&home), serving.metric("roost_commits_total"));
+    asked(5);
+    assert_eq!((touched(&home), serving.metric("roost_commits_total")), before);
+    serving.stop();
+
+    // The same for a pass of its own, which leaves everything in one file.
+    home.roost(&["check"]).ok();
+    let before = std::fs::read(home.path("roost.db")).unwrap();
+    home.roost(&["check"]).ok();
+    assert!(std::fs::read(home.path("roost.db")).unwrap() == before);
+}
+
+/// What the server said was done.
+#[derive(Default)]
+struct Acknowledged {
+    /// Hosts that were added.
+    added: Vec<String>,
+    /// The newest refresh token of each host that registered.
+    registered: BTreeMap<String, String>,
+}
+
+/// Adds, registers and renews hosts until the server is gone; tells of every answer.
+fn press(address: SocketAddr, key: &str, done: &Mutex<Acknowledged>, tell: &Sender<()>) {
+    let ask = |path: &str, body: &Value, status: u16| -> Option<Value> {
+        let answer =
+            try_ask(address, "POST", path, &[("X-API-Key", key)], &body.to_string()).ok()?;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        Some(answer.json())
+    };
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let keep = |id: &str, answer: &Value| {
+        let token = text(&answer["refresh_token"]);
+        done.lock().unwrap().registered.insert(id.to_owned(), token);
+        // Nobody listens any more once enough was done.
+        let _ = tell.send(());
+    };
+    while let Some(added) = ask("/v1/hosts", &json!({}), 201) {
+        let id = text(&added["host"]["id"]);
+        done.lock().unwrap().added.push(id.clone());
+        let _ = tell.send(());
+        let token = &added["registration_token"];
+        let body = json!({"token": token, "address": "127.0.0.1:1"});
+        let Some(answer) = ask("/v1/hosts/register", &body, 201) else { return };
+        keep(&id, &answer);
+        let path = format!("/v1/hosts/{id}/heartbeat");
+        let headers = [("X-Host-Token", answer["token"].as_str().unwrap())];
+        let Ok(beat) = try_ask(address, "POST", &path, &headers, "") else { return };
+        assert_eq!(beat.status, 204);
+        let body = json!({"refresh_token": answer["refresh_token"]});
+        let Some(answer) = ask("/v1/hosts/auth/refresh", &body, 200) else { return };
+        keep(&id, &answer);
+    }
+}
+
+/// Everything that was acknowledged is in the database, which is whole.
+fn assert_kept(home: &Home, done: &Acknowledged) {
+    home.verify();
+    let hosts = home.json(&["hosts"]);
+    let status = |row: &Value| (row["id"].clone(), row["status"].clone());
+    let hosts: Vec<(Value, Value)> = hosts.as_array().unwrap().iter().map(status).collect();
+    for id in &done.added {
+        assert!(hosts.iter().any(|(found, _)| found == id), "{id} was added and is gone");
+    }
+    for id in done.registered.keys() {
+        let row = (json!(id), json!("online"));
+        assert!(hosts.contains(&row), "{id} was registered and is not: {hosts:?}");
+    }
+}
+
+/// Every newest refresh token is still good; gives the newer ones.
+fn renew_all(serving: &Serving, done: &mut Acknowledged) {
+    for (id, token) in &mut done.registered {
+        let body = json!({"refresh_token": token}).to_string();
+        let answer = serving.ask("POST", "/v1/hosts/auth/refresh", &[], &body);
+        assert_eq!(answer.status, 200, "{id}: {answer:?}");
+        *token = answer.json()["refresh_token"].as_str().unwrap().to_owned();
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_any_kill() {
+    const ROUNDS: u64 = 25;
+    const CLIENTS: usize = 3;
+    let home = Home::new();
+    let done = Arc::new(Mutex::new(Acknowledged::default()));
+    let mut seed = 7_u64;
+    for round in 0..ROUNDS {
+        // After so many answers; the number is different in every round, and so is what
+        // the other clients are in the middle of.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let answers = 1 + (seed >> 33) % 60;
+        let serving = home.serve(&["--heartbeat-flush", "100ms"]);
+        if round % 8 == 7 {
+            renew_all(&serving, &mut done.lock().unwrap());
+        }
+        let (tell, told) = unbounded();
+        let (address, key) = (serving.address, serving.key().to_owned());
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let (key, done, tell) = (key.clone(), Arc::clone(&done), tell.clone());
+                std::thread::spawn(move || press(address, &key, &done, &tell))
+            })
+            .collect();
+        for _ in 0..answers {
+            told.recv_timeout(PATIENCE).unwrap();
+        }
+        serving.kill();
+        clients.into_iter().for_each(|client| client.join().unwrap());
+        assert_kept(&home, &done.lock().unwrap());
+    }
+    let serving = home.serve(&[]);
+    renew_all(&serving, &mut done.lock().unwrap());
+    serving.stop();
+    assert_kept(&home, &done.lock().unwrap());
+    assert!(done.lock().unwrap().registered.len() > 50, "the rounds did something");
+}
+
+/// The same command, in a process that is told of a full disk instead of being ended.
+fn told_of_limits(command: &std::process::Command) -> std::process::Command {
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
+    shell.arg(command.get_program()).args(command.get_args());
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    shell.env_clear().envs(set).current_dir(command.get_current_dir().unwrap());
+    shell
+}
+
+/// Lets no file of the process grow, or lets them grow again.
+fn set_disk_full(serving: &Serving, full: bool) {
+    let pid = Pid::from_raw(serving.pid().cast_signed());
+    let maximum = getrlimit(Resource::Fsize).maximum;
+    let current = if full { Some(0) } else { maximum };
+    prlimit(pid, Resource::Fsize, Rlimit { current, maximum }).unwrap();
+}
+
+/// A server whose one host is asked every second, and a host that is about to register.
+struct FullDisk {
+    agents: Agents,
+    home: Home,
+    serving: Serving,
+    registered: Value,
+    token: Value,
+}
+
+impl FullDisk {
+    fn new(flush: &str) -> FullDisk {
+        let running = Says::lists(&[(&sandbox(1), "running")]);
+        let agents = Agents::start(vec![running, Says::lists(&[])]);
+        let mut fleet = quiet_fleet(1);
+        fleet["hosts"][0]["address"] = json!(agents.address(0));
+        fleet["sandboxes"] = json!([{"id": sandbox(1), "host_id": host(1), "status": "running"}]);
+        let home = Home::with(&fleet);
+        let interval = ["--probe-interval", "1s", "--probe-timeout", "1s"];
+        let flags = [&interval[..], &["--confirm-delay", "100ms", "--heartbeat-flush", flush]];
+        let serving = home.served(told_of_limits(&home.serving(&flags.concat())));
+        let registered = serving.register(&agents.address(1));
+        let token = serving.post("/v1/hosts", &json!({})).json()["registration_token"].clone();
+        FullDisk { agents, home, serving, registered, token }
+    }
+
+    fn fill(&self) {
+        set_disk_full(&self.serving, true);
+        let refusal = self.serving.post("/v1/hosts", &json!({})).refusal();
+        assert_eq!(refusal, (503, "unavailable".to_owned()));
+        assert_eq!(self.serving.get("/readyz").status, 503);
+    }
+
+    fn free(&self) {
+        set_disk_full(&self.serving, false);
+        eventually("readiness", || (self.serving.get("/readyz").status == 200).then_some(()));
+    }
+
+    fn beat(&self, token: &str) -> Answer {
+        self.serving.beat(&host(1), token)
+    }
+
+    fn register(&self) -> Answer {
+        let body = json!({"token": self.token, "address": "127.0.0.1:1"});
+        self.serving.ask("POST", "/v1/hosts/register", &[], &body.to_string())
+    }
+
+    fn refresh(&self) -> Answer {
+        let body = json!({"refresh_token": self.registered["refresh_token"]});
+        self.serving.ask("POST", "/v1/hosts/auth/refresh", &[], &body.to_string())
+    }
+
+    fn capsule(&self) -> Value {
+        self.serving.get(&format!("/v1/capsules/{}", sandbox(1))).json()
+    }
+}
+
+#[test]
+fn a_full_disk_harms_nobody_and_is_over_when_it_is_over() {
+    let disk = FullDisk::new("100ms");
+    let token = disk.home.token(&host(1));
+    let expired = disk.home.expired_token(&host(1));
+    assert_eq!(disk.beat(&expired).refusal(), (401, "unauthorized".to_owned()));
+    disk.fill();
+    let line = disk.serving.logged(&["ERROR", "could not write"]);
+    assert!(line.contains("the disk refused a write") && line.contains("free space"), "{line}");
+    let unavailable = (503, "unavailable".to_owned());
+    assert_eq!(disk.register().refusal(), unavailable);
+    assert_eq!(disk.refresh().refusal(), unavailable);
+    // The agent must not be sent to renew what cannot be renewed.
+    assert_eq!(disk.beat(&expired).refusal(), unavailable);
+    assert_eq!(disk.beat(&support::token::forged(&host(1))).refusal(), unavailable);
+    assert_eq!(disk.beat(&token).status, 204, "a heartbeat needs no disk");
+    assert_eq!(disk.serving.get("/v1/hosts").status, 200, "nor does a look");
+    assert_eq!(disk.serving.get("/healthz").status, 200);
+    assert!(disk.serving.metric("roost_commit_failures_total") > 0);
+
+    disk.free();
+    assert_eq!(disk.register().status, 201, "the token was not used up");
+    assert_eq!(disk.refresh().status, 200);
+    assert_eq!(disk.serving.post("/v1/hosts", &json!({})).status, 201);
+    assert_eq!(disk.beat(&expired).refusal(), (401, "unauthorized".to_owned()));
+    disk.serving.stop();
+    disk.home.verify();
+}
+
+/// The database takes a transaction in which there is nothing to write whatever the disk
+/// does; that must send no agent to renew what cannot be renewed.
+#[test]
+fn looks_that_write_nothing_do_not_prove_the_disk() {
+    let disk = FullDisk::new("5m");
+    disk.fill();
+    let idle = || disk.agents.calls(0).min(disk.agents.calls(1));
+    let before = idle();
+    eventually("several passes", || (idle() >= before + 3).then_some(()));
+    assert_eq!(disk.serving.get("/readyz").status, 503);
+    let expired = disk.home.expired_token(&host(1));
+    assert_eq!(disk.beat(&expired).refusal(), (503, "unavailable".to_owned()));
+    set_disk_full(&disk.serving, false);
+    assert_eq!(disk.register().status, 201);
+    assert_eq!(disk.serving.get("/readyz").status, 200, "a write proves it");
+}
+
+/// Agents say only once what they paused by themselves: it waits in memory for as long as
+/// it cannot be written.
+#[test]
+fn what_agents_said_while_the_disk_was_full_is_not_lost() {
+    let disk = FullDisk::new("100ms");
+    disk.fill();
+    disk.agents.say(0, Says::listing(&[], &[&sandbox(1)]));
+    disk.agents.then(0, Says::lists(&[]));
+    let asked = disk.agents.calls(0);
+    // Said once, and several answers and flushes later still not written.
+    eventually("more looks", || (disk.agents.calls(0) >= asked + 4).then_some(()));
+    assert_eq!(disk.capsule()["status"], json!("running"));
+    disk.free();
+    let capsule = eventually("a decision", || {
+        let capsule = disk.capsule();
+        (capsule["status"] != json!("running")).then_some(capsule)
+    });
+    let decided = (&capsule["status"], &capsule["status_reason"]);
+    assert_eq!(decided, (&json!("paused"), &json!("auto_paused")));
+    disk.serving.stop();
+    disk.home.verify();
+}
+
+#[test]
+fn a_database_that_somebody_else_keeps_locked_is_waited_for() {
+    let home = Home::with(&quiet_fleet(1));
+    let serving = home.serve(&["--heartbeat-flush", "5m"]);
+    let other = rusqlite::Connection::open(home.path("roost.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let unavailable = (503, "unavailable".to_owned());
+    assert_eq!(serving.post("/v1/hosts", &json!({})).refusal(), unavailable);
+    let token = home.token(&host(1));
+    assert_eq!(serving.beat(&host(1), &token).status, 204);
+    assert_eq!(serving.get("/v1/hosts").json().as_array().unwrap().len(), 1);
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(serving.post("/v1/hosts", &json!({})).status, 201);
+    assert_eq!(serving.get("/readyz").status, 200);
+    serving.stop();
+    home.verify();
+}
