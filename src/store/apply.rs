@@ -556,9 +556,7 @@ impl Writer {
         drained: &[SandboxId],
         now: Now,
     ) -> Result<Applied, StoreError> {
-        // A host that falls silent is not degraded, it is about to be unreachable.
-        let watched = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
-        let heard = watched && self.presence.is_heard(host.id, now.mono, &self.policy);
+        let heard = matches!(host.status(), HostStatus::Online | HostStatus::Draining);
         let before = self.records.entry(host.id).or_default();
         let record = HostRecord {
             looks: std::mem::take(&mut before.looks),

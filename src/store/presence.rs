@@ -252,14 +252,6 @@ impl Presence {
         self.lock().hosts.get(&host).is_none_or(|entry| entry.has_gap(now, policy))
     }
 
-    /// Whether the host was heard within the last two beats.
-    pub fn is_heard(&self, host: HostId, now: Mono, policy: &Policy) -> bool {
-        let recent = policy.unreachable_after * 2 / 3;
-        let inner = self.lock();
-        let heard = inner.hosts.get(&host).and_then(|entry| entry.contact_at);
-        heard.is_some_and(|at| now.since(at) <= recent)
-    }
-
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
     /// agent was heard before it was asked and after the gap: agents pause everything
     /// *before* they beat again, and a listing taken meanwhile says nothing of the rest.
