@@ -15,3 +15,5 @@ mod lifetime;
 mod monitor;
 #[path = "serve/operators.rs"]
 mod operators;
+#[path = "serve/reports.rs"]
+mod reports;

@@ -37,6 +37,8 @@ pub struct Row {
     pub looking: Option<LookingFor>,
     /// Whether the agent announced that it paused it (in the inbox, not proven stale).
     pub announced: bool,
+    /// Whether it did so after it was asked: this answer is older than that.
+    pub announced_since: bool,
 }
 
 /// An operation that waits for a look at its host.
@@ -245,7 +247,7 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn row(&mut self, row: &Row, entry: Option<usize>, listing: &Listing) {
-        if row.revision > self.question.revision {
+        if row.revision > self.question.revision || row.announced_since {
             self.plan.newer += 1;
             return;
         }

@@ -195,10 +195,11 @@ impl Writer {
                 operation: OperationState::None,
                 looking: None,
                 announced: false,
+                announced_since: false,
             });
         }
         self.mark_operations(&key, &mut rows, probed, now.wall)?;
-        self.mark_announced(&key, &mut rows, listing)?;
+        self.mark_announced(&key, &mut rows, probed, listing, now)?;
         Ok(rows)
     }
 
@@ -239,19 +240,26 @@ impl Writer {
         &self,
         host: &str,
         rows: &mut [Row],
+        probed: &Probed,
         listing: &Listing,
+        now: Now,
     ) -> Result<(), StoreError> {
+        // A time later than now tells of a clock that was set back, not of a question.
+        let asked_at = now.wall.before(now.mono.since(probed.asked_at));
+        let since_asked = |noted: Wall| (asked_at..=now.wall).contains(&noted);
         if !self.policy.is_strict() {
             let mut select = self.conn.prepare_cached(
-                "SELECT sandbox_id, revision FROM auto_pause_inbox WHERE host_id = ?1",
+                "SELECT sandbox_id, revision, noted_at FROM auto_pause_inbox WHERE host_id = ?1",
             )?;
             let mut cursor = select.query([host])?;
             while let Some(entry) = cursor.next()? {
                 let id: SandboxId = rows::id(entry, 0)?;
-                let noted_at = rows::unsigned(entry, 1)?;
+                let revision = rows::unsigned(entry, 1)?;
+                let noted_at = rows::wall(entry, 2)?;
                 if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
                     // A status newer than the announcement outdates it.
-                    rows[at].announced = rows[at].revision <= noted_at;
+                    rows[at].announced = rows[at].revision <= revision;
+                    rows[at].announced_since = rows[at].announced && since_asked(noted_at);
                 }
             }
         }

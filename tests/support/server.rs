@@ -76,6 +76,11 @@ impl Serving {
         &self.key
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -22,6 +22,7 @@ fn row(n: u128, status: SandboxStatus) -> Row {
         operation: OperationState::None,
         looking: None,
         announced: false,
+        announced_since: false,
     }
 }
 
@@ -132,6 +133,15 @@ fn a_listed_id_proves_its_announcement_stale() {
 }
 
 #[test]
+fn an_answer_older_than_an_announcement_does_not_prove_it_stale() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.rows[0].announced = true;
+    host.rows[0].announced_since = true;
+    let plan = host.look(0, &listing(&[1]));
+    assert_eq!((moves(&plan), plan.spent, plan.ask_again), (vec![], vec![], AskAgain::AtOnce));
+}
+
+#[test]
 fn an_announcement_waits_for_the_operation_that_owns_the_row() {
     let mut host = Host::new(vec![row(1, SandboxStatus::Resuming)]);
     host.rows[0].announced = true;
@@ -232,6 +242,7 @@ fn any_row() -> impl Strategy<Value = Row> {
             operation,
             looking: None,
             announced,
+            announced_since: false,
         },
     )
 }
