@@ -276,7 +276,7 @@ impl Planner<'_> {
             Decision::Move(to, reason) => {
                 let filled_by = entry.filter(|_| to == SandboxStatus::Running);
                 let (id, team, from) = (row.id, row.team, row.status);
-                let ends_operation = waits || row.operation == OperationState::Expired;
+                let ends_operation = ends_operation(row);
                 let t = Transition { id, team, from, to, reason, filled_by, ends_operation };
                 self.plan.transitions.push(t);
             }
@@ -415,6 +415,16 @@ impl Planner<'_> {
         }
         let left = until.since(now);
         self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(left));
+    }
+}
+
+/// Whether the operation that owns a row is over when the row moves: what is left of it
+/// would own the sandbox for ever. But a destroy goes on until the agent says so.
+fn ends_operation(row: &Row) -> bool {
+    match row.operation {
+        OperationState::None => false,
+        OperationState::Live => row.status != SandboxStatus::Stopping,
+        OperationState::Expired => true,
     }
 }
 

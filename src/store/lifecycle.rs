@@ -443,9 +443,12 @@ impl Writer {
         Ok(update.execute(params![op.to_string(), now.wall.0])? > 0)
     }
 
-    /// Notes that looks at the host decide from now on.
-    pub(super) fn look(&mut self, op: OpId, refused: bool, now: Now) {
-        self.looking.insert(op, Looking { since: now.mono, refused });
+    /// Notes that looks at the host decide from now on, unless it is over.
+    pub(super) fn look(&mut self, op: OpId, refused: bool, now: Now) -> Result<(), StoreError> {
+        if self.work(op)?.is_some() {
+            self.looking.insert(op, Looking { since: now.mono, refused });
+        }
+        Ok(())
     }
 
     /// Ends an operation. Its sandbox changes only while it still waits for it: what was

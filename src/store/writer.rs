@@ -481,8 +481,8 @@ impl Writer {
                 answer(result, reply)
             }
             Command::Look { op, refused, reply } => {
-                self.look(op, refused, now);
-                answer(Ok(()), reply)
+                let result = self.look(op, refused, now);
+                answer(result, reply)
             }
             Command::Finish(ended, reply) => {
                 let result = self.finish(&ended, now);

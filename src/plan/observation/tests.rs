@@ -141,6 +141,24 @@ fn an_announcement_waits_for_the_operation_that_owns_the_row() {
 }
 
 #[test]
+fn a_row_that_moves_leaves_no_operation_behind() {
+    use SandboxStatus::{Pausing, Resuming, Starting, Stopping};
+    for (status, operation, listed, ends) in [
+        (Starting, OperationState::Live, true, true),
+        (Resuming, OperationState::Live, true, true),
+        (Starting, OperationState::None, true, false),
+        (Starting, OperationState::Expired, false, true),
+        (Pausing, OperationState::Expired, false, true),
+        (Stopping, OperationState::Expired, false, true),
+    ] {
+        let mut host = Host::new(vec![Row { operation, ..row(1, status) }]);
+        let plan = host.look(0, &listing(if listed { &[1] } else { &[] }));
+        let [moved] = &plan.transitions[..] else { panic!("{status} {operation:?}: {plan:?}") };
+        assert_eq!(moved.ends_operation, ends, "{status} {operation:?}");
+    }
+}
+
+#[test]
 fn newer_rows_are_left_alone_and_asked_for_at_once() {
     let mut host = Host::new(vec![row(1, SandboxStatus::Running), row(2, SandboxStatus::Missing)]);
     host.rows[0].revision = 11;
