@@ -22,6 +22,9 @@ pub fn audit_of_transition(
     if *reason == Reason::HostUnreachable {
         return None;
     }
+    if *reason == Reason::OperationFailed {
+        return Some((AuditAction::Error, AuditStatus::Error));
+    }
     match to {
         SandboxStatus::Paused => Some((AuditAction::Pause, AuditStatus::Info)),
         SandboxStatus::Stopped if from == SandboxStatus::Stopping => {
