@@ -330,6 +330,33 @@ fn answers_are_spoiled_as_told() {
 }
 
 #[test]
+fn one_method_is_spoiled_and_the_others_are_not() {
+    let world = world(1, 2);
+    let id = world.first(0);
+    let spoil = |fault| {
+        world.fleet.set_faults(0, Faults::answering_to(Method::Pause, fault)).unwrap();
+    };
+    spoil(AnswerFault::Refused(ConnectCode::Internal));
+    assert_eq!(code(world.pause(0, id)), ConnectCode::Internal);
+    spoil(AnswerFault::Severed);
+    let severed = world.pause(0, id);
+    assert!(matches!(severed, Err(CallError::Unknown { .. })), "{severed:?}");
+    assert_eq!(world.running(0).len(), 2, "nothing was done, and listings are well");
+
+    spoil(AnswerFault::Held);
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| world.pause(0, id));
+        assert!(world.host(0).wait_state(id, Some(SimState::Paused), LONG));
+        assert_eq!(world.running(0).len(), 1, "it is done before it is answered");
+        assert!(!held.is_finished());
+        world.fleet.set_faults(0, Faults::default()).unwrap();
+        held.join().unwrap().unwrap();
+    });
+    assert_eq!(world.host(0).calls_of(Method::Pause, id), 3);
+    assert_eq!(world.host(0).calls_of(Method::Ping, id), 0);
+}
+
+#[test]
 fn a_terminated_agent_is_silent_until_it_is_started_again() {
     let world = world(1, 2);
     world.client.terminate(world.host(0).agent_address(), LONG).unwrap();

@@ -49,13 +49,14 @@ fn route(request: &Request) -> Result<Method, Response> {
 }
 
 fn call(host: &SimHost, method: Method, body: &[u8]) -> Response {
-    host.count_call(method);
-    host.be_slow();
+    host.count_call(method, named_in(body));
+    host.be_slow(method);
     let faults = host.faults();
     if faults.closed || host.has_exited() {
         return Response::cut();
     }
-    match faults.answers {
+    let fault = if faults.concern(method) { faults.answers } else { AnswerFault::None };
+    match fault {
         AnswerFault::None => carry_out(host, method, body),
         AnswerFault::Refused(code) => refused((code, "as simulated".to_owned())),
         AnswerFault::Malformed => halved(carry_out(host, method, body)),
@@ -63,7 +64,18 @@ fn call(host: &SimHost, method: Method, body: &[u8]) -> Response {
             carry_out(host, method, body);
             Response::cut()
         }
+        AnswerFault::Severed => Response::cut(),
+        AnswerFault::Held => {
+            let response = carry_out(host, method, body);
+            host.hold_answer(method);
+            response
+        }
     }
+}
+
+/// The sandbox that a call names, if it names one.
+fn named_in(body: &[u8]) -> Option<SandboxId> {
+    serde_json::from_slice::<SandboxRef<'_>>(body).ok()?.sandbox_id.parse().ok()
 }
 
 fn carry_out(host: &SimHost, method: Method, body: &[u8]) -> Response {

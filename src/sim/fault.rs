@@ -2,7 +2,7 @@
 //!
 //! Never: carries a fault out (`answer` and `heartbeat` do). Set by `demo` and tests.
 
-use crate::agent::wire::ConnectCode;
+use crate::agent::wire::{ConnectCode, Method};
 use std::time::Duration;
 
 /// What is wrong with a host now. The default is nothing.
@@ -17,6 +17,8 @@ pub struct Faults {
     pub delay: Duration,
     /// What becomes of its answers.
     pub answers: AnswerFault,
+    /// The only method whose calls are slow and whose answers are spoiled; `None`: all.
+    pub only: Option<Method>,
 }
 
 impl Faults {
@@ -30,9 +32,19 @@ impl Faults {
         Faults { answers, ..Faults::default() }
     }
 
+    /// Only this is wrong with its answers to calls of one method.
+    pub fn answering_to(method: Method, answers: AnswerFault) -> Faults {
+        Faults { answers, only: Some(method), ..Faults::default() }
+    }
+
     /// Only this is wrong with its heartbeats.
     pub fn beating(heartbeats: HeartbeatFault) -> Faults {
         Faults { heartbeats, ..Faults::default() }
+    }
+
+    /// Whether calls of this method are slow and their answers are spoiled.
+    pub(super) fn concern(&self, method: Method) -> bool {
+        self.only.is_none_or(|only| only == method)
     }
 
     /// Nothing gets through in either direction, as behind a cable that was pulled.
@@ -65,4 +77,8 @@ pub enum AnswerFault {
     Malformed,
     /// The call is carried out, and the connection closes without an answer.
     Dropped,
+    /// Nothing is done, and the connection closes without an answer.
+    Severed,
+    /// The call is carried out, and the answer does not come before this fault is over.
+    Held,
 }

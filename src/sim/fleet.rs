@@ -19,7 +19,7 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most threads of the server, those included that wait on purpose. Larger: more stacks;
 /// smaller: a control plane that asks many slow hosts at once is answered one by one.
@@ -44,6 +44,10 @@ const INITIAL_AGE: Duration = Duration::from_secs(600);
 /// Connections that wait to be accepted, for a host that was closed and opened again.
 /// Larger: buys nothing; smaller: a burst of callers sees connections time out.
 const BACKLOG: i32 = 128;
+
+/// How long copies of a closed socket may live on. Larger: a port that is really taken is
+/// told late; smaller: a busy machine starts a process too slowly.
+const COPIES_GONE_AFTER: Duration = Duration::from_secs(5);
 
 /// What the sandboxes of a new fleet are doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -133,10 +137,10 @@ impl SimFleet {
         match (faults.closed, place.take()) {
             (true, None) => {
                 server.close_listener(number);
-                *place = Some(reserve(host.address())?);
+                *place = Some(patiently(|| reserve(host.address()))?);
             }
             (false, Some(socket)) => {
-                rustix::net::listen(&socket, BACKLOG)?;
+                patiently(|| Ok(rustix::net::listen(&socket, BACKLOG)?))?;
                 server.reopen_listener(number, TcpListener::from(socket))?;
             }
             (_, unchanged) => *place = unchanged,
@@ -198,6 +202,20 @@ fn reserve(address: SocketAddr) -> io::Result<OwnedFd> {
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
+}
+
+/// Tries again while the address is in use: a process that is being started has copies of
+/// all sockets for a moment, those included that were just closed.
+fn patiently<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + COPIES_GONE_AFTER;
+    loop {
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Hosts are counted from one: their ids are easy to type.

@@ -4,7 +4,7 @@
 //! becomes of beats, by `demo` and tests for the truth and to make things happen.
 
 use super::agent::{Refusal, SimAgent, SimSandbox, SimState};
-use super::fault::Faults;
+use super::fault::{AnswerFault, Faults};
 use super::hold::Holds;
 use super::lock;
 use crate::agent::wire::{
@@ -53,6 +53,8 @@ struct Inner {
     /// Counts the agent's lives: what one began, the next does not finish.
     boot: u64,
     calls: BTreeMap<&'static str, u64>,
+    /// The same for each sandbox that calls named.
+    calls_of: BTreeMap<(SandboxId, &'static str), u64>,
 }
 
 impl fmt::Debug for SimHost {
@@ -78,6 +80,7 @@ impl SimHost {
             exited: false,
             boot: 0,
             calls: BTreeMap::new(),
+            calls_of: BTreeMap::new(),
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
         Ok(SimHost { id, address, agent_address, clock, holds, inner, changed })
@@ -195,6 +198,12 @@ impl SimHost {
         lock(&self.inner).calls.get(method.as_str()).copied().unwrap_or(0)
     }
 
+    /// How many calls of this method that named this sandbox have begun, whatever became of
+    /// them.
+    pub fn calls_of(&self, method: Method, id: SandboxId) -> u64 {
+        lock(&self.inner).calls_of.get(&(id, method.as_str())).copied().unwrap_or(0)
+    }
+
     /// Waits until so many calls of this method have begun; false when that takes longer
     /// than `timeout`. What a call does comes after its beginning: see `wait_state`.
     pub fn wait_calls(&self, method: Method, count: u64, timeout: Duration) -> bool {
@@ -230,13 +239,31 @@ impl SimHost {
         done
     }
 
-    pub(super) fn count_call(&self, method: Method) {
-        self.change(|inner| *inner.calls.entry(method.as_str()).or_default() += 1);
+    pub(super) fn count_call(&self, method: Method, named: Option<SandboxId>) {
+        self.change(|inner| {
+            *inner.calls.entry(method.as_str()).or_default() += 1;
+            if let Some(id) = named {
+                *inner.calls_of.entry((id, method.as_str())).or_default() += 1;
+            }
+        });
     }
 
-    /// Waits for as long as the host is slow.
-    pub(super) fn be_slow(&self) {
-        self.holds.wait(|| self.faults().delay);
+    /// Waits for as long as the host is slow with calls of this method.
+    pub(super) fn be_slow(&self, method: Method) {
+        self.holds.wait(|| match self.faults() {
+            faults if faults.concern(method) => faults.delay,
+            _ => Duration::ZERO,
+        });
+    }
+
+    /// Waits for as long as answers to this method are held back.
+    pub(super) fn hold_answer(&self, method: Method) {
+        self.holds.wait(|| match self.faults() {
+            faults if faults.concern(method) && faults.answers == AnswerFault::Held => {
+                Duration::MAX
+            }
+            _ => Duration::ZERO,
+        });
     }
 
     /// The next listing announces a sandbox that was paused long ago.
