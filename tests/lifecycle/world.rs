@@ -4,6 +4,8 @@
 //! Never: decides what an operation should do. The simulated hosts know what is really
 //! there; the end of every test compares that with what the database says.
 
+#![allow(unreachable_pub, reason = "a module of one test")]
+
 use crate::support::server::Serving;
 use crate::support::{Home, PATIENCE, eventually};
 use roost::agent::wire::Method;
