@@ -3,8 +3,7 @@
 //!
 //! Never: decides what an operation should do. The simulated hosts know what is really
 //! there; the end of every test compares that with what the database says.
-
-#![allow(unreachable_pub, reason = "a module of one test")]
+#![allow(unreachable_pub, reason = "each test uses its part")]
 
 use crate::support::server::Serving;
 use crate::support::{Home, PATIENCE, eventually};
@@ -18,7 +17,7 @@ use roost::sim::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Beats are far more frequent than any verdict, and rare enough that a restart of the
 /// server loses fewer than the three that make an agent pause everything.
@@ -26,6 +25,9 @@ const BEAT_EVERY: Duration = Duration::from_secs(20);
 
 /// A probe may come at any time: nothing may depend on there being none.
 const PROBE_INTERVAL: &str = "1s";
+
+/// Time between two looks at what takes minutes.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// One answer: its status and its JSON, null without a body.
 pub type Answer = (u16, Value);
@@ -99,6 +101,19 @@ impl Api {
             let capsule = self.capsule(id);
             (capsule["status"] == status).then_some(capsule)
         })
+    }
+
+    /// Waits for so long until a capsule has this status; gives it.
+    pub fn until_within(&self, id: &str, status: &str, patience: Duration) -> Value {
+        let until = Instant::now() + patience;
+        loop {
+            let capsule = self.capsule(id);
+            if capsule["status"] == status {
+                return capsule;
+            }
+            assert!(Instant::now() < until, "not {status} within {patience:?}: {capsule}");
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 
     /// Waits until a capsule has this status for this reason.
@@ -262,23 +277,31 @@ impl World {
         statuses.map(str::to_owned).collect()
     }
 
-    /// Ends the world and checks that all is well: history without gaps that says what the
-    /// rows say; the database whole; on the hosts what the rows say and nothing else, but
-    /// for `strangers`; no create asked for twice.
-    pub fn end(self, strangers: &[SandboxId]) {
-        self.heartbeats.beat_all();
-        if let Some(server) = self.server {
-            server.stop();
-        }
+    /// Every capsule, as the database has it. Checks that the database is whole, that its
+    /// history is without gaps and says what the rows say, and that no host was asked to
+    /// create anything twice.
+    pub fn rows(&self) -> BTreeMap<SandboxId, Value> {
         self.home.verify();
         let rows = self.home.json(&["sandboxes", "list", "--all"]);
-        let rows: BTreeMap<SandboxId, &Value> = rows
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|row| (row["id"].as_str().unwrap().parse().unwrap(), row))
-            .collect();
+        let id = |row: &Value| row["id"].as_str().unwrap().parse().unwrap();
+        let rows: BTreeMap<SandboxId, Value> =
+            rows.as_array().unwrap().iter().map(|row| (id(row), row.clone())).collect();
         check_history(&self.home, &rows);
+        for (host, id) in self.fleet.hosts().iter().flat_map(|h| rows.keys().map(move |id| (h, id)))
+        {
+            assert!(host.calls_of(Method::Create, *id) <= 1, "{id} was created more than once");
+        }
+        rows
+    }
+
+    /// Ends the world and checks that all is well: what `rows` checks, and that on the hosts
+    /// there is what the rows say and nothing else but `strangers`.
+    pub fn end(mut self, strangers: &[SandboxId]) {
+        self.heartbeats.beat_all();
+        if let Some(server) = self.server.take() {
+            server.stop();
+        }
+        let rows = self.rows();
         for (host, credentials) in self.fleet.hosts().iter().zip(&self.hosts) {
             check_host(host, &credentials.host_id.to_string(), &rows, strangers);
         }
@@ -286,7 +309,7 @@ impl World {
     }
 }
 
-fn check_history(home: &Home, rows: &BTreeMap<SandboxId, &Value>) {
+fn check_history(home: &Home, rows: &BTreeMap<SandboxId, Value>) {
     let events = home.json(&["events", "--after", "0", "--limit", "1000"]);
     let events = events.as_array().unwrap();
     let revisions: Vec<u64> = events.iter().map(|e| e["revision"].as_u64().unwrap()).collect();
@@ -311,13 +334,12 @@ fn check_history(home: &Home, rows: &BTreeMap<SandboxId, &Value>) {
 fn check_host(
     host: &SimHost,
     host_id: &str,
-    rows: &BTreeMap<SandboxId, &Value>,
+    rows: &BTreeMap<SandboxId, Value>,
     strangers: &[SandboxId],
 ) {
     let here = rows.iter().filter(|(_, row)| row["host_id"] == host_id);
     let mut expected: Vec<SandboxId> = strangers.to_vec();
     for (&id, row) in here {
-        assert!(host.calls_of(Method::Create, id) <= 1, "{id} was created more than once");
         let (status, state) = (row["status"].as_str().unwrap(), host.state(id));
         let fits = match status {
             "running" => state == Some(SimState::Running),

@@ -4,6 +4,7 @@
 //! Never: fixed ports, a decision about what is right, a process or file left behind.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stderr, reason = "a failed test shows the log of its server")]
 
 pub mod agents;
 pub mod client;
