@@ -85,9 +85,7 @@ pub fn reconcile(known: Option<Known>, look: Look, policy: &Policy) -> Decision 
         // The recorded mapping knows no operations; one that is under way keeps its row.
         (Some(known), true) if known.operation == OperationState::Live => {
             match strict(known.status, look.report) {
-                Decision::Move(SandboxStatus::Running, reason) => {
-                    Decision::Move(SandboxStatus::Running, reason)
-                }
+                promoted @ Decision::Move(SandboxStatus::Running, _) => promoted,
                 Decision::Move(..)
                 | Decision::Keep
                 | Decision::Confirm

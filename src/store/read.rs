@@ -79,10 +79,6 @@ pub struct SandboxFilter {
     pub status: Option<SandboxStatus>,
     /// Also those that are over.
     pub all: bool,
-    /// After this id, in order of ids.
-    pub after: Option<SandboxId>,
-    /// At most so many; `None` for all there are.
-    pub limit: Option<u32>,
 }
 
 /// Which events or audit entries to list.
@@ -142,13 +138,7 @@ pub fn sandboxes(conn: &Connection, filter: &SandboxFilter) -> Result<Vec<Sandbo
         None if !filter.all => and(" AND status NOT IN ('stopped', 'error')", None),
         None => {}
     }
-    if let Some(after) = filter.after {
-        and(" AND id > ?", Some(after.to_string()));
-    }
     sql.push_str(" ORDER BY id");
-    if let Some(limit) = filter.limit {
-        sql.push_str(&format!(" LIMIT {limit}"));
-    }
     let mut select = conn.prepare_cached(&sql)?;
     collect(select.query(params_from_iter(values))?, rows::sandbox)
 }
