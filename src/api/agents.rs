@@ -56,8 +56,10 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
                 "the registration token is not valid; make a new one for the host",
             )
         })?;
-    (ready.wake)(Wake::Changed(registered.host.id));
-    json(201, &credentials(ready, registered.host, refresh_token))
+    let host = registered.host.id;
+    let answer = json(201, &credentials(ready, registered.host, refresh_token));
+    (ready.wake)(Wake::Changed(host));
+    answer
 }
 
 /// `POST /v1/hosts/auth/refresh`
