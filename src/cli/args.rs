@@ -279,6 +279,7 @@ pub struct Completions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::sandbox::SandboxStatus;
 
     fn parse(line: &str) -> Cli {
         let words = line.split_whitespace().take_while(|word| *word != ">");
