@@ -8,6 +8,7 @@ mod db;
 mod flags;
 mod history;
 mod hosts;
+mod keys;
 mod run;
 mod sandboxes;
 mod settings;
@@ -15,9 +16,13 @@ mod settings;
 pub use db::{Db, DbLoad, DbVerify};
 pub use flags::{Flags, KeySet};
 pub use history::{Audit, Events};
-pub use hosts::{Hosts, HostsAdd, HostsCommand, HostsList, HostsShow, OneHost};
+pub use hosts::{Hosts, HostsAdd, HostsCommand, HostsList, HostsRm, HostsShow, OneHost};
+pub use keys::{Keys, KeysCreate, KeysList, KeysRevoke};
 pub use run::{AgentSim, Check, Demo, Serve};
-pub use sandboxes::{Sandboxes, SandboxesCommand, SandboxesList, SandboxesShow};
+pub use sandboxes::{
+    Sandboxes, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow, SomeSandboxes,
+    Waiting,
+};
 pub use settings::{CheckKeys, DemoKeys, GlobalKeys, ServeKeys};
 
 use crate::config::{API_KEY_VARIABLE, Inputs, Key, URL_VARIABLE};
@@ -108,15 +113,39 @@ pub enum Command {
   roost hosts list --format json
   roost hosts show host-0000000000000000000000001
   roost hosts add --provider hetzner --availability-zone fsn1
-  roost hosts token host-0000000000000000000000001")]
+  roost hosts drain host-0000000000000000000000001")]
     Hosts(Hosts),
-    /// List sandboxes, or show one
+    /// Probe a host now and show what its agent says
+    ///
+    /// Exits 1 when it does not answer as it should.
+    #[command(after_help = "Examples:
+  roost probe host-0000000000000000000000001
+  roost probe host-0000000000000000000000001 --format json")]
+    Probe(OneHost),
+    /// List sandboxes, show one, or act on some
+    ///
+    /// Looking reads the database; acting asks the running server.
     #[command(after_help = "Examples:
   roost sandboxes
   roost sandboxes --status missing --host host-0000000000000000000000001
   roost sandboxes --all --format json
-  roost sandboxes show cl-0000000000000000000000001")]
+  roost sandboxes create --template python --wait
+  roost sandboxes pause cl-0000000000000000000000001 --wait")]
     Sandboxes(Sandboxes),
+    /// Create, list or revoke API keys
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  roost keys create ci
+  roost keys list
+  roost keys revoke key-0000000000000000000000001"
+    )]
+    Keys(Keys),
+    /// Ask whether the running server is ready; exits 1 when it is not
+    #[command(after_help = "Examples:
+  roost health
+  roost health --url http://10.0.0.5:8000 --format json")]
+    Health(Health),
     /// Show what happened, by revision
     #[command(after_help = "Examples:
   roost events --limit 20
@@ -176,7 +205,10 @@ impl Command {
             Command::Config(args) => args.settings.given(),
             Command::Status(_)
             | Command::Hosts(_)
+            | Command::Probe(_)
             | Command::Sandboxes(_)
+            | Command::Keys(_)
+            | Command::Health(_)
             | Command::Events(_)
             | Command::Audit(_)
             | Command::Db(_)
@@ -249,6 +281,17 @@ pub struct Status {
     /// The database.
     #[command(flatten)]
     pub database: Database,
+    /// The server.
+    #[command(flatten)]
+    pub server: Server,
+    /// Output.
+    #[command(flatten)]
+    pub printing: Printing,
+}
+
+/// Options of `roost health`.
+#[derive(Debug, Args)]
+pub struct Health {
     /// The server.
     #[command(flatten)]
     pub server: Server,
@@ -361,6 +404,13 @@ mod tests {
             "roost hosts show",
             "roost hosts show cl-0000000000000000000000001",
             "roost sandboxes --status lost",
+            "roost sandboxes pause",
+            "roost sandboxes pause cl-0000000000000000000000001 --timeout 1m",
+            "roost sandboxes create --vcpus 0",
+            "roost hosts rm cl-0000000000000000000000001",
+            "roost keys create",
+            "roost keys revoke host-0000000000000000000000001",
+            "roost probe",
             "roost demo --for 30",
             "roost demo --hosts 0",
             "roost agent-sim --hang-every 10",

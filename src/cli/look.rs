@@ -5,7 +5,8 @@
 
 use super::act::ServerClient;
 use super::args::{
-    Audit, Database, Events, Format, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
+    Audit, Database, Events, Format, Health, HostsList, HostsShow, SandboxesList, SandboxesShow,
+    Status,
 };
 use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age};
 use super::{clock, open, paths, unreadable};
@@ -114,6 +115,36 @@ fn server_words(server: &Value) -> String {
         ),
         false => ready,
     }
+}
+
+/// Whether the running server is ready; failed when it is not, with why.
+pub(super) fn health(config: &Config, options: &Health) -> Result<Exit, Failure> {
+    let server = ServerClient::of(config, &options.server);
+    let (url, ready) = (server.base(), server.get("/readyz"));
+    let why = match &ready {
+        Ok(answer) if answer.status == 200 => None,
+        Ok(answer) => {
+            let error: Value = serde_json::from_str(&answer.body).unwrap_or(Value::Null);
+            let words = error["error"]["message"].as_str().map(str::to_owned);
+            Some(words.unwrap_or_else(|| format!("it answered {}", answer.status)))
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    let mut value = json!({"url": url, "ready": why.is_none()});
+    let text = match &why {
+        None => format!("ready at {url}\n"),
+        Some(why) => {
+            value["reason"] = json!(why);
+            String::new()
+        }
+    };
+    print(options.printing.format, &value, &text)?;
+    let Some(why) = why else { return Ok(Exit::Done) };
+    let failure = Failure::new(format!("could not find {url} ready")).because(why);
+    Err(match ready {
+        Ok(_) => failure.advise("`roost status` and the server's log say more"),
+        Err(_) => failure.advise("start `roost serve`, or set ROOST_URL"),
+    })
 }
 
 fn host_tone(host: &Host) -> Tone {

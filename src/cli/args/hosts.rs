@@ -46,6 +46,27 @@ pub enum HostsCommand {
     #[command(after_help = "Examples:
   roost hosts token host-0000000000000000000000001")]
     Token(OneHost),
+    /// Place nothing new on a host; what is there stays and is watched
+    #[command(after_help = "Examples:
+  roost hosts drain host-0000000000000000000000001")]
+    Drain(OneHost),
+    /// Place sandboxes on a host again, after drain or offline
+    #[command(after_help = "Examples:
+  roost hosts undrain host-0000000000000000000000001")]
+    Undrain(OneHost),
+    /// Set a host aside: neither watched nor probed
+    #[command(after_help = "Examples:
+  roost hosts offline host-0000000000000000000000001")]
+    Offline(OneHost),
+    /// Delete a host
+    ///
+    /// Its agent is told so and destroys every sandbox it has. A host with sandboxes is
+    /// deleted with --force only; on a terminal you are shown them and asked first.
+    #[command(after_help = "Examples:
+  roost hosts rm host-0000000000000000000000001
+  roost hosts rm host-0000000000000000000000001 --force
+  roost hosts rm host-0000000000000000000000001 --force --yes")]
+    Rm(HostsRm),
 }
 
 /// Options of `roost hosts list`.
@@ -108,4 +129,18 @@ pub struct OneHost {
     /// Output.
     #[command(flatten)]
     pub printing: Printing,
+}
+
+/// Options of `roost hosts rm`.
+#[derive(Debug, Args)]
+pub struct HostsRm {
+    /// The host.
+    #[command(flatten)]
+    pub host: OneHost,
+    /// Delete it together with its sandboxes
+    #[arg(long)]
+    pub force: bool,
+    /// Do not ask; needed with --force where nobody can be asked
+    #[arg(long)]
+    pub yes: bool,
 }
