@@ -7,6 +7,8 @@
 
 mod support;
 
+#[path = "act/following.rs"]
+mod following;
 #[path = "act/stub.rs"]
 mod stub;
 #[path = "act/stubbed.rs"]
@@ -199,7 +201,7 @@ fn without_waiting_the_status_is_that_of_the_moment() {
     let line = world.roost(&["sandboxes", "create"]).ok();
     assert_eq!(world.stable(&line), "SANDBOX1  starting on HOST\n");
     world.check(&["sandboxes", "create", "--wait", "--timeout", "1s"], &expect![[r#"
-        roost: could not create SANDBOX1: it is still starting after 1s; it may still be done; see `roost sandboxes show SANDBOX1`
+        roost: could not create SANDBOX1: it was starting when last seen, and 1s are over; it may still be done; see `roost sandboxes show SANDBOX1`
         exit 1
     "#]]);
 }
@@ -277,7 +279,7 @@ fn waiting_ends_when_the_time_is_up() {
     world.serving.take().unwrap().kill();
     let done = Done::of(child.wait_with_output().unwrap());
     expect![[r#"
-        roost: could not pause SANDBOX1: no answer from http://127.0.0.1:45657 within 3s; it may still be done; see `roost sandboxes show SANDBOX1`
+        roost: could not pause SANDBOX1: it was pausing when last seen, and 3s are over; it may still be done; see `roost sandboxes show SANDBOX1`
         exit 1
     "#]].assert_eq(&numbered(&told(&done)));
 }

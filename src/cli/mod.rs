@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod db;
 mod demo;
+mod events;
 mod look;
 pub mod output;
 mod serve;
@@ -40,7 +41,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Sandboxes(options) => sandboxes(&config, options),
         Command::Keys(command) => act::keys(&config, &command),
         Command::Health(options) => look::health(&config, &options),
-        Command::Events(options) => look::events(&config, &options),
+        Command::Events(options) => events::events(&config, &options),
         Command::Audit(options) => look::audit(&config, &options),
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),

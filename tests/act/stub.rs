@@ -40,7 +40,7 @@ impl Handler for Script {
         match self.says.iter().find(|says| says.to == line) {
             Some(says) if says.body.is_null() => Response::empty(says.status),
             Some(says) => Response::json(says.status, says.body.to_string().into_bytes()),
-            None => Response::error(404, "not_found", "no such path"),
+            None => Response::error(404, "not_found", "no such thing"),
         }
     }
 }

@@ -108,10 +108,10 @@ fn keys_are_listed_and_revoked() {
         &stub,
         &["keys", "revoke", "key-0000000000000000000000002"],
         &expect![[r#"
-        roost: could not revoke key-0000000000000000000000002: no such path; `roost keys list` lists them
-        exit 1
-        DELETE /v1/api-keys/key-0000000000000000000000002
-    "#]],
+            roost: could not revoke key-0000000000000000000000002: no such thing; `roost keys list` lists them
+            exit 1
+            DELETE /v1/api-keys/key-0000000000000000000000002
+        "#]],
     );
 }
 
@@ -167,10 +167,10 @@ fn a_probe_tells_what_the_agent_said() {
         &refused,
         &["probe", &host(2)],
         &expect![[r#"
-        roost: could not probe host-0000000000000000000000002: no such path; `roost hosts` lists them
-        exit 1
-        POST /v1/hosts/host-0000000000000000000000002/probe
-    "#]],
+            roost: could not probe host-0000000000000000000000002: no such thing; `roost hosts` lists them
+            exit 1
+            POST /v1/hosts/host-0000000000000000000000002/probe
+        "#]],
     );
 }
 
@@ -238,10 +238,10 @@ fn a_host_with_sandboxes_is_deleted_by_force_only() {
         &stub,
         &["hosts", "rm", &host(2)],
         &expect![[r#"
-        roost: could not delete host-0000000000000000000000002: no such path; `roost hosts` lists them
-        exit 1
-        DELETE /v1/hosts/host-0000000000000000000000002
-    "#]],
+            roost: could not delete host-0000000000000000000000002: no such thing; `roost hosts` lists them
+            exit 1
+            DELETE /v1/hosts/host-0000000000000000000000002
+        "#]],
     );
 }
 
@@ -330,7 +330,7 @@ fn what_passes_quickly_is_seen() {
     let stub = Stub::start(says, events);
     check(
         &stub,
-        &["sandboxes", "pause", &sandbox(1), "--wait"],
+        &["sandboxes", "pause", &sandbox(1), "--wait", "--timeout", "20s"],
         &expect![[r#"
         cl-0000000000000000000000001  resuming on host-0000000000000000000000001
         exit 0

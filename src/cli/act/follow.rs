@@ -49,21 +49,22 @@ pub(super) struct Rest {
 
 /// Why the rest was not seen.
 pub(super) enum Unseen {
-    /// Time is up; the last status that was seen.
-    TimeUp(Option<SandboxStatus>),
+    /// Time is up; the status that was seen last.
+    TimeUp(String),
     /// The server refuses to show it.
     Trouble(Trouble),
 }
 
-/// Waits until nothing is under way with a sandbox, and says how it came to rest. The
-/// stream of its events is opened before its row is read, so nothing happens unseen; when
+/// Waits until nothing is under way with a sandbox, which was in status `first` a moment
+/// ago, and says how it came to rest. The stream of its events is opened before its row is read, so nothing happens unseen; when
 /// either breaks, both begin anew.
 pub(super) fn rest_of(
     server: &ServerClient,
     id: SandboxId,
+    first: &str,
     deadline: &Deadline,
 ) -> Result<Rest, Unseen> {
-    let mut seen = Seen::default();
+    let mut seen = Seen { status: first.to_owned(), revision: None };
     loop {
         let stream = server.events(&seen.query(id), deadline.left());
         if let Some(rest) = look(server, id, deadline, &mut seen)? {
@@ -83,9 +84,8 @@ pub(super) fn rest_of(
 }
 
 /// What is known so far.
-#[derive(Default)]
 struct Seen {
-    status: Option<SandboxStatus>,
+    status: String,
     revision: Option<u64>,
 }
 
@@ -110,7 +110,7 @@ fn look(
         Ok(capsule) => {
             let status = word(&capsule, "status").parse::<SandboxStatus>();
             let status = status.map_err(|e| Unseen::Trouble(Trouble::Strange(e.to_string())))?;
-            seen.status = Some(status);
+            seen.status = status.to_string();
             Ok(rest(status, word(&capsule, "status_reason")))
         }
         Err(Trouble::Refused(404, _)) => Ok(Some(Rest { status: None, reason: String::new() })),
@@ -128,8 +128,8 @@ fn listen(stream: BufReader<impl Read>, seen: &mut Seen) -> Option<Rest> {
         let data = line.strip_prefix("data:").map(serde_json::from_str::<Value>);
         let Some(Ok(event)) = data else { continue };
         seen.revision = event["revision"].as_u64().or(seen.revision);
-        if let Ok(status) = word(&event, "to").parse() {
-            seen.status = Some(status);
+        if let Ok(status) = word(&event, "to").parse::<SandboxStatus>() {
+            seen.status = status.to_string();
             if let Some(rest) = rest(status, word(&event, "reason")) {
                 return Some(rest);
             }

@@ -116,10 +116,13 @@ impl Begun<'_> {
         waiting: &Waiting,
         deadline: &Deadline,
     ) -> Result<Value, Failure> {
-        let rest = rest_of(self.server, self.id, deadline).map_err(|unseen| match unseen {
-            Unseen::Trouble(trouble) => trouble.to(self.what(), LIST),
-            Unseen::TimeUp(status) => self.time_up(status, waiting),
-        })?;
+        let rest =
+            rest_of(self.server, self.id, word(&before, "status"), deadline).map_err(|unseen| {
+                match unseen {
+                    Unseen::Trouble(trouble) => trouble.to(self.what(), LIST),
+                    Unseen::TimeUp(status) => self.time_up(&status, waiting),
+                }
+            })?;
         if !self.is_done(&rest) {
             return Err(self.not_done(&rest));
         }
@@ -147,12 +150,9 @@ impl Begun<'_> {
         Failure::new(format!("could not {}", self.what())).because(why).advise(advice)
     }
 
-    fn time_up(&self, status: Option<SandboxStatus>, waiting: &Waiting) -> Failure {
+    fn time_up(&self, status: &str, waiting: &Waiting) -> Failure {
         let span = humantime::format_duration(waiting.timeout);
-        let why = match status {
-            Some(status) => format!("it is still {status} after {span}"),
-            None => format!("no answer from {} within {span}", self.server.base()),
-        };
+        let why = format!("it was {status} when last seen, and {span} are over");
         let advice = format!("it may still be done; see `roost sandboxes show {}`", self.id);
         Failure::new(format!("could not {}", self.what())).because(why).advise(advice)
     }
