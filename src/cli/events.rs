@@ -10,7 +10,6 @@ use super::unreadable;
 use crate::api::view::EventView;
 use crate::config::Config;
 use crate::model::event::Event;
-use crate::store::Connection;
 use crate::store::read::{self, HistoryFilter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -51,18 +50,30 @@ pub(super) fn events(config: &Config, options: &Events) -> Result<Exit, Failure>
     show(&mut out, format, first)?;
     if let Some(interrupted) = interrupted {
         let filter = HistoryFilter { limit: read::ROWS_MAX, ..filter };
-        let mut seen = seen;
-        while !interrupted.load(Ordering::Relaxed) {
-            let news = read::events_after(&conn, seen, &filter).map_err(unreadable)?;
-            match news.last() {
-                Some(last) => seen = last.revision,
-                None if wait()? => continue,
-                None => break,
-            }
-            show(&mut out, format, news)?;
-        }
+        let news = |seen| read::events_after(&conn, seen, &filter).map_err(unreadable);
+        follow(&mut out, format, seen, &interrupted, news)?;
     }
     out.finish().map(|()| Exit::Done)
+}
+
+/// Shows what comes after `seen`, until somebody interrupts or leaves.
+fn follow(
+    out: &mut Out<Stdout>,
+    format: Format,
+    mut seen: u64,
+    interrupted: &AtomicBool,
+    after: impl Fn(u64) -> Result<Vec<Event>, Failure>,
+) -> Result<(), Failure> {
+    while !interrupted.load(Ordering::Relaxed) {
+        let news = after(seen)?;
+        match news.last() {
+            Some(last) => seen = last.revision,
+            None if wait()? => continue,
+            None => break,
+        }
+        show(out, format, news)?;
+    }
+    Ok(())
 }
 
 /// Set by SIGINT and SIGTERM from now on: the usual way to end.

@@ -143,8 +143,8 @@ impl Begun<'_> {
     fn not_done(&self, rest: &Rest) -> Failure {
         let why = match rest.status {
             None => "it is gone".to_owned(),
-            Some(status) if rest.reason.is_empty() => format!("it is {status}"),
-            Some(status) => format!("it is {status} ({})", rest.reason),
+            Some(status) if rest.reason.is_empty() => format!("its status is {status}"),
+            Some(status) => format!("its status is {status} ({})", rest.reason),
         };
         let advice = format!("`roost audit --sandbox {}` says what was done", self.id);
         Failure::new(format!("could not {}", self.what())).because(why).advise(advice)
