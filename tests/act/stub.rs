@@ -4,12 +4,12 @@
 //! Never: decides anything. It stands for endpoints whose answers a real server gives only
 //! at moments that a test cannot choose.
 
-use crate::support::client::try_ask;
 use crate::support::{Done, Home};
 use roost::http::{Body, Handler, Request, Response, Server, ServerConfig};
 use serde_json::Value;
+use std::io::Read;
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -67,21 +67,34 @@ pub(crate) struct Stub {
 
 impl Stub {
     pub(crate) fn start(says: Vec<Says>, events: Vec<Value>) -> Stub {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        Stub::on(TcpListener::bind("127.0.0.1:0").unwrap(), says, events)
+    }
+
+    fn on(listener: TcpListener, says: Vec<Says>, events: Vec<Value>) -> Stub {
+        let url = format!("http://{}", listener.local_addr().unwrap());
         let script = Arc::new(Script { says, events, asked: Mutex::default() });
         let server =
             Server::start(vec![listener], script.clone(), ServerConfig::default()).unwrap();
-        assert!(try_ask(address, "GET", "/", &[("X-API-Key", "roost_key")], "").is_ok());
-        script.asked.lock().unwrap().clear();
-        Stub { home: Home::new(), url: format!("http://{address}"), script, server: Some(server) }
+        Stub { home: Home::new(), url, script, server: Some(server) }
+    }
+
+    /// How a command ends whose first request is read and never answered.
+    pub(crate) fn cut_first(says: Vec<Says>, args: &[&str]) -> (Stub, Done) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let home = Home::new();
+        let mut command = found(&home, &url, args);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut first, _) = listener.accept().unwrap();
+        assert!(first.read(&mut [0; 16]).unwrap() > 0);
+        drop(first);
+        let stub = Stub::on(listener, says, Vec::new());
+        (stub, Done::of(child.wait_with_output().unwrap()))
     }
 
     /// `roost` that finds this server and its key.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.home.command(args);
-        command.env("ROOST_URL", &self.url).env("ROOST_API_KEY", "roost_key");
-        command
+        found(&self.home, &self.url, args)
     }
 
     pub(crate) fn roost(&self, args: &[&str]) -> Done {
@@ -92,6 +105,12 @@ impl Stub {
     pub(crate) fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.script.asked.lock().unwrap())
     }
+}
+
+fn found(home: &Home, url: &str, args: &[&str]) -> Command {
+    let mut command = home.command(args);
+    command.env("ROOST_URL", url).env("ROOST_API_KEY", "roost_key");
+    command
 }
 
 impl Drop for Stub {

@@ -341,3 +341,31 @@ fn what_passes_quickly_is_seen() {
     "#]],
     );
 }
+
+/// The server dies with the request unanswered; the one that follows it had done it.
+#[test]
+fn a_question_that_was_cut_is_asked_again_by_whoever_waits() {
+    let says = || {
+        let refusal = json!({"error": {"code": "invalid_state", "message": "it is paused"}});
+        let capsule = json!({"id": sandbox(1), "status": "paused", "host_id": host(1)});
+        let pause = "POST /v1/capsules/cl-0000000000000000000000001/pause";
+        let show = "GET /v1/capsules/cl-0000000000000000000000001";
+        vec![
+            Says { to: pause, status: 409, body: refusal },
+            Says { to: show, status: 200, body: capsule },
+        ]
+    };
+    let id = sandbox(1);
+    let (stub, done) = Stub::cut_first(says(), &["sandboxes", "pause", &id, "--wait"]);
+    expect![[r#"
+        cl-0000000000000000000000001  paused on host-0000000000000000000000001
+        exit 0
+    "#]]
+    .assert_eq(&told(&done));
+    assert_eq!(stub.asked()[0], format!("POST /v1/capsules/{id}/pause"));
+    for args in [&["sandboxes", "pause", &id][..], &["sandboxes", "create", "--wait"]] {
+        let (stub, done) = Stub::cut_first(says(), args);
+        assert!(done.stderr.ends_with("it may have been done; look before you ask again\n"));
+        assert_eq!((done.code, stub.asked().len()), (1, 0), "asked once: {args:?}");
+    }
+}

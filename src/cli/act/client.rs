@@ -10,7 +10,7 @@ use crate::cli::output::Failure;
 use crate::config::Config;
 use serde_json::Value;
 use std::fmt::Display;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::time::Duration;
 use ureq::http::{Method, Request, Response};
 
@@ -46,8 +46,10 @@ pub(in crate::cli) struct Answer {
 pub(super) enum Trouble {
     /// There is no key to show.
     NoKey,
-    /// No answer: the server is not there, or the connection broke.
+    /// Nobody is there; nothing was asked.
     Away(String),
+    /// The connection broke, or it took too long: what was asked may have been done.
+    Cut(String),
     /// It answered, and refused: status, and the error in its own words.
     Refused(u16, Value),
     /// What it answered is none of ours.
@@ -61,6 +63,9 @@ impl Trouble {
         match self {
             Trouble::NoKey => fail.because("no API key").advise(KEY_ADVICE),
             Trouble::Away(why) => fail.because(why).advise("start `roost serve`, or set ROOST_URL"),
+            Trouble::Cut(why) => {
+                fail.because(why).advise("it may have been done; look before you ask again")
+            }
             Trouble::Strange(why) => fail.because(why).advise("is ROOST_URL right?"),
             Trouble::Refused(status, error) => {
                 let words = error["message"].as_str().map(str::to_owned);
@@ -122,7 +127,7 @@ impl ServerClient {
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = self.request(method, path, body)?;
         let request = self.http.configure_request(request).timeout_global(Some(patience)).build();
-        let answer = self.http.run(request).and_then(read).map_err(|e| self.away(&e))?;
+        let answer = self.http.run(request).and_then(read).map_err(|e| self.no_answer(&e))?;
         self.judge(answer)
     }
 
@@ -147,11 +152,11 @@ impl ServerClient {
         let request = self.request(Method::GET, &format!("/v1/events?{query}"), String::new())?;
         let request = self.http.configure_request(request).timeout_global(Some(patience));
         let request = request.timeout_per_read(Some(STREAM_SILENCE_MAX)).build();
-        let response = self.http.run(request).map_err(|e| self.away(&e))?;
+        let response = self.http.run(request).map_err(|e| self.no_answer(&e))?;
         if response.status().as_u16() == 200 {
             return Ok(BufReader::new(response.into_body().into_reader()));
         }
-        let answer = read(response).map_err(|e| self.away(&e))?;
+        let answer = read(response).map_err(|e| self.no_answer(&e))?;
         self.judge(answer)?;
         Err(Trouble::Strange(format!("{} answered with no stream", self.base)))
     }
@@ -168,8 +173,20 @@ impl ServerClient {
         request.body(body).map_err(|e| Trouble::Strange(format!("{}: {e}", self.base)))
     }
 
-    fn away(&self, error: &ureq::Error) -> Trouble {
-        Trouble::Away(format!("{}: {error}", self.base))
+    fn no_answer(&self, error: &ureq::Error) -> Trouble {
+        let why = format!("{}: {error}", self.base);
+        let refused =
+            matches!(error, ureq::Error::Io(e) if e.kind() == ErrorKind::ConnectionRefused);
+        let not_reached = matches!(
+            error,
+            ureq::Error::HostNotFound
+                | ureq::Error::ConnectionFailed
+                | ureq::Error::BadUri(_)
+                | ureq::Error::Tls(_)
+                | ureq::Error::Rustls(_)
+                | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
+        );
+        if refused || not_reached { Trouble::Away(why) } else { Trouble::Cut(why) }
     }
 
     fn judge(&self, answer: Answer) -> Result<Value, Trouble> {

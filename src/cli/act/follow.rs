@@ -37,6 +37,13 @@ impl Deadline {
     fn left(&self) -> Duration {
         self.at.since(self.clock.now().mono)
     }
+
+    /// Waits until it is time for another look; false when the time is up.
+    pub(super) fn wait(&self) -> bool {
+        let left = self.left();
+        std::thread::sleep(LOOK_EVERY.min(left));
+        !left.is_zero()
+    }
 }
 
 /// Where a sandbox came to rest.
@@ -75,11 +82,9 @@ pub(super) fn rest_of(
         {
             return Ok(rest);
         }
-        let left = deadline.left();
-        if left.is_zero() {
+        if !deadline.wait() {
             return Err(Unseen::TimeUp(seen.status));
         }
-        std::thread::sleep(LOOK_EVERY.min(left));
     }
 }
 
@@ -115,7 +120,7 @@ fn look(
         }
         Err(Trouble::Refused(404, _)) => Ok(Some(Rest { status: None, reason: String::new() })),
         // A server that starts or stops says so with a status of its own.
-        Err(Trouble::Away(_) | Trouble::Refused(500.., _)) => Ok(None),
+        Err(Trouble::Away(_) | Trouble::Cut(_) | Trouble::Refused(500.., _)) => Ok(None),
         Err(trouble @ (Trouble::NoKey | Trouble::Refused(..) | Trouble::Strange(_))) => {
             Err(Unseen::Trouble(trouble))
         }

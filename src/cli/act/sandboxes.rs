@@ -72,7 +72,7 @@ pub(in crate::cli) fn operate(
     let mut awaited = Vec::new();
     for &id in &options.ids {
         let begun = Begun { server: &server, kind, id };
-        match begun.ask() {
+        match begun.begin(&options.waiting, &deadline) {
             Ok(capsule) if options.waiting.wait => awaited.push((begun, capsule)),
             result => tell(result)?,
         }
@@ -91,8 +91,23 @@ struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    /// Asks for it; gives the sandbox as it is then.
-    fn ask(&self) -> Result<Value, Failure> {
+    /// Asks for it; gives the sandbox as it is then. When the server went away with the
+    /// question, whoever waits anyway asks again, which begins nothing twice.
+    fn begin(&self, waiting: &Waiting, deadline: &Deadline) -> Result<Value, Failure> {
+        let mut answer = self.ask();
+        if waiting.wait && matches!(answer, Err(Trouble::Cut(_))) {
+            while is_no_answer(&answer) && deadline.wait() {
+                answer = self.ask();
+            }
+            if let Err(Trouble::Refused(404 | 409, _)) = answer {
+                // Done in the meantime, or not possible: the row tells.
+                return Ok(json!({"id": self.id.to_string(), "status": "unknown"}));
+            }
+        }
+        answer.map_err(|trouble| trouble.to(self.what(), LIST))
+    }
+
+    fn ask(&self) -> Result<Value, Trouble> {
         let path = format!("/v1/capsules/{}", self.id);
         let (method, path) = match self.kind {
             OperationKind::Destroy => (Method::DELETE, path),
@@ -100,8 +115,7 @@ impl Begun<'_> {
                 (Method::POST, format!("{path}/{}", self.kind.as_str()))
             }
         };
-        let answer = self.server.ask(method, &path, None, PATIENCE);
-        answer.map_err(|trouble| trouble.to(self.what(), LIST))
+        self.server.ask(method, &path, None, PATIENCE)
     }
 
     fn what(&self) -> String {
@@ -156,6 +170,10 @@ impl Begun<'_> {
         let advice = format!("it may still be done; see `roost sandboxes show {}`", self.id);
         Failure::new(format!("could not {}", self.what())).because(why).advise(advice)
     }
+}
+
+fn is_no_answer(answer: &Result<Value, Trouble>) -> bool {
+    matches!(answer, Err(Trouble::Away(_) | Trouble::Cut(_) | Trouble::Refused(500.., _)))
 }
 
 /// A sandbox for people.
