@@ -49,15 +49,15 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
         memory_mb: fields.count("memory_mb")?.map(u64::from),
         disk_gb: fields.count("disk_gb")?.map(u64::from),
     };
-    let registered = ready
-        .write(|reply| Command::Register(Box::new(registration), reply))?
-        .ok_or_else(|| {
+    let host = ready.write(|reply| Command::Register(Box::new(registration), reply))?.ok_or_else(
+        || {
             Problem::unauthorized(
                 "the registration token is not valid; make a new one for the host",
             )
-        })?;
-    (ready.wake)(Wake::Changed(registered.host.id));
-    json(201, &credentials(ready, registered.host, refresh_token))
+        },
+    )?;
+    (ready.wake)(Wake::Changed(host.id));
+    json(201, &credentials(ready, host, refresh_token))
 }
 
 /// `POST /v1/hosts/auth/refresh`
@@ -68,7 +68,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
     let lenient = ready.presence.clock_is_suspect();
     let refreshed = ready.write(|reply| Command::Refresh { shown, fresh, lenient, reply })?;
     match refreshed {
-        Some(refreshed) => json(200, &credentials(ready, refreshed.host, refresh_token)),
+        Some(host) => json(200, &credentials(ready, host, refresh_token)),
         // A database without any host is an empty one: its agents must wait, not give up.
         None if ready.presence.is_empty() => {
             Err(Problem::unavailable("this database knows no host; restore the right one"))
