@@ -139,19 +139,20 @@ pub(super) fn authenticate(ready: &Ready, request: &Request) -> Result<HostId, P
 }
 
 fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
+    let expired = ready.now().wall >= claims.expires_at;
     match ready.presence.lookup(claims.host) {
         // Whatever its signature: after a lost data directory agents must wait.
-        Beat::Unknown => return Err(unknown_host()),
-        Beat::Known { .. } | Beat::Deleted => {}
+        Beat::Unknown => Err(unknown_host()),
+        Beat::Known { .. } | Beat::Deleted if !claims.genuine => {
+            Err(renew_or_wait(ready, "the host token is not genuine"))
+        }
+        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect() => {
+            Err(renew_or_wait(ready, "the host token has expired"))
+        }
+        // Nothing is left to renew a deleted host's token with. An agent that was away for
+        // longer than its token lives must still hear that it was deleted.
+        Beat::Known { .. } | Beat::Deleted => Ok(claims.host),
     }
-    if !claims.genuine {
-        return Err(renew_or_wait(ready, "the host token is not genuine"));
-    }
-    let expired = ready.now().wall >= claims.expires_at;
-    if expired && !ready.presence.clock_is_suspect() {
-        return Err(renew_or_wait(ready, "the host token has expired"));
-    }
-    Ok(claims.host)
 }
 
 /// Asks for a renewal only when one could be served right now.

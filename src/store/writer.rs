@@ -6,6 +6,7 @@
 
 use super::StoreError;
 use super::apply::{Applied, Probed};
+use super::deletion::Deletion;
 use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
@@ -84,6 +85,19 @@ pub enum Command {
     Report(Box<AgentReport>, Reply<bool>),
     /// An operator changes what is wanted of a host.
     SetIntent(HostId, Intent, Actor, Reply<Option<Host>>),
+    /// What is not kept any longer goes. True: at once more of it.
+    Prune(Reply<bool>),
+    /// An operator deletes a host.
+    DeleteHost {
+        /// Which.
+        host: HostId,
+        /// Also with sandboxes that are not over.
+        force: bool,
+        /// Who.
+        actor: Actor,
+        /// What came of it.
+        reply: Reply<Deletion>,
+    },
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
@@ -186,6 +200,7 @@ pub(super) enum After {
     Failed { host: HostId, record: HostRecord },
     HostChanged { host: Box<Host>, now: Now },
     HostRegistered { host: Box<Host>, now: Now },
+    HostDeleted(HostId),
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
     OperationClosed(OpId),
@@ -352,6 +367,7 @@ impl Writer {
             | After::Failed { .. }
             | After::HostChanged { .. }
             | After::HostRegistered { .. }
+            | After::HostDeleted(_)
             | After::OperationClosed(_)
             | After::AnswerLost(_) => {}
         }
@@ -368,6 +384,10 @@ impl Writer {
             }
             After::HostChanged { host, now } => self.presence.update(&host, now),
             After::HostRegistered { host, now } => self.presence.registered(&host, now),
+            After::HostDeleted(host) => {
+                self.records.remove(&host);
+                self.presence.delete(host);
+            }
             After::AnswerLost(host) => self.presence.answer_lost(host),
             After::OperationClosed(op) => {
                 self.looking.remove(&op);
@@ -473,6 +493,10 @@ impl Task {
             Command::Report(report, reply) => Task::durable(reply, move |w| w.report(*report, now)),
             Command::SetIntent(host, intent, actor, reply) => {
                 Task::durable(reply, move |w| w.set_intent(host, intent, &actor, now))
+            }
+            Command::Prune(reply) => Task::quick(reply, move |w| w.prune(now)),
+            Command::DeleteHost { host, force, actor, reply } => {
+                Task::durable(reply, move |w| w.delete_host(host, force, &actor, now))
             }
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
