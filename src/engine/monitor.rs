@@ -361,4 +361,35 @@ mod tests {
             at = wake;
         }
     }
+    /// When what is wanted next is the past being given up, from now on.
+    fn next_prune(monitor: &mut Monitor, from: Mono) -> Duration {
+        loop {
+            let at = monitor.next_wake();
+            let effects = monitor.effects(Now { mono: at, wall: Wall(0) });
+            if effects.contains(&Effect::Prune) {
+                return at.since(from);
+            }
+        }
+    }
+
+    #[test]
+    fn the_past_is_given_up_portion_by_portion_and_then_seldom() {
+        let begin = Mono(1_000_000);
+        let (policy, presence) = (Policy::default(), Arc::new(Presence::default()));
+        let mut monitor =
+            Monitor::new(policy.clone(), presence, 4, Duration::from_secs(10), 0, begin);
+        assert_eq!(next_prune(&mut monitor, begin), Duration::ZERO, "at the start");
+        monitor.handle(begin, Input::Pruned(Ok(true)));
+        let next = begin.after(PRUNE_NEXT);
+        assert_eq!(next_prune(&mut monitor, begin), PRUNE_NEXT);
+        monitor.handle(next, Input::Pruned(Ok(false)));
+        assert_eq!(next_prune(&mut monitor, next), PRUNE_AGAIN);
+        let later = next.after(PRUNE_AGAIN);
+        monitor.handle(later, Input::Pruned(Err(StoreError::Busy)));
+        assert_eq!(next_prune(&mut monitor, later), PRUNE_AGAIN, "an error is no reason to hurry");
+
+        let now = later.after(PRUNE_AGAIN).after(Duration::from_secs(1));
+        monitor.handle(now, Input::Decide { policy, flush_every: Duration::from_secs(10) });
+        assert_eq!(monitor.next_wake(), now, "with other numbers at once");
+    }
 }
