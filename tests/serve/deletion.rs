@@ -350,14 +350,14 @@ fn a_probe_in_flight_does_no_harm() {
 /// The answer to an operation comes when its sandbox and host are gone.
 #[test]
 fn an_operation_in_flight_ends_with_its_host() {
-    for method in [Method::Create, Method::Pause, Method::Destroy] {
+    let wishes = [
+        (Method::Create, "POST", "/v1/capsules"),
+        (Method::Pause, "POST", "/v1/capsules/ID/pause"),
+        (Method::Destroy, "DELETE", "/v1/capsules/ID"),
+    ];
+    for (method, wish, path) in wishes {
         let world = World::new(1, &RARELY);
-        let id = world.capsule("running");
-        let (wish, path) = match method {
-            Method::Pause => ("POST", format!("/v1/capsules/{id}/pause")),
-            Method::Destroy => ("DELETE", format!("/v1/capsules/{id}")),
-            _ => ("POST", "/v1/capsules".to_owned()),
-        };
+        let path = path.replace("ID", &world.capsule("running"));
         let before = world.sim(0).calls(method);
         world.faults(0, Faults::answering_to(method, AnswerFault::Held));
         let key = [("X-API-Key", world.serving.key())];
