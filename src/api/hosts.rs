@@ -1,19 +1,36 @@
 //! Owns `/v1/hosts` for operators.
 //!
-//! Never: shows a token twice.
+//! Never: shows a token twice; waits for an agent without a bound.
 
 use super::body::Fields;
-use super::view::HostView;
+use super::view::{HostView, ProbeView};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
 use crate::model::event::ActorType;
-use crate::model::host::{Host, Intent};
-use crate::model::id::{HostId, PLATFORM_TEAM};
+use crate::model::host::{AgentAddress, Host, HostStatus, Intent};
+use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
+use crate::store::deletion::Deletion;
 use crate::store::identity::NewHost;
 use crate::store::journal::Actor;
-use crate::store::read;
+use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
 use serde::Serialize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long the agent of a deleted host may take to say that it ends. Larger: whoever
+/// deletes a dead host waits longer; smaller: a busy agent is logged as not reached. It
+/// hears of its end at its next heartbeat all the same.
+const TERMINATE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long whoever asks for a probe waits for it: two of the usual deadline, one that is
+/// in flight and the one that was asked for. Larger: a host behind many hung ones holds
+/// the client; smaller: a slow agent's answer is not seen.
+const PROBE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long that wait goes on before it looks whether there still is something to wait
+/// for. Larger: a server that stops waits for it; smaller: wake-ups for nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A host with a registration token, which is shown this once.
 #[derive(Serialize)]
@@ -55,6 +72,117 @@ pub(super) fn new_token(ready: &Ready, id: &str) -> Result<Response, Problem> {
     let hash = secret::hash(&token);
     let host = ready.write(|reply| Command::NewRegistrationToken(id, hash, reply))?;
     with_token(ready, &host.ok_or_else(|| Problem::not_found("host"))?, token)
+}
+
+/// What a deletion would destroy.
+#[derive(Serialize)]
+struct DeletePreview {
+    host: HostView,
+    /// How many.
+    sandboxes: usize,
+    sandbox_ids: Vec<SandboxId>,
+}
+
+/// `GET /v1/hosts/{id}/delete-preview`
+pub(super) fn delete_preview(ready: &Ready, id: &str) -> Result<Response, Problem> {
+    let id = host_id(id)?;
+    let reader = ready.read()?;
+    let host = read::host(&reader, id)?.ok_or_else(|| Problem::not_found("host"))?;
+    let active = SandboxFilter { host: Some(id), ..SandboxFilter::default() };
+    let sandbox_ids: Vec<SandboxId> =
+        read::sandboxes(&reader, &active)?.iter().map(|sandbox| sandbox.id).collect();
+    let host = HostView::of(&host, &ready.presence);
+    json(200, &DeletePreview { host, sandboxes: sandbox_ids.len(), sandbox_ids })
+}
+
+/// `DELETE /v1/hosts/{id}[?force=true]`
+pub(super) fn delete(ready: &Ready, id: &str, query: &str) -> Result<Response, Problem> {
+    let (host, force, actor) = (host_id(id)?, forced(query)?, operator());
+    match ready.write(|reply| Command::DeleteHost { host, force, actor, reply })? {
+        Deletion::NotFound => Err(Problem::not_found("host")),
+        Deletion::HasActive(ids) => {
+            let message = "the host has capsules; destroy them first, or add ?force=true";
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            Err(Problem::new(409, "has_active_sandboxes", message).with("sandbox_ids", ids))
+        }
+        Deletion::Deleted(host) => {
+            (ready.wake)(Wake::Changed(host.id));
+            if let Some(address) = &host.address {
+                terminate(ready, host.id, address);
+            }
+            Ok(Response::empty(204))
+        }
+    }
+}
+
+fn forced(query: &str) -> Result<bool, Problem> {
+    let mut force = false;
+    for pair in query.split('&') {
+        force = match pair.split_once('=').unwrap_or((pair, "")) {
+            ("force", "true" | "1") => true,
+            ("force", "false" | "0" | "") => false,
+            ("force", _) => return Err(Problem::invalid("force must be true or false")),
+            _ => force,
+        };
+    }
+    Ok(force)
+}
+
+/// Tells the agent of a deleted host. When it is not reached, the answer to its next
+/// heartbeat says the same.
+fn terminate(ready: &Ready, host: HostId, address: &AgentAddress) {
+    match ready.agent.terminate(address, TERMINATE_DEADLINE) {
+        Ok(()) => log::info!("{host} was deleted; its agent destroys everything and ends"),
+        Err(error) => {
+            log::warn!("{host} was deleted; its agent will hear it when it beats: {error}");
+        }
+    }
+}
+
+/// What a probe that was asked for brought.
+#[derive(Serialize)]
+struct Probed {
+    host_id: HostId,
+    #[serde(flatten)]
+    probe: ProbeView,
+}
+
+/// `POST /v1/hosts/{id}/probe`
+pub(super) fn probe(ready: &Ready, id: &str) -> Result<Response, Problem> {
+    let host_id = host_id(id)?;
+    // What is in flight was asked before anybody wanted to know.
+    let since = ready.now().mono;
+    probed_as(ready, host_id)?;
+    (ready.wake)(Wake::ProbeNow(host_id));
+    loop {
+        let probe = ready.presence.wait_probe(host_id, since, LOOK_AGAIN);
+        let status = probed_as(ready, host_id)?;
+        if let Some(probe) = probe {
+            return json(200, &Probed { host_id, probe: ProbeView::live(probe, status) });
+        }
+        if ready.pulse.stopping.load(Ordering::Relaxed) {
+            return Err(Problem::unavailable("shutting down; the host was not probed"));
+        }
+        if ready.now().mono.since(since) >= PROBE_PATIENCE {
+            let message = "the probe did not end in time; last_probe of the host will show it";
+            return Err(Problem::new(504, "timed_out", message));
+        }
+    }
+}
+
+/// The status of a host that can be probed.
+fn probed_as(ready: &Ready, id: HostId) -> Result<HostStatus, Problem> {
+    let host = ready.presence.get(id).ok_or_else(|| Problem::not_found("host"))?;
+    let refuse =
+        |why: &str| Err(Problem::new(409, "invalid_state", format!("cannot probe: {why}")));
+    match (host.intent, host.active, host.address) {
+        (Intent::Offline, _, _) => refuse("the host is offline; undrain it first"),
+        (Intent::Active | Intent::Draining, false, _) => refuse("the host has never registered"),
+        (Intent::Active | Intent::Draining, true, None) => refuse("the host has no address"),
+        (Intent::Active | Intent::Draining, true, Some(_)) => {
+            Ok(HostStatus::derive(true, host.intent, host.liveness))
+        }
+    }
 }
 
 /// `POST /v1/hosts/{id}/drain`, `/undrain`, `/offline`

@@ -142,17 +142,17 @@ pub struct Problem {
     status: u16,
     code: &'static str,
     message: String,
-    /// The newest revision, for whoever must begin anew.
-    newest: Option<u64>,
+    /// One more field, for programs.
+    more: Option<(&'static str, serde_json::Value)>,
 }
 
 impl Problem {
-    fn with_newest(self, newest: u64) -> Problem {
-        Problem { newest: Some(newest), ..self }
+    fn with(self, name: &'static str, value: impl Into<serde_json::Value>) -> Problem {
+        Problem { more: Some((name, value.into())), ..self }
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), newest: None }
+        Problem { status, code, message: message.into(), more: None }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -183,9 +183,9 @@ impl From<StoreError> for Problem {
 impl From<Problem> for Response {
     fn from(problem: Problem) -> Response {
         let mut response = Response::error(problem.status, problem.code, &problem.message);
-        if let Some(newest) = problem.newest {
+        if let Some((name, value)) = problem.more {
             let error = serde_json::json!({"error": {"code": problem.code,
-                "message": problem.message, "newest_revision": newest}});
+                "message": problem.message, name: value}});
             response = Response::json(problem.status, error.to_string().into_bytes());
         }
         if problem.status == 503 {

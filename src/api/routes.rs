@@ -23,7 +23,11 @@ pub(super) fn answer_while_opening(request: &Request) -> Response {
 
 /// Whether the answer has to wait for an agent.
 pub(super) fn waits_for_agent(request: &Request) -> bool {
-    matches!(segments(&request.path).as_slice(), ["v1", "capsules", _, "ping"])
+    match segments(&request.path).as_slice() {
+        ["v1", "capsules", _, "ping"] | ["v1", "hosts", _, "probe"] => true,
+        ["v1", "hosts", _] => request.method == Method::Delete,
+        _ => false,
+    }
 }
 
 /// The parts of a path; a closing slash makes no difference.
@@ -64,6 +68,15 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
         }
         (Get, ["v1", "hosts"]) => admin(ready, request).and_then(|()| hosts::list(ready)),
         (Get, ["v1", "hosts", id]) => admin(ready, request).and_then(|()| hosts::show(ready, id)),
+        (Method::Delete, ["v1", "hosts", id]) => {
+            admin(ready, request).and_then(|()| hosts::delete(ready, id, &request.query))
+        }
+        (Get, ["v1", "hosts", id, "delete-preview"]) => {
+            admin(ready, request).and_then(|()| hosts::delete_preview(ready, id))
+        }
+        (Post, ["v1", "hosts", id, "probe"]) => {
+            admin(ready, request).and_then(|()| hosts::probe(ready, id))
+        }
         (Post, ["v1", "hosts", id, "token"]) => {
             admin(ready, request).and_then(|()| hosts::new_token(ready, id))
         }
@@ -101,8 +114,11 @@ fn refuse(path: &[&str]) -> Problem {
         ["v1", "capsules", _, "pause" | "resume" | "ping"] => "POST",
         ["v1", "hosts", "register" | "sandbox-events"]
         | ["v1", "hosts", "auth", "refresh"]
-        | ["v1", "hosts", _, "heartbeat" | "token" | "drain" | "undrain" | "offline"] => "POST",
-        ["v1", "hosts", _] => "GET",
+        | ["v1", "hosts", _, "heartbeat" | "token" | "drain" | "undrain" | "offline" | "probe"] => {
+            "POST"
+        }
+        ["v1", "hosts", _, "delete-preview"] => "GET",
+        ["v1", "hosts", _] => "GET, DELETE",
         _ => return Problem::not_found("path"),
     };
     Problem::new(405, "method_not_allowed", format!("this path takes {methods}"))

@@ -6,6 +6,7 @@
 use super::view::EventView;
 use super::{Problem, Ready, load_newest};
 use crate::http::{Body, Request, Response, StreamWriter};
+use crate::store::StoreError;
 use crate::store::read::{self, HistoryFilter, Readers};
 use crate::store::writer::Revision;
 use std::io;
@@ -43,12 +44,10 @@ pub(super) fn events(ready: &Ready, request: &Request) -> Result<Response, Probl
     }
     let newest = ready.revision.newest();
     let seen = after.unwrap_or(newest).min(newest);
-    if let Some(oldest) = read::oldest_event(&*ready.read()?)?
-        && seen + 1 < oldest
-    {
+    if let Some(oldest) = is_gone(&ready.readers, seen)? {
         let message =
             format!("events before {oldest} are gone; read the state, then go on after {newest}");
-        return Err(Problem::new(410, "gone", message).with_newest(newest));
+        return Err(Problem::new(410, "gone", message).with("newest_revision", newest));
     }
     let feed = Feed {
         readers: ready.readers.clone(),
@@ -65,6 +64,12 @@ pub(super) fn events(ready: &Ready, request: &Request) -> Result<Response, Probl
         ],
         body,
     })
+}
+
+/// The oldest event that is kept, when some after `seen` are not.
+fn is_gone(readers: &Readers, seen: u64) -> Result<Option<u64>, StoreError> {
+    let oldest = read::oldest_event(&*readers.get()?)?;
+    Ok(oldest.filter(|oldest| seen + 1 < *oldest))
 }
 
 struct Feed {
@@ -106,6 +111,11 @@ impl Feed {
             return Ok(false);
         }
         let page = load_newest(&self.readers, self.seen, &self.filter).map_err(io::Error::other)?;
+        // After the page was read: what is gone now may have been missing in it.
+        if is_gone(&self.readers, self.seen).map_err(io::Error::other)?.is_some() {
+            // Whoever comes back hears 410, and where to go on.
+            return Err(io::Error::other("events were given up before they were sent"));
+        }
         let full = page.len() as u32 == PAGE;
         let last = page.last().map(|event| event.revision);
         let mut text = String::new();

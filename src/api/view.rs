@@ -105,7 +105,7 @@ impl HostView {
 }
 
 impl ProbeView {
-    fn live(probe: LastProbe, status: HostStatus) -> ProbeView {
+    pub(super) fn live(probe: LastProbe, status: HostStatus) -> ProbeView {
         let took_ms = Some(u64::try_from(probe.took.as_millis()).unwrap_or(u64::MAX));
         match probe.outcome {
             Ok(sandboxes) => ProbeView {

@@ -324,7 +324,7 @@ impl Writer {
     }
 
     /// The event of a change, and its audit entry when it gets one.
-    fn write_change(
+    pub(super) fn write_change(
         &mut self,
         change: &Change<'_>,
         action: Option<AuditAction>,
@@ -543,9 +543,9 @@ impl Writer {
 }
 
 /// A change of status that an operation makes.
-struct Change<'a> {
-    sandbox: &'a Sandbox,
-    from: Option<SandboxStatus>,
-    to: SandboxStatus,
-    reason: &'a Reason,
+pub(super) struct Change<'a> {
+    pub(super) sandbox: &'a Sandbox,
+    pub(super) from: Option<SandboxStatus>,
+    pub(super) to: SandboxStatus,
+    pub(super) reason: &'a Reason,
 }

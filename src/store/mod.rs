@@ -5,6 +5,7 @@
 //! transaction), talks to an agent or a client.
 
 pub mod apply;
+pub mod deletion;
 pub mod error;
 pub mod fixture;
 pub mod identity;
@@ -14,6 +15,7 @@ pub mod open;
 pub mod presence;
 pub mod read;
 pub mod reports;
+pub mod retention;
 mod rows;
 pub mod verify;
 pub mod writer;
