@@ -2,15 +2,14 @@
 //!
 //! Never: shows a token twice.
 
+use super::access::{Caller, operator};
 use super::body::Fields;
 use super::view::HostView;
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
-use crate::model::event::ActorType;
 use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, PLATFORM_TEAM};
 use crate::store::identity::NewHost;
-use crate::store::journal::Actor;
 use crate::store::read;
 use crate::store::writer::Command;
 use serde::Serialize;
@@ -26,17 +25,12 @@ fn with_token(ready: &Ready, host: &Host, registration_token: String) -> Result<
     json(201, &WithToken { host: HostView::of(host, &ready.presence), registration_token })
 }
 
-/// Whoever holds the operator's key.
-pub(super) fn operator() -> Actor {
-    Actor { kind: ActorType::ApiKey, id: None, name: Some("admin".to_owned()) }
-}
-
 /// `POST /v1/hosts`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let fields = Fields::read(&request.body)?;
     let token = secret::fresh();
     let new = NewHost {
-        team: PLATFORM_TEAM,
+        team: fields.optional("team_id")?.unwrap_or(PLATFORM_TEAM),
         kind: fields.text("type")?.unwrap_or_else(|| "regular".to_owned()),
         provider: fields.text("provider")?,
         availability_zone: fields.text("availability_zone")?,
@@ -67,16 +61,17 @@ pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Resp
 }
 
 /// `GET /v1/hosts`
-pub(super) fn list(ready: &Ready) -> Result<Response, Problem> {
+pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> {
     let hosts = read::hosts(&*ready.read()?)?;
-    let views: Vec<HostView> =
-        hosts.iter().map(|host| HostView::of(host, &ready.presence)).collect();
+    let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
+    let views: Vec<HostView> = seen.map(|host| HostView::of(host, &ready.presence)).collect();
     json(200, &views)
 }
 
 /// `GET /v1/hosts/{id}`
-pub(super) fn show(ready: &Ready, id: &str) -> Result<Response, Problem> {
+pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
     let host = read::host(&*ready.read()?, host_id(id)?)?;
+    let host = host.filter(|host| caller.sees(host.team_id));
     let host = host.ok_or_else(|| Problem::not_found("host"))?;
     json(200, &HostView::of(&host, &ready.presence))
 }

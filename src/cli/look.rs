@@ -192,7 +192,8 @@ pub(super) fn host(config: &Config, options: &HostsShow) -> Result<Exit, Failure
 pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
     let now = clock().now().wall;
-    let filter = SandboxFilter { host: options.host, status: options.status, all: options.all };
+    let filter =
+        SandboxFilter { team: None, host: options.host, status: options.status, all: options.all };
     let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[
         Column::left("SANDBOX"),
@@ -247,8 +248,12 @@ fn fields(value: &Value) -> String {
 
 pub(super) fn events(config: &Config, options: &Events) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
-    let filter =
-        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let filter = HistoryFilter {
+        team: None,
+        host: options.host,
+        sandbox: options.sandbox,
+        limit: options.limit,
+    };
     let first = match options.after {
         Some(after) => read::events_after(&conn, after, &filter),
         None => read::events_latest(&conn, &filter),
@@ -316,8 +321,12 @@ pub(super) fn what_happened(event: &Event) -> String {
 
 pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
-    let filter =
-        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let filter = HistoryFilter {
+        team: None,
+        host: options.host,
+        sandbox: options.sandbox,
+        limit: options.limit,
+    };
     let before = read::Before { seq: None, at: options.before };
     let entries = read::audit_before(&conn, before, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[

@@ -5,10 +5,12 @@
 //! transaction), talks to an agent or a client.
 
 pub mod apply;
+pub mod audit;
 pub mod error;
 pub mod fixture;
 pub mod identity;
 pub mod journal;
+pub mod keys;
 pub mod lifecycle;
 pub mod open;
 pub mod presence;

@@ -8,11 +8,12 @@ use super::StoreError;
 use super::apply::{Applied, Probed};
 use super::identity::{NewHost, Refreshed, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
+use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
 use super::presence::Presence;
 use super::reports::AgentReport;
 use crate::model::host::{Host, Intent};
-use crate::model::id::{HostId, OpId, SandboxId};
+use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
@@ -84,6 +85,10 @@ pub enum Command {
     Report(Box<AgentReport>, Reply<bool>),
     /// An operator changes what is wanted of a host.
     SetIntent(HostId, Intent, Actor, Reply<Option<Host>>),
+    /// An operator makes an API key. `None`: there are too many.
+    CreateKey(Box<NewKey>, Reply<Option<ApiKey>>),
+    /// An operator revokes an API key. False: no such key.
+    RevokeKey(KeyId, Actor, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
@@ -112,6 +117,8 @@ impl Command {
             | Command::Sent(..)
             | Command::Report(..)
             | Command::SetIntent(..)
+            | Command::CreateKey(..)
+            | Command::RevokeKey(..)
             | Command::EndServing(..)
             | Command::Finish(..) => true,
         }
@@ -137,6 +144,8 @@ impl Command {
             | Command::Finish(..)
             | Command::Report(..)
             | Command::SetIntent(..)
+            | Command::CreateKey(..)
+            | Command::RevokeKey(..)
             | Command::EndServing(..)
             | Command::Decide(..)
             | Command::Stop => &[],
@@ -219,6 +228,7 @@ pub struct Writer {
     pub(super) presence: Arc<Presence>,
     pub(super) records: HashMap<HostId, HostRecord>,
     pub(super) random: Random,
+    pub(super) keys: Arc<Keys>,
     /// Operations whose outcome looks at their hosts decide.
     pub(super) looking: HashMap<OpId, Looking>,
     pub(super) revision: u64,
@@ -240,6 +250,9 @@ pub(super) enum After {
     HostRegistered { host: Box<Host>, now: Now },
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
+    KeysFlushed(Vec<KeyUse>),
+    KeyCreated(TokenHash, Box<ApiKey>),
+    KeyRevoked(KeyId),
     OperationClosed(OpId),
     AnswerLost(HostId),
 }
@@ -261,8 +274,10 @@ impl Writer {
         let looking = asked.map(|work| (work.op, Looking::since_ever())).collect();
         let published = Arc::new(Revision::default());
         published.publish(revision);
+        let keys = Arc::new(Keys::load(&conn)?);
         Ok(Writer {
             conn,
+            keys,
             policy,
             presence,
             records: HashMap::new(),
@@ -280,6 +295,11 @@ impl Writer {
     /// The newest committed revision, shared.
     pub fn published(&self) -> Arc<Revision> {
         Arc::clone(&self.published)
+    }
+
+    /// The API keys that count, shared.
+    pub fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys)
     }
 
     /// The figures, shared.
@@ -405,10 +425,13 @@ impl Writer {
                 self.presence.set_liveness(host, crate::model::host::Liveness::Alive);
             }
             After::Flushed(hosts) => self.presence.unflushed(&hosts),
+            After::KeysFlushed(used) => self.keys.unflushed(&used),
             After::Observed { .. }
             | After::Failed { .. }
             | After::HostChanged { .. }
             | After::HostRegistered { .. }
+            | After::KeyCreated(..)
+            | After::KeyRevoked(_)
             | After::OperationClosed(_)
             | After::AnswerLost(_) => {}
         }
@@ -433,7 +456,9 @@ impl Writer {
                 // A run of failures with live heartbeats ends where these end.
                 self.records.entry(host).or_default().failures = 0;
             }
-            After::Flushed(_) => {}
+            After::KeyCreated(hash, key) => self.keys.add(hash, *key),
+            After::KeyRevoked(key) => self.keys.remove(key),
+            After::Flushed(_) | After::KeysFlushed(_) => {}
         }
     }
 
@@ -505,6 +530,14 @@ impl Writer {
             }
             Command::SetIntent(host, intent, actor, reply) => {
                 let result = self.set_intent(host, intent, &actor, now);
+                answer(result, reply)
+            }
+            Command::CreateKey(new, reply) => {
+                let result = self.create_key(*new, now);
+                answer(result, reply)
+            }
+            Command::RevokeKey(key, actor, reply) => {
+                let result = self.revoke_key(key, &actor, now);
                 answer(result, reply)
             }
             Command::EndServing(reply) => {
@@ -579,6 +612,8 @@ fn refuse(command: Command, error: &StoreError) {
         Command::Finish(_, reply) => reply(Err(error)),
         Command::Report(_, reply) => reply(Err(error)),
         Command::SetIntent(_, _, _, reply) => reply(Err(error)),
+        Command::CreateKey(_, reply) => reply(Err(error)),
+        Command::RevokeKey(_, _, reply) => reply(Err(error)),
         Command::EndServing(reply) => reply(Err(error)),
         Command::Decide(_) | Command::Stop => {}
     }
