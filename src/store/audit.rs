@@ -13,8 +13,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
 /// Entries that one page looks at. Larger and rare finds keep one of the few readers busy
-/// for longer (this many take about 30 ms on a desktop machine, in the worst case); smaller
-/// and whoever looks for something rare in a long log asks more often.
+/// for longer (this many of a million took 8 to 26 ms, the most for a host, whose id is
+/// sought in JSON); smaller and whoever looks for something rare asks more often.
 pub const LOOK_MAX: u32 = 20_000;
 
 /// Which entries to give; what is `None` matches every entry.

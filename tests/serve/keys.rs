@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 /// The id of team number `n`; 0 is the platform's.
 pub(crate) fn team(n: u128) -> String {
@@ -479,7 +480,10 @@ impl Stream {
 
     /// The next event's data; `None` when the stream ends before.
     fn event(&mut self) -> Option<Value> {
+        let until = Instant::now() + PATIENCE;
         loop {
+            // Comments keep a stream without events alive for ever.
+            assert!(Instant::now() < until, "neither an event nor the end");
             if let Some(data) = self.line()?.strip_prefix("data: ") {
                 return Some(serde_json::from_str(data).unwrap());
             }
