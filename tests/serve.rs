@@ -9,8 +9,12 @@ mod support;
 
 #[path = "serve/agents.rs"]
 mod agents;
+#[path = "serve/audit.rs"]
+mod audit;
 #[path = "serve/deletion.rs"]
 mod deletion;
+#[path = "serve/keys.rs"]
+mod keys;
 #[path = "serve/lifetime.rs"]
 mod lifetime;
 #[path = "serve/monitor.rs"]

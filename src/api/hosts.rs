@@ -2,16 +2,16 @@
 //!
 //! Never: shows a token twice; waits for an agent without a bound.
 
+use super::access::{Caller, operator};
 use super::body::Fields;
+use super::query::Query;
 use super::view::{HostView, ProbeView};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
-use crate::model::event::ActorType;
-use crate::model::host::{AgentAddress, Host, HostStatus, Intent};
+use crate::model::host::{Host, HostStatus, Intent};
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
 use crate::store::deletion::Deletion;
 use crate::store::identity::NewHost;
-use crate::store::journal::Actor;
 use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
 use serde::Serialize;
@@ -43,17 +43,12 @@ fn with_token(ready: &Ready, host: &Host, registration_token: String) -> Result<
     json(201, &WithToken { host: HostView::of(host, &ready.presence), registration_token })
 }
 
-/// Whoever holds the operator's key.
-pub(super) fn operator() -> Actor {
-    Actor { kind: ActorType::ApiKey, id: None, name: Some("admin".to_owned()) }
-}
-
 /// `POST /v1/hosts`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let fields = Fields::read(&request.body)?;
     let token = secret::fresh();
     let new = NewHost {
-        team: PLATFORM_TEAM,
+        team: fields.optional("team_id")?.unwrap_or(PLATFORM_TEAM),
         kind: fields.text("type")?.unwrap_or_else(|| "regular".to_owned()),
         provider: fields.text("provider")?,
         availability_zone: fields.text("availability_zone")?,
@@ -96,8 +91,8 @@ pub(super) fn delete_preview(ready: &Ready, id: &str) -> Result<Response, Proble
 }
 
 /// `DELETE /v1/hosts/{id}[?force=true]`
-pub(super) fn delete(ready: &Ready, id: &str, query: &str) -> Result<Response, Problem> {
-    let (host, force, actor) = (host_id(id)?, forced(query)?, operator());
+pub(super) fn delete(ready: &Ready, id: &str, request: &Request) -> Result<Response, Problem> {
+    let (host, force, actor) = (host_id(id)?, forced(&request.query)?, operator());
     match ready.write(|reply| Command::DeleteHost { host, force, actor, reply })? {
         Deletion::NotFound => Err(Problem::not_found("host")),
         Deletion::HasActive(ids) => {
@@ -107,34 +102,34 @@ pub(super) fn delete(ready: &Ready, id: &str, query: &str) -> Result<Response, P
         }
         Deletion::Deleted(host) => {
             (ready.wake)(Wake::Changed(host.id));
-            if let Some(address) = &host.address {
-                terminate(ready, host.id, address);
-            }
+            terminate(ready, &host);
             Ok(Response::empty(204))
         }
     }
 }
 
 fn forced(query: &str) -> Result<bool, Problem> {
-    let mut force = false;
-    for pair in query.split('&') {
-        force = match pair.split_once('=').unwrap_or((pair, "")) {
-            ("force", "true" | "1") => true,
-            ("force", "false" | "0" | "") => false,
-            ("force", _) => return Err(Problem::invalid("force must be true or false")),
-            _ => force,
-        };
+    match Query::read(query)?.text("force") {
+        Some("true" | "1") => Ok(true),
+        Some("false" | "0") | None => Ok(false),
+        Some(_) => Err(Problem::invalid("force must be true or false")),
     }
-    Ok(force)
 }
 
 /// Tells the agent of a deleted host. When it is not reached, the answer to its next
 /// heartbeat says the same.
-fn terminate(ready: &Ready, host: HostId, address: &AgentAddress) {
+fn terminate(ready: &Ready, host: &Host) {
+    let Some(address) = &host.address else { return };
+    // Addresses move: whoever answers there now must not end in its place.
+    let moved = ready.read().and_then(|reader| Ok(read::hosts(&reader)?));
+    if moved.is_ok_and(|hosts| hosts.iter().any(|other| other.address.as_ref() == Some(address))) {
+        log::warn!("{} was deleted; another host is at {address}, so nobody is told", host.id);
+        return;
+    }
     match ready.agent.terminate(address, TERMINATE_DEADLINE) {
-        Ok(()) => log::info!("{host} was deleted; its agent destroys everything and ends"),
+        Ok(()) => log::info!("{} was deleted; its agent destroys everything and ends", host.id),
         Err(error) => {
-            log::warn!("{host} was deleted; its agent will hear it when it beats: {error}");
+            log::warn!("{} was deleted; its agent will hear it when it beats: {error}", host.id);
         }
     }
 }
@@ -195,16 +190,17 @@ pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Resp
 }
 
 /// `GET /v1/hosts`
-pub(super) fn list(ready: &Ready) -> Result<Response, Problem> {
+pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> {
     let hosts = read::hosts(&*ready.read()?)?;
-    let views: Vec<HostView> =
-        hosts.iter().map(|host| HostView::of(host, &ready.presence)).collect();
+    let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
+    let views: Vec<HostView> = seen.map(|host| HostView::of(host, &ready.presence)).collect();
     json(200, &views)
 }
 
 /// `GET /v1/hosts/{id}`
-pub(super) fn show(ready: &Ready, id: &str) -> Result<Response, Problem> {
+pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
     let host = read::host(&*ready.read()?, host_id(id)?)?;
+    let host = host.filter(|host| caller.sees(host.team_id));
     let host = host.ok_or_else(|| Problem::not_found("host"))?;
     json(200, &HostView::of(&host, &ready.presence))
 }

@@ -5,11 +5,15 @@
 //! (`agents` says which), holds SQL, knows an engine thread. Called by the HTTP transport,
 //! from many threads at once.
 
+mod access;
 mod agents;
+mod audit;
 mod body;
 mod capsules;
 mod hosts;
+mod keys;
 mod metrics;
+mod query;
 mod routes;
 pub mod secret;
 mod stream;
@@ -23,6 +27,7 @@ use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::time::Now;
 use crate::store::StoreError;
+use crate::store::keys::Keys;
 use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
 use crate::store::read::{self, HistoryFilter, Reader, Readers};
@@ -78,6 +83,8 @@ pub struct Ready {
     pub tokens: TokenKey,
     /// The operator's key.
     pub admin: AdminKey,
+    /// Everybody else's keys.
+    pub keys: Arc<Keys>,
     /// The engine's pulse.
     pub pulse: Arc<Pulse>,
     /// For what a request asks of an agent while it waits.
@@ -161,6 +168,10 @@ impl Problem {
 
     fn unauthorized(message: impl Into<String>) -> Problem {
         Problem::new(401, "unauthorized", message)
+    }
+
+    fn forbidden(message: impl Into<String>) -> Problem {
+        Problem::new(403, "forbidden", message)
     }
 
     fn not_found(what: &str) -> Problem {

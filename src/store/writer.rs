@@ -9,11 +9,12 @@ use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
 use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
+use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
 use super::presence::Presence;
 use super::reports::AgentReport;
 use crate::model::host::{Host, Intent};
-use crate::model::id::{HostId, OpId, SandboxId};
+use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
@@ -98,6 +99,10 @@ pub enum Command {
         /// What came of it.
         reply: Reply<Deletion>,
     },
+    /// An operator makes an API key. `None`: there are too many.
+    CreateKey(Box<NewKey>, Reply<Option<ApiKey>>),
+    /// An operator revokes an API key. False: no such key.
+    RevokeKey(KeyId, Actor, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
@@ -181,6 +186,7 @@ pub struct Writer {
     pub(super) presence: Arc<Presence>,
     pub(super) records: HashMap<HostId, HostRecord>,
     pub(super) random: Random,
+    pub(super) keys: Arc<Keys>,
     /// Operations whose outcome looks at their hosts decide.
     pub(super) looking: HashMap<OpId, Looking>,
     pub(super) revision: u64,
@@ -203,6 +209,9 @@ pub(super) enum After {
     HostDeleted(HostId),
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
+    KeysFlushed(Vec<KeyUse>),
+    KeyCreated(TokenHash, Box<ApiKey>),
+    KeyRevoked(KeyId),
     OperationClosed(OpId),
     AnswerLost(HostId),
 }
@@ -224,8 +233,10 @@ impl Writer {
         let looking = asked.map(|work| (work.op, Looking::since_ever())).collect();
         let published = Arc::new(Revision::default());
         published.publish(revision);
+        let keys = Arc::new(Keys::load(&conn)?);
         Ok(Writer {
             conn,
+            keys,
             policy,
             presence,
             records: HashMap::new(),
@@ -243,6 +254,11 @@ impl Writer {
     /// The newest committed revision, shared.
     pub fn published(&self) -> Arc<Revision> {
         Arc::clone(&self.published)
+    }
+
+    /// The API keys that count, shared.
+    pub fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys)
     }
 
     /// The figures, shared.
@@ -363,11 +379,14 @@ impl Writer {
                 self.presence.set_liveness(host, crate::model::host::Liveness::Alive);
             }
             After::Flushed(hosts) => self.presence.unflushed(&hosts),
+            After::KeysFlushed(used) => self.keys.unflushed(&used),
             After::Observed { .. }
             | After::Failed { .. }
             | After::HostChanged { .. }
             | After::HostRegistered { .. }
             | After::HostDeleted(_)
+            | After::KeyCreated(..)
+            | After::KeyRevoked(_)
             | After::OperationClosed(_)
             | After::AnswerLost(_) => {}
         }
@@ -396,7 +415,9 @@ impl Writer {
                 // A run of failures with live heartbeats ends where these end.
                 self.records.entry(host).or_default().failures = 0;
             }
-            After::Flushed(_) => {}
+            After::KeyCreated(hash, key) => self.keys.add(hash, *key),
+            After::KeyRevoked(key) => self.keys.remove(key),
+            After::Flushed(_) | After::KeysFlushed(_) => {}
         }
     }
 
@@ -497,6 +518,12 @@ impl Task {
             Command::Prune(reply) => Task::quick(reply, move |w| w.prune(now)),
             Command::DeleteHost { host, force, actor, reply } => {
                 Task::durable(reply, move |w| w.delete_host(host, force, &actor, now))
+            }
+            Command::CreateKey(new, reply) => {
+                Task::durable(reply, move |w| w.create_key(*new, now))
+            }
+            Command::RevokeKey(key, actor, reply) => {
+                Task::durable(reply, move |w| w.revoke_key(key, &actor, now))
             }
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
