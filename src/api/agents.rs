@@ -56,8 +56,10 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
             )
         },
     )?;
-    (ready.wake)(Wake::Changed(host.id));
-    json(201, &credentials(ready, host, refresh_token))
+    let id = host.id;
+    let answer = json(201, &credentials(ready, host, refresh_token));
+    (ready.wake)(Wake::Changed(id));
+    answer
 }
 
 /// `POST /v1/hosts/auth/refresh`
