@@ -4,10 +4,13 @@
 
 use super::args::{Format, HostsAdd, OneHost, Server};
 use super::output::{Exit, Failure, Out};
+use crate::agent::transport::{Connect, words};
 use crate::api::secret;
-use crate::config::Config;
+use crate::config::{API_KEY_FILE_VARIABLE, Config};
+use crate::http::trust_in;
 use serde_json::{Value, json};
 use std::time::Duration;
+use ureq::unversioned::resolver::DefaultResolver;
 
 /// How long the server may take. It answers at once or is not there.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -20,6 +23,8 @@ pub(super) struct ServerClient {
     base: String,
     key: Option<String>,
     http: ureq::Agent,
+    /// Why nothing can be asked.
+    trouble: Option<String>,
 }
 
 /// What the server answered.
@@ -31,21 +36,32 @@ pub(super) struct Answer {
 impl ServerClient {
     /// The server that the options, the environment or the configuration name.
     pub(super) fn of(config: &Config, server: &Server) -> ServerClient {
-        let base = server.url().unwrap_or_else(|| format!("http://{}", reachable(config)));
-        let key = server.api_key().or_else(|| secret::read(&config.paths().admin_key).ok());
-        ServerClient::at(base, key)
+        let scheme = if config.https().is_some() { "https" } else { "http" };
+        let base = server.url().unwrap_or_else(|| format!("{scheme}://{}", reachable(config)));
+        let found = key(config, server).and_then(|key| Ok((key, connect(&base, config, server)?)));
+        match found {
+            Ok((key, connect)) => ServerClient::over(connect, base, key),
+            Err(why) => {
+                let client = ServerClient::over(Connect::refusing(why.clone()), base, None);
+                ServerClient { trouble: Some(why), ..client }
+            }
+        }
     }
 
     /// The server at this URL.
     pub(super) fn at(base: String, key: Option<String>) -> ServerClient {
-        let http = ureq::Agent::config_builder()
+        ServerClient::over(Connect::plain(), base, key)
+    }
+
+    fn over(connect: Connect, base: String, key: Option<String>) -> ServerClient {
+        let settings = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)
-            .build()
-            .new_agent();
-        ServerClient { base: base.trim_end_matches('/').to_owned(), key, http }
+            .build();
+        let http = ureq::Agent::with_parts(settings, connect, DefaultResolver::default());
+        ServerClient { base: base.trim_end_matches('/').to_owned(), key, http, trouble: None }
     }
 
     pub(super) fn base(&self) -> &str {
@@ -64,6 +80,9 @@ impl ServerClient {
     /// Sends JSON; anything but 2xx is a failure with the server's own words.
     pub(super) fn post(&self, what: &str, path: &str, body: &Value) -> Result<Value, Failure> {
         let fail = || Failure::new(format!("could not {what}"));
+        if let Some(trouble) = &self.trouble {
+            return Err(fail().because(trouble.clone()));
+        }
         let Some(key) = &self.key else {
             return Err(fail()
                 .because("no API key")
@@ -73,7 +92,7 @@ impl ServerClient {
         let request = request.header("Content-Type", "application/json");
         let answer = request.send(body.to_string().as_bytes()).and_then(read).map_err(|e| {
             fail()
-                .because(format!("{}: {e}", self.base))
+                .because(format!("{}: {}", self.base, words(e, PATIENCE)))
                 .advise("start `roost serve`, or set ROOST_URL")
         })?;
         let value: Value = serde_json::from_str(&answer.body).unwrap_or(Value::Null);
@@ -86,6 +105,29 @@ impl ServerClient {
             }
         }
     }
+}
+
+/// The key to show: from the environment, from a file, or from the data directory.
+fn key(config: &Config, server: &Server) -> Result<Option<String>, String> {
+    match (server.api_key(), server.api_key_file()) {
+        (Some(key), _) => Ok(Some(key)),
+        (None, Some(file)) => match secret::read(&file) {
+            Ok(key) => Ok(Some(key)),
+            Err(error) => Err(format!("could not read {API_KEY_FILE_VARIABLE}: {error}")),
+        },
+        (None, None) => Ok(secret::read(&config.paths().admin_key).ok()),
+    }
+}
+
+/// How the server is reached: an https one by the certificate that it is known by here.
+fn connect(base: &str, config: &Config, server: &Server) -> Result<Connect, String> {
+    if !base.starts_with("https://") {
+        return Ok(Connect::plain());
+    }
+    let file = server.ca().or_else(|| config.tls_cert.clone()).ok_or(
+        "no certificate is known to trust; name the server's, or its CA's, with --ca or ROOST_CA",
+    )?;
+    trust_in(&file).map(Connect::over_tls)
 }
 
 fn read(response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq::Error> {

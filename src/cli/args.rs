@@ -7,10 +7,13 @@ mod flags;
 
 pub use flags::{Flags, KeySet};
 
-use crate::config::{API_KEY_VARIABLE, Inputs, Key, URL_VARIABLE, parse_span};
+use crate::config::{
+    API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, Key, URL_VARIABLE, parse_span,
+};
 use crate::model::id::{HostId, SandboxId};
 use crate::model::sandbox::SandboxStatus;
 use crate::model::time::Wall;
+use clap::builder::ArgPredicate;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -149,13 +152,16 @@ pub enum Command {
     /// Run simulated hosts, for trying out, tests and load
     ///
     /// Each host listens on a port of its own from --base-port on and answers the calls of
-    /// a host agent. Runs until SIGINT or SIGTERM.
+    /// a host agent. With --join each registers with a control plane, beats, and obeys the
+    /// answers as real agents do, over TLS when certificates come with the registration.
+    /// Runs until SIGINT or SIGTERM.
     #[command(after_help = "Examples:
   roost agent-sim --hosts 10 --sandboxes 5 --fleet fleet.json
   roost agent-sim --hosts 1000 --sandboxes 50 --delay-ms 20
   roost agent-sim --hosts 1000 --sandboxes 50 --hang-every 10 --hang-ms 2000
   roost agent-sim --hosts 100 --sandboxes 500 --auto-paused --fleet fleet.json
-  roost agent-sim --hosts 1000 --sandboxes 50 --fleet fleet.json --fleet-status missing")]
+  roost agent-sim --hosts 1000 --sandboxes 50 --fleet fleet.json --fleet-status missing
+  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --calls-ms 3000")]
     AgentSim(AgentSim),
     /// Show the effective settings and where each came from
     #[command(after_help = "Examples:
@@ -222,6 +228,8 @@ impl KeySet for ServeKeys {
         Key::HeartbeatFlush,
         Key::MassGuardMax,
         Key::AgentTls,
+        Key::TlsCert,
+        Key::TlsKey,
     ];
 }
 
@@ -285,13 +293,17 @@ pub struct Printing {
     pub format: Format,
 }
 
-/// Which server a command asks. The key comes from `ROOST_API_KEY` or the data directory:
-/// as a flag it would show in the list of processes.
+/// Which server a command asks. The key comes from `ROOST_API_KEY`, from the file that
+/// `ROOST_API_KEY_FILE` names, or from the data directory: as a flag it would show in the
+/// list of processes.
 #[derive(Debug, Args)]
 pub struct Server {
     /// URL of the server, instead of the one that listen says [env ROOST_URL]
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     url: Option<String>,
+    /// Certificate of an https server, or of its CA, in PEM, instead of tls_cert [env ROOST_CA]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    ca: Option<PathBuf>,
 }
 
 impl Server {
@@ -300,9 +312,19 @@ impl Server {
         self.url.clone().or_else(|| variable(URL_VARIABLE))
     }
 
-    /// The key from the environment; `None`: the one in the data directory.
+    /// The file of certificates to trust; `None`: the one that `tls_cert` says.
+    pub fn ca(&self) -> Option<PathBuf> {
+        self.ca.clone().or_else(|| variable(CA_VARIABLE).map(PathBuf::from))
+    }
+
+    /// The key from the environment.
     pub fn api_key(&self) -> Option<String> {
         variable(API_KEY_VARIABLE)
+    }
+
+    /// The file with the key, from the environment.
+    pub fn api_key_file(&self) -> Option<PathBuf> {
+        variable(API_KEY_FILE_VARIABLE).map(PathBuf::from)
     }
 }
 
@@ -650,12 +672,13 @@ pub struct DbVerify {
 /// Options of `roost agent-sim`.
 #[derive(Debug, Args)]
 pub struct AgentSim {
-    /// Simulated hosts
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    /// Simulated hosts; with --join there is one for each token
+    #[arg(long, value_name = "N", default_value_t = 3, conflicts_with = "join")]
     #[arg(value_parser = value_parser!(u32).range(1..=SIMULATED_HOSTS_MAX))]
     pub hosts: u32,
-    /// Sandboxes that each host lists
+    /// Sandboxes that each host lists; with --join none unless given
     #[arg(long, value_name = "M", default_value_t = 4)]
+    #[arg(default_value_if("join", ArgPredicate::IsPresent, "0"))]
     #[arg(value_parser = value_parser!(u32).range(0..=SIMULATED_SANDBOXES_MAX))]
     pub sandboxes: u32,
     /// Port of the first host; the next ones follow
@@ -684,12 +707,34 @@ pub struct AgentSim {
     #[arg(long, value_name = "STATUS", default_value_t = SandboxStatus::Running)]
     #[arg(requires = "fleet")]
     pub fleet_status: SandboxStatus,
+    /// Creates, pauses, resumes and destroys take this many milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub calls_ms: u64,
+    /// Register with this control plane as real agents do, and beat
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url, requires = "tokens")]
+    #[arg(conflicts_with = "fleet")]
+    pub join: Option<String>,
+    /// Registration token of a host, several with commas; others on this machine can see it
+    #[arg(long, value_name = "TOKEN", value_delimiter = ',', group = "tokens")]
+    #[arg(requires = "join")]
+    pub token: Vec<String>,
+    /// File with registration tokens, one a line
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, group = "tokens")]
+    #[arg(requires = "join")]
+    pub token_file: Option<PathBuf>,
+    /// Milliseconds between two heartbeats
+    #[arg(long, value_name = "MS", default_value_t = 30_000, requires = "join")]
+    #[arg(value_parser = value_parser!(u64).range(1..))]
+    pub heartbeat_ms: u64,
+    /// Certificate of an https control plane, or of its CA, in PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "join")]
+    pub ca: Option<PathBuf>,
 }
 
 impl AgentSim {
-    /// One port for each host; `None` when they do not fit below 65536.
-    pub fn ports(&self) -> Option<RangeInclusive<u16>> {
-        let more = u16::try_from(self.hosts - 1).ok()?;
+    /// One port for each of so many hosts; `None` when they do not fit below 65536.
+    pub fn ports(&self, hosts: usize) -> Option<RangeInclusive<u16>> {
+        let more = u16::try_from(hosts.checked_sub(1)?).ok()?;
         Some(self.base_port..=self.base_port.checked_add(more)?)
     }
 }
@@ -801,6 +846,9 @@ mod tests {
             "roost demo --hosts 0",
             "roost agent-sim --hang-every 10",
             "roost agent-sim --paused --auto-paused",
+            "roost agent-sim --join http://127.0.0.1:8000",
+            "roost agent-sim --token abc",
+            "roost agent-sim --join http://127.0.0.1:8000 --token abc --hosts 2",
             "roost agent-sim --fleet-status missing",
             "roost status --workers 3",
             "roost completions tcsh",
@@ -813,7 +861,7 @@ mod tests {
     fn simulated_hosts_have_ports() {
         let ports = |line: &str| {
             let Command::AgentSim(sim) = parse(line).command else { panic!("{line}") };
-            sim.ports()
+            sim.ports(sim.hosts as usize)
         };
         assert_eq!(ports("roost agent-sim --hosts 2 --base-port 9000"), Some(9000..=9001));
         assert_eq!(ports("roost agent-sim --hosts 1 --base-port 65535"), Some(65_535..=65_535));
