@@ -87,19 +87,30 @@ fn defaults_are_the_policy_of_the_model() {
 #[test]
 fn every_key_can_be_set_everywhere() {
     for info in &KEYS {
-        let value = if info.key == Key::DataDir { "/nowhere" } else { info.default };
-        let flags = vec![(info.key, value.to_owned())];
+        let value = match info.key {
+            Key::DataDir | Key::TlsCert | Key::TlsKey => "/nowhere",
+            _ => info.default,
+        };
+        // What is only valid together with another.
+        let partner = match info.key {
+            Key::TlsCert => vec![(Key::TlsKey, "/nowhere".to_owned())],
+            Key::TlsKey => vec![(Key::TlsCert, "/nowhere".to_owned())],
+            _ => vec![],
+        };
+        let flags = [partner.clone(), vec![(info.key, value.to_owned())]].concat();
         let set = Config::load(&Inputs { flags, ..Inputs::default() }).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "flag");
 
         let variables = variables(&[(info.key.variable(), value)]);
-        let set = Config::load(&Inputs { variables, ..Inputs::default() }).unwrap();
+        let flags = partner.clone();
+        let set = Config::load(&Inputs { flags, variables, ..Inputs::default() }).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "env");
 
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{} = {value:?}", info.key)).unwrap();
         let config_file = Some(file.path().to_owned());
-        let set = Config::load(&Inputs { config_file, ..Inputs::default() }).unwrap();
+        let inputs = Inputs { config_file, flags: partner, ..Inputs::default() };
+        let set = Config::load(&inputs).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "file");
     }
 }
@@ -186,6 +197,8 @@ fn bad_values_are_refused_in_the_same_words() {
             "heartbeat_flush = '-1s'",
             "mass_guard_max = '5 m 5'",
             "agent_tls = true",
+            "tls_cert = '/nowhere'",
+            "tls_key = '/nowhere'",
             "log = 'inof'",
             "log = ''",
             "log_format = 'yaml'",
@@ -366,6 +379,8 @@ fn effective_settings_for_people_and_scripts() {
         heartbeat_flush 10s default
         mass_guard_max 5m default
         agent_tls off default
+        tls_cert default
+        tls_key default
         log info default
         log_format json --log-format"#]]
     .assert_eq(&squeezed.join("\n"));
