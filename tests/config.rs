@@ -87,16 +87,12 @@ fn defaults_are_the_policy_of_the_model() {
 #[test]
 fn every_key_can_be_set_everywhere() {
     for info in &KEYS {
-        let value = match info.key {
-            Key::DataDir | Key::TlsCert | Key::TlsKey => "/nowhere",
-            _ => info.default,
-        };
+        let pair = [Key::TlsCert, Key::TlsKey];
+        let is_path = info.key == Key::DataDir || pair.contains(&info.key);
+        let value = if is_path { "/nowhere" } else { info.default };
         // What is only valid together with another.
-        let partner = match info.key {
-            Key::TlsCert => vec![(Key::TlsKey, "/nowhere".to_owned())],
-            Key::TlsKey => vec![(Key::TlsCert, "/nowhere".to_owned())],
-            _ => vec![],
-        };
+        let partners = pair.iter().filter(|key| pair.contains(&info.key) && **key != info.key);
+        let partner: Vec<_> = partners.map(|key| (*key, value.to_owned())).collect();
         let flags = [partner.clone(), vec![(info.key, value.to_owned())]].concat();
         let set = Config::load(&Inputs { flags, ..Inputs::default() }).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "flag");

@@ -343,11 +343,10 @@ fn read_file(path: &Path) -> Result<Vec<u8>, CaError> {
     let mut bytes = Vec::new();
     let read = File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes));
-    read.map_err(|e| match e.kind() {
-        ErrorKind::PermissionDenied => {
-            wrong(path, &format!("{e}; it must belong to the user that roost runs as"))
-        }
-        _ => unusable(path, &e),
+    read.map_err(|e| {
+        let denied = e.kind() == ErrorKind::PermissionDenied;
+        let advice = if denied { "; give it to the user that roost runs as" } else { "" };
+        wrong(path, &format!("{e}{advice}"))
     })
 }
 
@@ -363,7 +362,8 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
                 found.len()
             ),
         )),
-        Err(error) => Err(wrong(path, &format!("is not PEM: {error}"))),
+        // What the parser says may quote the file.
+        Err(_) => Err(wrong(path, "is not PEM")),
     }
 }
 

@@ -81,9 +81,10 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, HttpsError> {
 /// What the parser found may be part of a key: only its kind of failure is told.
 fn unreadable(path: &Path, what: &str, error: &pem::Error) -> HttpsError {
     let path = path.display();
-    HttpsError(match error {
-        pem::Error::Io(e) => format!("{path}: {e}"),
-        pem::Error::NoItemsFound => format!("{path}: has no {what} in PEM"),
-        _ => format!("{path}: is not PEM"),
-    })
+    if let pem::Error::Io(e) = error {
+        return HttpsError(format!("{path}: {e}"));
+    }
+    let nothing = matches!(error, pem::Error::NoItemsFound);
+    let why = if nothing { format!("has no {what} in PEM") } else { "is not PEM".to_owned() };
+    HttpsError(format!("{path}: {why}"))
 }

@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 fn files(dir: &Path) -> CaFiles {
     CaFiles { certificate: dir.join("ca.pem"), key: dir.join("ca.key") }
@@ -229,10 +229,7 @@ fn told(authority: &Authority, issued: &Issued) -> String {
     assert!(!usage.any && !certificate.is_ca());
     let names = certificate.subject_alternative_name().unwrap();
     for name in names.iter().flat_map(|names| &names.value.general_names) {
-        lines.push(match name {
-            GeneralName::IPAddress(bytes) => format!("ip {bytes:?}"),
-            other => format!("{other:?}"),
-        });
+        lines.push(name.to_string());
     }
     lines.join("\n")
 }
