@@ -227,6 +227,8 @@ fn bad_values_are_refused_in_the_same_words() {
             heartbeat_flush = "-1s" (roost.toml:1): must be 100ms to 5m; a duration is written like 90s or 2m
             mass_guard_max = "5 m 5" (roost.toml:1): must be 0s to 1day; a duration is written like 90s or 2m
             agent_tls = true (roost.toml:1): must be off or mtls; it is written in quotes
+            tls_cert = "/nowhere" (roost.toml:1): must be set together with tls_key
+            tls_key = "/nowhere" (roost.toml:1): must be set together with tls_cert
             log = "inof" (roost.toml:1): must be an env_logger filter; for example info, or warn,roost::engine=debug
             log = "" (roost.toml:1): must be an env_logger filter; for example info, or warn,roost::engine=debug
             log_format = "yaml" (roost.toml:1): must be text or json

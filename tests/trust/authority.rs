@@ -259,17 +259,17 @@ fn certificates_say_what_agents_and_we_look_for() {
         subject CN=host-0000000000000000000000005
         key 1.2.840.10045.2.1 1.2.840.10045.3.1.7
         server true client false
-        ip [10, 1, 2, 3]
+        IPAddress(0a:01:02:03)
 
         subject CN=host-0000000000000000000000005
         key 1.2.840.10045.2.1 1.2.840.10045.3.1.7
         server true client false
-        ip [254, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+        IPAddress(fe:80:00:00:00:00:00:00:00:00:00:00:00:00:00:01)
 
         subject CN=host-0000000000000000000000005
         key 1.2.840.10045.2.1 1.2.840.10045.3.1.7
         server true client false
-        DNSName("edge-1.example")
+        DNSName(edge-1.example)
 
         subject CN=wrenn-cp
         key 1.2.840.10045.2.1 1.2.840.10045.3.1.7
