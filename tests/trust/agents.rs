@@ -6,9 +6,10 @@
 use super::authority::assert_untold;
 use crate::support::server::Serving;
 use crate::support::{Home, PATIENCE, eventually};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use roost::agent::authority::{Authority, CaFiles};
 use roost::agent::client::{AgentClient, ClientConfig};
-use roost::agent::trust::{RENEW_AFTER, Trust};
+use roost::agent::trust::{RENEW_AFTER, Trust, time_of};
 use roost::clock::{Clock, ManualClock, SystemClock};
 use roost::model::id::{HostId, SandboxId};
 use roost::model::probe::Probe;
@@ -17,11 +18,13 @@ use roost::sim::{
     Beat, Beater, BeaterOptions, Certificates, FleetOptions, Habits, Initially, SimFleet, SimHost,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -212,9 +215,16 @@ fn whoever_is_not_the_host_is_not_believed() {
 
 /// A client over TLS and a fleet of hosts with certificates, on one clock.
 fn on_one_clock(hosts: usize) -> (Arc<ManualClock>, SimFleet, AgentClient, Arc<Authority>) {
-    let clock = Arc::new(ManualClock::new(Wall(1_779_000_000_000)));
     let dir = tempfile::tempdir().unwrap();
-    let files = CaFiles { certificate: dir.path().join("ca.pem"), key: dir.path().join("ca.key") };
+    with_ca_in(dir.path(), hosts)
+}
+
+fn with_ca_in(
+    dir: &Path,
+    hosts: usize,
+) -> (Arc<ManualClock>, SimFleet, AgentClient, Arc<Authority>) {
+    let clock = Arc::new(ManualClock::new(Wall(1_779_000_000_000)));
+    let files = CaFiles { certificate: dir.join("ca.pem"), key: dir.join("ca.key") };
     let authority = Arc::new(Authority::load_or_create(&files, clock.now().wall).unwrap());
     let fleet = fleet(hosts, clock.clone());
     renew(&fleet, &authority, clock.now().wall);
@@ -275,10 +285,11 @@ fn our_certificate_is_renewed_at_half_its_life_and_sessions_are_resumed_until_th
 
 #[test]
 fn only_the_control_plane_is_let_in() {
-    let (clock, fleet, _, authority) = on_one_clock(1);
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (clock, fleet, client, authority) = with_ca_in(ours.path(), 1);
     let host = &fleet.hosts()[0];
-    let dir = tempfile::tempdir().unwrap();
-    let files = CaFiles { certificate: dir.path().join("ca.pem"), key: dir.path().join("ca.key") };
+    let path = |name: &str| theirs.path().join(name);
+    let files = CaFiles { certificate: path("ca.pem"), key: path("ca.key") };
     let foreign = Authority::load_or_create(&files, clock.now().wall).unwrap();
     let strange = Trust::new(Arc::new(foreign), clock.clone()).unwrap();
     let tls = Some(Arc::new(strange));
@@ -288,8 +299,52 @@ fn only_the_control_plane_is_let_in() {
         let probe = client.list_sandboxes(host.id(), host.agent_address());
         assert!(matches!(probe, Probe::Failed(_)), "{probe:?}");
     }
+    // Of our CA, for clients, and not ours.
+    let key = std::fs::read(ours.path().join("ca.key")).unwrap();
+    let key = PrivatePkcs8KeyDer::from_pem_slice(&key).unwrap();
+    let key = KeyPair::try_from(&key).unwrap();
+    let issuer = Issuer::from_ca_cert_der(authority.certificate(), key).unwrap();
+    let answer = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let shown = params.signed_by(&key, &issuer).unwrap().der().clone();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        call_as(host, authority.certificate(), shown, key, &clock)
+    };
+    assert_eq!(answer("somebody"), None);
     assert_eq!(host.callers().handshakes, 0);
-    drop(authority);
+    assert_eq!(answer("wrenn-cp").as_deref(), Some("HTTP/1.1 404"));
+    ask(&client, host);
+    assert_eq!(host.callers().handshakes, 2);
+}
+
+/// What the agent's server answers to whoever shows this; `None`: it hangs up.
+fn call_as(
+    host: &SimHost,
+    ca: &CertificateDer<'static>,
+    shown: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+    clock: &Arc<ManualClock>,
+) -> Option<String> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone()).unwrap();
+    let clock: Arc<dyn Clock> = clock.clone();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_details(provider, time_of(&clock))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![shown], key.into())
+        .unwrap();
+    let name = "127.0.0.1".try_into().unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = StreamOwned::new(connection, TcpStream::connect(host.address()).unwrap());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).ok()?;
+    Some(String::from_utf8_lossy(&answer).into_owned())
 }
 
 #[test]
