@@ -2,7 +2,8 @@
 //! how a call that got no answer is named.
 //!
 //! Never: follows a redirect, uses a proxy, keeps a connection, reads a message. Nothing
-//! here waits without a deadline. Called by `client`.
+//! here waits without a deadline. Called by `client`; whoever asks our own API borrows its
+//! connections over TLS.
 
 use super::trust::{WrongPeer, check_names};
 use crate::model::id::HostId;
