@@ -379,12 +379,12 @@ fn a_refresh_replaces_what_the_agent_shows() {
 }
 
 /// `roost agent-sim` that has joined.
-struct Joined {
+pub(crate) struct Joined {
     child: Child,
 }
 
 impl Joined {
-    fn start(home: &Home, url: &str, tokens: &[String], options: &[&str]) -> Joined {
+    pub(crate) fn start(home: &Home, url: &str, tokens: &[String], options: &[&str]) -> Joined {
         home.write("tokens", &tokens.join("\n"));
         let file = home.path("tokens");
         let file = file.to_str().unwrap();

@@ -3,6 +3,7 @@
 //!
 //! Never: TLS to agents.
 
+use super::agents::Joined;
 use super::authority::assert_untold;
 use crate::support::server::Serving;
 use crate::support::{Done, Home, eventually};
@@ -41,7 +42,9 @@ fn home(pair: &(String, String)) -> Home {
 
 fn configure(home: &Home, listen: &str) {
     let (cert, key) = (home.path("tls.pem"), home.path("tls.key"));
-    let text = format!("listen = \"{listen}\"\ntls_cert = {cert:?}\ntls_key = {key:?}\n");
+    let text = format!(
+        "listen = \"{listen}\"\nheartbeat_flush = '100ms'\ntls_cert = {cert:?}\ntls_key = {key:?}\n"
+    );
     home.write("roost.toml", &text);
 }
 
@@ -150,9 +153,23 @@ fn commands_reach_it_by_the_certificate_that_they_know() {
     let status = home.json(&["status"]);
     assert_eq!(status["server"]["ready"], serde_json::json!(true), "{status}");
 
+    // An agent that joins and beats over HTTPS.
+    let added = home.json(&["hosts", "add"]);
+    let token = added["registration_token"].as_str().unwrap().to_owned();
+    let ca = home.path("tls.pem");
+    let options = ["--ca", ca.to_str().unwrap(), "--heartbeat-ms", "100"];
+    let url = format!("https://{}", serving.address());
+    let joined = Joined::start(&home, &url, &[token], &options);
+    let heard = || {
+        let shown = home.json(&["hosts", "show", added["host"]["id"].as_str().unwrap()]);
+        shown["last_heartbeat_at"].as_str().map(str::to_owned)
+    };
+    let first = eventually("a beat", heard);
+    eventually("the next beat", || heard().filter(|at| *at != first));
+    drop(joined);
+
     // From elsewhere, with nothing but what it is told.
     let far = Home::new();
-    let url = format!("https://{}", serving.address());
     let key = home.path("admin.key");
     let ask = |ca: Option<&Path>| {
         let mut command = far.command(&["hosts", "add", "--url", &url]);
