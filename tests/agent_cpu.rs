@@ -54,7 +54,7 @@ fn probe_all(client: &AgentClient, at: &AgentAddress) -> Duration {
     let one = || {
         let start = thread_cpu();
         for _ in 0..PROBES {
-            assert!(matches!(client.list_sandboxes(at), Probe::Listed(_)));
+            assert!(matches!(client.list_sandboxes(raw::host(), at), Probe::Listed(_)));
         }
         thread_cpu() - start
     };

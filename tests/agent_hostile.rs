@@ -69,7 +69,7 @@ fn check(probe_timeout: Duration, cases: Vec<Case>) {
             scope.spawn(move || {
                 let server = serve(steps);
                 let start = Instant::now();
-                let probe = client.list_sandboxes(&server.address);
+                let probe = client.list_sandboxes(raw::host(), &server.address);
                 let took = start.elapsed();
                 assert_eq!(outcome(&probe), expected, "{name}: {:.300}", format!("{probe:?}"));
                 assert!(took < BOUND.min(probe_timeout + LEEWAY), "{name} took {took:?}");
@@ -519,7 +519,7 @@ fn redirects_are_not_followed() {
         let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
         let location = format!("{JSON}Location: http://{}/\r\n", address(&elsewhere));
         let server = serve(after_request(answer(status, &location, b"{}")));
-        let probe = client(AMPLE).list_sandboxes(&server.address);
+        let probe = client(AMPLE).list_sandboxes(raw::host(), &server.address);
         assert_eq!(outcome(&probe), Failed(Malformed, 0), "{probe:?}");
         assert!(untouched(&elsewhere), "{status} was followed");
         // The same listener does see a request when there is one.
@@ -538,11 +538,13 @@ fn nobody() -> AgentAddress {
 #[test]
 fn nobody_there() {
     let start = Instant::now();
-    let probe = client(AMPLE).list_sandboxes(&nobody());
+    let probe = client(AMPLE).list_sandboxes(raw::host(), &nobody());
     assert_eq!(outcome(&probe), Failed(Unreachable, 0));
     assert!(start.elapsed() < LEEWAY);
     let tls: AgentAddress = format!("https://{}", nobody()).parse().unwrap();
-    let Probe::Failed(failure) = client(AMPLE).list_sandboxes(&tls) else { panic!("listed") };
+    let Probe::Failed(failure) = client(AMPLE).list_sandboxes(raw::host(), &tls) else {
+        panic!("listed")
+    };
     assert_eq!(failure.kind, Unreachable);
     assert!(failure.detail.contains("agent_tls"), "{failure}");
 }
@@ -566,14 +568,14 @@ fn a_connection_that_does_not_come_about() {
     let (_listener, _filler, at) = full_listener();
     let client = AgentClient::new(ClientConfig { connect_timeout: SHORT, ..Default::default() });
     let start = Instant::now();
-    assert_eq!(outcome(&client.list_sandboxes(&at)), Failed(TimedOut, 0));
+    assert_eq!(outcome(&client.list_sandboxes(raw::host(), &at)), Failed(TimedOut, 0));
     // The HTTP client rounds a connection's time down to milliseconds.
     assert!(start.elapsed() >= SHORT / 2 && start.elapsed() < SHORT + LEEWAY);
-    let error = client.pause(&at, SandboxId::from_u128(1), AMPLE).unwrap_err();
+    let error = client.pause(raw::host(), &at, SandboxId::from_u128(1), AMPLE).unwrap_err();
     assert!(matches!(error, CallError::NotReached { kind: TimedOut, .. }), "{error}");
     // The deadline of the whole call holds for connecting too.
     let start = Instant::now();
-    let error = client.pause(&at, SandboxId::from_u128(1), SHORT / 3).unwrap_err();
+    let error = client.pause(raw::host(), &at, SandboxId::from_u128(1), SHORT / 3).unwrap_err();
     assert!(matches!(error, CallError::NotReached { kind: TimedOut, .. }), "{error}");
     assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
 }
@@ -583,9 +585,9 @@ fn calls_say_whether_they_may_have_been_executed() {
     let id = SandboxId::from_u128(1);
     let call = |steps, deadline| {
         let server = serve(steps);
-        client(AMPLE).destroy(&server.address, id, deadline).unwrap_err()
+        client(AMPLE).destroy(raw::host(), &server.address, id, deadline).unwrap_err()
     };
-    let error = client(AMPLE).destroy(&nobody(), id, AMPLE).unwrap_err();
+    let error = client(AMPLE).destroy(raw::host(), &nobody(), id, AMPLE).unwrap_err();
     assert!(matches!(error, CallError::NotReached { kind: Unreachable, .. }), "{error}");
     let error = call(vec![Read], AMPLE);
     assert!(matches!(error, CallError::Unknown { kind: Unreachable, .. }), "{error}");
@@ -609,10 +611,16 @@ fn a_client_is_as_good_after_hostile_agents_as_before() {
     for _ in 0..3 {
         for bytes in [gzipped(&gzip(&padded(LIMIT + 1))), open_ended(b"{"), gzipped(b"\x1f\x8b")] {
             let server = serve(after_request(bytes));
-            assert_eq!(outcome(&client.list_sandboxes(&server.address)), Failed(Malformed, 0));
+            assert_eq!(
+                outcome(&client.list_sandboxes(raw::host(), &server.address)),
+                Failed(Malformed, 0)
+            );
             for bytes in [json(good.as_bytes()), gzipped(&gzip(good.as_bytes()))] {
                 let server = serve(after_request(bytes));
-                assert_eq!(outcome(&client.list_sandboxes(&server.address)), Listed(1));
+                assert_eq!(
+                    outcome(&client.list_sandboxes(raw::host(), &server.address)),
+                    Listed(1)
+                );
             }
         }
     }

@@ -7,14 +7,15 @@
 mod raw;
 
 use raw::{Step, address, json, serve};
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    date_time_ymd,
-};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, date_time_ymd};
+use roost::agent::authority::{Authority, CaFiles};
 use roost::agent::client::{AgentClient, CallError, ClientConfig};
+use roost::agent::trust::Trust;
+use roost::clock::{Clock, SystemClock};
 use roost::model::host::AgentAddress;
-use roost::model::id::SandboxId;
+use roost::model::id::{HostId, SandboxId};
 use roost::model::probe::{FailureKind, Probe};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, RootCertStore, ServerConnection, StreamOwned};
@@ -29,9 +30,14 @@ const AMPLE: Duration = Duration::from_secs(8);
 const SHORT: Duration = Duration::from_millis(300);
 const LEEWAY: Duration = Duration::from_secs(4);
 
-/// A certificate authority.
+/// The host that every call means.
+fn meant() -> HostId {
+    HostId::from_u128(7)
+}
+
+/// Our own certificate authority, and certificates that it would never issue.
 struct Ca {
-    root: CertificateDer<'static>,
+    authority: Arc<Authority>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -39,18 +45,22 @@ type Leaf = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Ca {
     fn new() -> Ca {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).unwrap().der().clone();
-        Ca { root, issuer: Issuer::new(params, key) }
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("ca.pem"), dir.path().join("ca.key"));
+        let files = CaFiles { certificate, key };
+        let authority = Authority::load_or_create(&files, SystemClock.now().wall).unwrap();
+        let key = PrivatePkcs8KeyDer::from_pem_file(&files.key).unwrap();
+        let key = KeyPair::try_from(&key).unwrap();
+        let issuer = Issuer::from_ca_cert_der(authority.certificate(), key).unwrap();
+        Ca { authority: Arc::new(authority), issuer }
     }
 
+    /// A certificate of the host that is meant, at this address, but for a change.
     fn leaf(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.distinguished_name.push(DnType::CommonName, meant().to_string());
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         (vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
@@ -58,24 +68,18 @@ impl Ca {
 
     fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.root.clone()).unwrap();
+        roots.add(self.authority.certificate().clone()).unwrap();
         Arc::new(roots)
+    }
+
+    /// What a control plane with this CA trusts and shows.
+    fn trust(&self) -> Arc<Trust> {
+        Arc::new(Trust::new(Arc::clone(&self.authority), Arc::new(SystemClock)).unwrap())
     }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
-}
-
-/// What a control plane trusts and shows.
-fn tls_of_client(trusted: &Ca, (chain, key): Leaf) -> Arc<rustls::ClientConfig> {
-    let config = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(trusted.roots())
-        .with_client_auth_cert(chain, key)
-        .unwrap();
-    Arc::new(config)
 }
 
 /// An agent that trusts a CA, shows a certificate, and says how each handshake went.
@@ -130,7 +134,7 @@ fn listing(to: &mut dyn Write) {
     to.write_all(&json(LISTING)).unwrap();
 }
 
-fn client(tls: Arc<rustls::ClientConfig>, probe_timeout: Duration) -> AgentClient {
+fn client(tls: Arc<Trust>, probe_timeout: Duration) -> AgentClient {
     AgentClient::new(ClientConfig { probe_timeout, connect_timeout: AMPLE, tls: Some(tls) })
 }
 
@@ -148,27 +152,45 @@ fn any(_: &mut CertificateParams) {}
 fn both_sides_show_certificates_and_sessions_are_resumed() {
     let ca = Ca::new();
     let (at, handshakes) = start_agent(&ca, ca.leaf("127.0.0.1", any), listing);
-    let client = client(tls_of_client(&ca, ca.leaf("wrenn-cp", any)), AMPLE);
+    let client = client(ca.trust(), AMPLE);
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
-        let Probe::Listed(listing) = client.list_sandboxes(&at) else { panic!("failed") };
+        let Probe::Listed(listing) = client.list_sandboxes(meant(), &at) else { panic!("failed") };
         assert_eq!(listing.sandboxes.len(), 1);
         assert_eq!(handshakes.recv().unwrap(), Some(expected));
     }
     // By name, which the certificate does not have.
     let name: AgentAddress = at.as_str().replace("127.0.0.1", "localhost").parse().unwrap();
-    assert_eq!(failure(client.list_sandboxes(&name)).0, FailureKind::WrongHost);
+    assert_eq!(failure(client.list_sandboxes(meant(), &name)).0, FailureKind::WrongHost);
 }
 
 #[test]
 fn a_scheme_in_the_address_is_obeyed() {
     let ca = Ca::new();
     let (at, _handshakes) = start_agent(&ca, ca.leaf("127.0.0.1", any), listing);
-    let client = client(tls_of_client(&ca, ca.leaf("wrenn-cp", any)), AMPLE);
+    let client = client(ca.trust(), AMPLE);
     let https: AgentAddress = format!("https://{at}").parse().unwrap();
-    assert!(matches!(client.list_sandboxes(&https), Probe::Listed(_)));
+    assert!(matches!(client.list_sandboxes(meant(), &https), Probe::Listed(_)));
     let plain = serve(vec![Step::Read, Step::Send(json(LISTING))]);
     let http: AgentAddress = format!("http://{}", plain.address).parse().unwrap();
-    assert!(matches!(client.list_sandboxes(&http), Probe::Listed(_)));
+    assert!(matches!(client.list_sandboxes(meant(), &http), Probe::Listed(_)));
+}
+
+#[test]
+fn sessions_are_kept_by_host_not_by_address() {
+    // Two agents on one machine: neither can resume what was begun with the other.
+    let ca = Ca::new();
+    let (at, handshakes) = start_agent(&ca, ca.leaf("127.0.0.1", any), listing);
+    let name = |params: &mut CertificateParams| {
+        params.distinguished_name.push(DnType::CommonName, HostId::from_u128(8).to_string());
+    };
+    let (beside, others) = start_agent(&ca, ca.leaf("127.0.0.1", name), listing);
+    let client = client(ca.trust(), AMPLE);
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
+        assert!(matches!(client.list_sandboxes(meant(), &at), Probe::Listed(_)));
+        assert!(matches!(client.list_sandboxes(HostId::from_u128(8), &beside), Probe::Listed(_)));
+        assert_eq!(handshakes.recv().unwrap(), Some(expected));
+        assert_eq!(others.recv().unwrap(), Some(expected));
+    }
 }
 
 #[test]
@@ -178,21 +200,37 @@ fn certificates_that_are_not_the_host_s() {
     let only_client = |params: &mut CertificateParams| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     };
+    let for_nothing = |params: &mut CertificateParams| params.extended_key_usages = Vec::new();
+    let named = |name: &'static str| {
+        move |params: &mut CertificateParams| {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+    };
+    let nameless = |params: &mut CertificateParams| {
+        params.distinguished_name.remove(DnType::CommonName);
+    };
+    let invalid = "TLS: invalid peer certificate";
+    let b = "host-0000000000000000000000008";
     let cases = [
-        ("another CA", other.leaf("127.0.0.1", any), FailureKind::WrongHost),
-        ("another address", ca.leaf("127.0.0.2", any), FailureKind::WrongHost),
-        ("another name", ca.leaf("localhost", any), FailureKind::WrongHost),
-        ("a client's", ca.leaf("127.0.0.1", only_client), FailureKind::WrongHost),
-        ("out of date", ca.leaf("127.0.0.1", old), FailureKind::Malformed),
+        ("another CA", other.leaf("127.0.0.1", any), FailureKind::WrongHost, invalid),
+        ("another host", ca.leaf("127.0.0.1", named(b)), FailureKind::WrongHost, b),
+        ("another host elsewhere", ca.leaf("127.0.0.2", named(b)), FailureKind::WrongHost, b),
+        ("ourselves", ca.leaf("127.0.0.1", named("wrenn-cp")), FailureKind::WrongHost, "wrenn-cp"),
+        ("nobody", ca.leaf("127.0.0.1", nameless), FailureKind::WrongHost, "names \"\""),
+        ("another address", ca.leaf("127.0.0.2", any), FailureKind::WrongHost, "another address"),
+        ("another name", ca.leaf("localhost", any), FailureKind::WrongHost, "another address"),
+        ("a client's", ca.leaf("127.0.0.1", only_client), FailureKind::WrongHost, invalid),
+        ("nothing's", ca.leaf("127.0.0.1", for_nothing), FailureKind::WrongHost, "for servers"),
+        ("out of date", ca.leaf("127.0.0.1", old), FailureKind::Malformed, invalid),
     ];
-    for (name, leaf, expected) in cases {
+    for (name, leaf, expected, words) in cases {
         let (at, handshakes) = start_agent(&ca, leaf, listing);
-        let client = client(tls_of_client(&ca, ca.leaf("wrenn-cp", any)), AMPLE);
-        let (kind, detail) = failure(client.list_sandboxes(&at));
+        let client = client(ca.trust(), AMPLE);
+        let (kind, detail) = failure(client.list_sandboxes(meant(), &at));
         assert_eq!(kind, expected, "{name}: {detail}");
-        assert!(detail.starts_with("TLS: invalid peer certificate"), "{name}: {detail}");
+        assert!(detail.starts_with("TLS: ") && detail.contains(words), "{name}: {detail}");
         assert_eq!(handshakes.recv().unwrap(), None, "{name}: a request was sent");
-        let error = client.destroy(&at, SandboxId::from_u128(1), AMPLE).unwrap_err();
+        let error = client.destroy(meant(), &at, SandboxId::from_u128(1), AMPLE).unwrap_err();
         let CallError::NotReached { kind, .. } = error else { panic!("{name}: {error}") };
         assert_eq!(kind, expected, "{name}");
     }
@@ -201,9 +239,9 @@ fn certificates_that_are_not_the_host_s() {
 #[test]
 fn an_agent_that_does_not_accept_our_certificate() {
     let (ca, other) = (Ca::new(), Ca::new());
-    let (at, handshakes) = start_agent(&ca, ca.leaf("127.0.0.1", any), listing);
-    let client = client(tls_of_client(&ca, other.leaf("wrenn-cp", any)), AMPLE);
-    let (kind, detail) = failure(client.list_sandboxes(&at));
+    let (at, handshakes) = start_agent(&other, ca.leaf("127.0.0.1", any), listing);
+    let client = client(ca.trust(), AMPLE);
+    let (kind, detail) = failure(client.list_sandboxes(meant(), &at));
     assert_eq!(kind, FailureKind::Unreachable, "{detail}");
     assert_eq!(handshakes.recv().unwrap(), None);
 }
@@ -211,12 +249,14 @@ fn an_agent_that_does_not_accept_our_certificate() {
 #[test]
 fn servers_that_do_not_speak_tls() {
     let ca = Ca::new();
-    let tls = tls_of_client(&ca, ca.leaf("wrenn-cp", any));
+    let tls = ca.trust();
     let plain = serve(vec![Step::Send(json(b"{}")), Step::Hold]);
-    let (kind, detail) = failure(client(Arc::clone(&tls), AMPLE).list_sandboxes(&plain.address));
+    let (kind, detail) =
+        failure(client(Arc::clone(&tls), AMPLE).list_sandboxes(meant(), &plain.address));
     assert_eq!(kind, FailureKind::Malformed, "{detail}");
     let closing = serve(vec![]);
-    let (kind, detail) = failure(client(Arc::clone(&tls), AMPLE).list_sandboxes(&closing.address));
+    let (kind, detail) =
+        failure(client(Arc::clone(&tls), AMPLE).list_sandboxes(meant(), &closing.address));
     assert_eq!(kind, FailureKind::Unreachable, "{detail}");
 
     let impatient = AgentClient::new(ClientConfig {
@@ -227,7 +267,8 @@ fn servers_that_do_not_speak_tls() {
     for silent in [vec![Step::Hold], vec![Step::Drip(vec![0x16, 3, 3, 0x40, 0])]] {
         let silent = serve(silent);
         let start = Instant::now();
-        let error = impatient.ping(&silent.address, SandboxId::from_u128(1), AMPLE).unwrap_err();
+        let error =
+            impatient.ping(meant(), &silent.address, SandboxId::from_u128(1), AMPLE).unwrap_err();
         let CallError::NotReached { kind, detail } = error else { panic!("{error}") };
         assert_eq!(kind, FailureKind::TimedOut, "{detail}");
         assert!(start.elapsed() >= SHORT / 2 && start.elapsed() < SHORT + LEEWAY);
@@ -245,9 +286,9 @@ fn the_deadline_holds_inside_tls() {
         }
     };
     let (at, _handshakes) = start_agent(&ca, ca.leaf("127.0.0.1", any), slow);
-    let client = client(tls_of_client(&ca, ca.leaf("wrenn-cp", any)), SHORT);
+    let client = client(ca.trust(), SHORT);
     let start = Instant::now();
-    let (kind, detail) = failure(client.list_sandboxes(&at));
+    let (kind, detail) = failure(client.list_sandboxes(meant(), &at));
     assert_eq!(kind, FailureKind::TimedOut, "{detail}");
     assert!(start.elapsed() >= SHORT && start.elapsed() < SHORT + LEEWAY);
 }

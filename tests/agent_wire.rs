@@ -30,7 +30,7 @@ fn recorded(name: &str) -> Vec<u8> {
 
 fn probe(answer: Vec<u8>) -> Probe {
     let server = serve(vec![Step::Read, Step::Send(answer)]);
-    let probe = client(LONG).list_sandboxes(&server.address);
+    let probe = client(LONG).list_sandboxes(raw::host(), &server.address);
     server.request();
     probe
 }
@@ -175,7 +175,8 @@ fn every_connect_code_with_its_status() {
         let Probe::Failed(failure) = probe(bytes.clone()) else { panic!("{word} was a listing") };
         assert_eq!((failure.kind, failure.detail), (FailureKind::Refused, format!("{word}: m")));
         let server = serve(vec![Step::Read, Step::Send(bytes)]);
-        let refused = client(LONG).ping(&server.address, SandboxId::from_u128(1), LONG);
+        let refused =
+            client(LONG).ping(raw::host(), &server.address, SandboxId::from_u128(1), LONG);
         assert_eq!(refused, Err(CallError::Refused { code, message: "m".to_owned() }));
         codes.push(code);
     }
@@ -201,7 +202,10 @@ fn port_of(address: &str) -> &str {
 fn a_probe_asks_exactly_this() {
     let server = serve(vec![Step::Read, Step::Send(json(b"{}"))]);
     let address = server.address.clone();
-    assert_eq!(client(LONG).list_sandboxes(&address), Probe::Listed(Listing::default()));
+    assert_eq!(
+        client(LONG).list_sandboxes(raw::host(), &address),
+        Probe::Listed(Listing::default())
+    );
     let request = sent(&server.request(), port_of(address.as_str()));
     expect![[r#"
         POST /hostagent.v1.HostAgentService/ListSandboxes HTTP/1.1
@@ -259,7 +263,7 @@ fn every_call_asks_exactly_this() {
     };
     check_call(
         json(created),
-        |client, at| format!("{:?}", client.create(at, &create, MINUTE)),
+        |client, at| format!("{:?}", client.create(raw::host(), at, &create, MINUTE)),
         expect![[r#"
             POST /hostagent.v1.HostAgentService/CreateSandbox HTTP/1.1
             connect-timeout-ms: 60000
@@ -273,7 +277,7 @@ fn every_call_asks_exactly_this() {
     };
     check_call(
         json(created),
-        |client, at| format!("{:?}", client.resume(at, &resume, MINUTE)),
+        |client, at| format!("{:?}", client.resume(raw::host(), at, &resume, MINUTE)),
         expect![[r#"
             POST /hostagent.v1.HostAgentService/ResumeSandbox HTTP/1.1
             connect-timeout-ms: 60000
@@ -282,7 +286,7 @@ fn every_call_asks_exactly_this() {
     );
     check_call(
         json(b"{}"),
-        |client, at| format!("{:?}", client.pause(at, some_id(), MINUTE)),
+        |client, at| format!("{:?}", client.pause(raw::host(), at, some_id(), MINUTE)),
         expect![[r#"
             POST /hostagent.v1.HostAgentService/PauseSandbox HTTP/1.1
             connect-timeout-ms: 60000
@@ -291,7 +295,7 @@ fn every_call_asks_exactly_this() {
     );
     check_call(
         json(b"{}"),
-        |client, at| format!("{:?}", client.destroy(at, some_id(), MINUTE)),
+        |client, at| format!("{:?}", client.destroy(raw::host(), at, some_id(), MINUTE)),
         expect![[r#"
             POST /hostagent.v1.HostAgentService/DestroySandbox HTTP/1.1
             connect-timeout-ms: 60000
@@ -300,7 +304,7 @@ fn every_call_asks_exactly_this() {
     );
     check_call(
         json(b"{}"),
-        |client, at| format!("{:?}", client.ping(at, some_id(), MINUTE)),
+        |client, at| format!("{:?}", client.ping(raw::host(), at, some_id(), MINUTE)),
         expect![[r#"
             POST /hostagent.v1.HostAgentService/PingSandbox HTTP/1.1
             connect-timeout-ms: 60000
@@ -309,7 +313,7 @@ fn every_call_asks_exactly_this() {
     );
     check_call(
         json(b"{}"),
-        |client, at| format!("{:?}", client.terminate(at, MINUTE)),
+        |client, at| format!("{:?}", client.terminate(raw::host(), at, MINUTE)),
         expect![[r#"
             POST /hostagent.v1.HostAgentService/Terminate HTTP/1.1
             connect-timeout-ms: 60000
@@ -327,7 +331,8 @@ fn answers_to_calls_that_are_not_what_was_asked_for() {
         let id = some_id().to_string();
         let request =
             ResumeSandboxRequest { sandbox_id: id.into(), ..ResumeSandboxRequest::default() };
-        let outcome = client(LONG).resume(&server.address, &request, LONG).unwrap_err();
+        let outcome =
+            client(LONG).resume(raw::host(), &server.address, &request, LONG).unwrap_err();
         server.request();
         format!("{outcome}; snapshot gone: {}", outcome.is_snapshot_gone())
     };

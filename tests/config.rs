@@ -87,19 +87,26 @@ fn defaults_are_the_policy_of_the_model() {
 #[test]
 fn every_key_can_be_set_everywhere() {
     for info in &KEYS {
-        let value = if info.key == Key::DataDir { "/nowhere" } else { info.default };
-        let flags = vec![(info.key, value.to_owned())];
+        let pair = [Key::TlsCert, Key::TlsKey];
+        let is_path = info.key == Key::DataDir || pair.contains(&info.key);
+        let value = if is_path { "/nowhere" } else { info.default };
+        // What is only valid together with another.
+        let partners = pair.iter().filter(|key| pair.contains(&info.key) && **key != info.key);
+        let partner: Vec<_> = partners.map(|key| (*key, value.to_owned())).collect();
+        let flags = [partner.clone(), vec![(info.key, value.to_owned())]].concat();
         let set = Config::load(&Inputs { flags, ..Inputs::default() }).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "flag");
 
         let variables = variables(&[(info.key.variable(), value)]);
-        let set = Config::load(&Inputs { variables, ..Inputs::default() }).unwrap();
+        let flags = partner.clone();
+        let set = Config::load(&Inputs { flags, variables, ..Inputs::default() }).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "env");
 
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{} = {value:?}", info.key)).unwrap();
         let config_file = Some(file.path().to_owned());
-        let set = Config::load(&Inputs { config_file, ..Inputs::default() }).unwrap();
+        let inputs = Inputs { config_file, flags: partner, ..Inputs::default() };
+        let set = Config::load(&inputs).unwrap();
         assert_eq!(set.settings()[info.key as usize].source.word(), "file");
     }
 }
@@ -186,6 +193,8 @@ fn bad_values_are_refused_in_the_same_words() {
             "heartbeat_flush = '-1s'",
             "mass_guard_max = '5 m 5'",
             "agent_tls = true",
+            "tls_cert = '/nowhere'",
+            "tls_key = '/nowhere'",
             "log = 'inof'",
             "log = ''",
             "log_format = 'yaml'",
@@ -218,6 +227,8 @@ fn bad_values_are_refused_in_the_same_words() {
             heartbeat_flush = "-1s" (roost.toml:1): must be 100ms to 5m; a duration is written like 90s or 2m
             mass_guard_max = "5 m 5" (roost.toml:1): must be 0s to 1day; a duration is written like 90s or 2m
             agent_tls = true (roost.toml:1): must be off or mtls; it is written in quotes
+            tls_cert = "/nowhere" (roost.toml:1): must be set together with tls_key
+            tls_key = "/nowhere" (roost.toml:1): must be set together with tls_cert
             log = "inof" (roost.toml:1): must be an env_logger filter; for example info, or warn,roost::engine=debug
             log = "" (roost.toml:1): must be an env_logger filter; for example info, or warn,roost::engine=debug
             log_format = "yaml" (roost.toml:1): must be text or json
@@ -370,6 +381,8 @@ fn effective_settings_for_people_and_scripts() {
         audit_keep_age 0s default
         stopped_keep_age 30d default
         agent_tls off default
+        tls_cert default
+        tls_key default
         log info default
         log_format json --log-format"#]]
     .assert_eq(&squeezed.join("\n"));

@@ -41,6 +41,16 @@ fn agents_are_answered_as_ever() {
 }
 
 #[test]
+fn agents_get_certificates_with_mtls() {
+    check("agents-mtls.txt", &["--agent-tls", "mtls"]);
+}
+
+#[test]
+fn keys_and_history_are_answered_as_ever() {
+    check("keys.txt", &[]);
+}
+
+#[test]
 fn hosts_are_answered_as_ever() {
     check("hosts.txt", &[]);
 }
@@ -204,7 +214,7 @@ fn show(answer: &Answer, names: &mut Names, out: &mut String) {
     }
     let body = match serde_json::from_str::<Value>(&answer.body) {
         Ok(mut json) => {
-            names::hide_durations(&mut json);
+            names::hide_fleeting(&mut json);
             serde_json::to_string_pretty(&json).unwrap()
         }
         Err(_) => answer.body.clone(),

@@ -657,6 +657,7 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         create_takes: takes,
         pause_takes: takes,
         resume_takes: takes,
+        destroy_takes: takes,
         lists_paused: false,
     };
     let mut world = World::with(2, habits, &[]);

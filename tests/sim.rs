@@ -65,7 +65,7 @@ impl World {
     }
 
     fn probe(&self, number: usize) -> Probe {
-        self.client.list_sandboxes(self.host(number).agent_address())
+        self.client.list_sandboxes(self.host(number).id(), self.host(number).agent_address())
     }
 
     fn list(&self, number: usize) -> Listing {
@@ -94,8 +94,8 @@ impl World {
     fn create(&self, number: usize, id: SandboxId) -> Result<(), CallError> {
         let sandbox_id = Cow::Owned(id.to_string());
         let request = CreateSandboxRequest { sandbox_id, ..CreateSandboxRequest::default() };
-        let at = self.host(number).agent_address();
-        self.client.create(at, &request, LONG).map(|details| {
+        let (host, at) = (self.host(number).id(), self.host(number).agent_address());
+        self.client.create(host, at, &request, LONG).map(|details| {
             assert!(details.host_ip.unwrap().starts_with("10.11."));
             assert!(details.metadata.unwrap().contains("kernel_version"));
         })
@@ -104,20 +104,20 @@ impl World {
     fn resume(&self, number: usize, id: SandboxId) -> Result<(), CallError> {
         let sandbox_id = Cow::Owned(id.to_string());
         let request = ResumeSandboxRequest { sandbox_id, ..ResumeSandboxRequest::default() };
-        let at = self.host(number).agent_address();
-        self.client.resume(at, &request, LONG).map(|_| ())
+        let (host, at) = (self.host(number).id(), self.host(number).agent_address());
+        self.client.resume(host, at, &request, LONG).map(|_| ())
     }
 
     fn pause(&self, number: usize, id: SandboxId) -> Result<(), CallError> {
-        self.client.pause(self.host(number).agent_address(), id, LONG)
+        self.client.pause(self.host(number).id(), self.host(number).agent_address(), id, LONG)
     }
 
     fn destroy(&self, number: usize, id: SandboxId) -> Result<(), CallError> {
-        self.client.destroy(self.host(number).agent_address(), id, LONG)
+        self.client.destroy(self.host(number).id(), self.host(number).agent_address(), id, LONG)
     }
 
     fn ping(&self, number: usize, id: SandboxId) -> Result<(), CallError> {
-        self.client.ping(self.host(number).agent_address(), id, LONG)
+        self.client.ping(self.host(number).id(), self.host(number).agent_address(), id, LONG)
     }
 }
 
@@ -359,7 +359,7 @@ fn one_method_is_spoiled_and_the_others_are_not() {
 #[test]
 fn a_terminated_agent_is_silent_until_it_is_started_again() {
     let world = world(1, 2);
-    world.client.terminate(world.host(0).agent_address(), LONG).unwrap();
+    world.client.terminate(world.host(0).id(), world.host(0).agent_address(), LONG).unwrap();
     assert!(world.host(0).has_exited());
     assert_eq!(world.host(0).sandboxes(), []);
     assert_eq!(world.failure(0), FailureKind::Unreachable);
@@ -444,7 +444,7 @@ fn the_command_answers_until_a_signal() {
         let hosts = fixture::parse(&text, NOW).unwrap().hosts;
         let client = AgentClient::new(ClientConfig::default());
         for host in &hosts {
-            let probe = client.list_sandboxes(host.address.as_ref().unwrap());
+            let probe = client.list_sandboxes(host.id, host.address.as_ref().unwrap());
             let Probe::Listed(listing) = probe else { panic!("{probe:?}") };
             let states: Vec<_> = listing.sandboxes.iter().map(|s| s.state).collect();
             assert_eq!(states, [ListedState::Paused; 3]);
@@ -505,7 +505,7 @@ impl Stub {
         let script = Arc::new(Script { answers, ..Script::default() });
         let config = ServerConfig { workers: 2, ..ServerConfig::default() };
         let server = Server::start(vec![listener], script.clone(), config).unwrap();
-        Stub { server, script, options: BeaterOptions { url, timeout: LONG } }
+        Stub { server, script, options: BeaterOptions { url, timeout: LONG, tls: None } }
     }
 
     fn beater(&self) -> Beater {

@@ -5,14 +5,15 @@
 //! from many threads at once.
 
 use super::listing;
-use super::transport::{Failure, http_client};
+use super::transport::{Connect, Failure, Wire};
+use super::trust::Trust;
 use super::wire::{
     ConnectCode, CreateSandboxRequest, CreateSandboxResponse, Empty, ErrorBody, Method,
     ResumeSandboxRequest, SERVICE_PATH, SandboxRef,
 };
 use crate::model::UnknownWord;
 use crate::model::host::AgentAddress;
-use crate::model::id::SandboxId;
+use crate::model::id::{HostId, SandboxId};
 use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
 use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
@@ -49,8 +50,8 @@ pub struct ClientConfig {
     /// Time for a whole `ListSandboxes` call.
     pub probe_timeout: Duration,
     /// TLS to agents whose address has no scheme of its own; none speaks plain HTTP to
-    /// them. Sessions are resumed from its cache, which should hold every host.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// them.
+    pub tls: Option<Arc<Trust>>,
 }
 
 impl Default for ClientConfig {
@@ -65,12 +66,14 @@ impl Default for ClientConfig {
 }
 
 /// Speaks to every agent; one is shared by all threads. Each call opens its own connection
-/// and closes it.
+/// and closes it. It names the host that is meant, which TLS makes sure of; plain HTTP
+/// cannot.
 #[derive(Debug, Clone)]
 pub struct AgentClient {
-    http: ureq::Agent,
+    wire: Wire,
+    plain: ureq::Agent,
     probe_timeout: Duration,
-    tls: bool,
+    tls: Option<Arc<Trust>>,
 }
 
 /// Why a call did not succeed, by what is known of its execution.
@@ -154,18 +157,29 @@ impl From<Failure> for CallError {
 impl AgentClient {
     /// A client; opens nothing yet.
     pub fn new(config: ClientConfig) -> AgentClient {
-        let tls = config.tls.is_some();
+        let wire = Wire::new(config.connect_timeout);
         AgentClient {
-            http: http_client(config.connect_timeout, config.tls),
+            plain: wire.client(Connect::plain()),
+            wire,
             probe_timeout: config.probe_timeout,
-            tls,
+            tls: config.tls,
+        }
+    }
+
+    /// Who makes the calls to this host.
+    fn http(&self, host: HostId) -> Cow<'_, ureq::Agent> {
+        match &self.tls {
+            None => Cow::Borrowed(&self.plain),
+            Some(trust) => {
+                Cow::Owned(self.wire.client(Connect::to_host(host, trust.config_for(host))))
+            }
         }
     }
 
     /// Asks an agent what it has. The agent forgets the auto-paused ids by telling them,
     /// so the caller must keep what it gets, in a failure too.
-    pub fn list_sandboxes(&self, at: &AgentAddress) -> Probe {
-        match self.exchange(at, Method::List, b"{}", self.probe_timeout, observed) {
+    pub fn list_sandboxes(&self, host: HostId, at: &AgentAddress) -> Probe {
+        match self.exchange(host, at, Method::List, b"{}", self.probe_timeout, observed) {
             Ok(probe) => probe,
             Err(Failure { sent, kind, detail }) => failed(kind, &detail, sent, Vec::new()),
         }
@@ -177,11 +191,14 @@ impl AgentClient {
     /// See [`CallError`].
     pub fn create(
         &self,
+        host: HostId,
         at: &AgentAddress,
         request: &CreateSandboxRequest<'_>,
         deadline: Duration,
     ) -> Result<Details, CallError> {
-        self.call(at, Method::Create, request, deadline, |body| started(body, &request.sandbox_id))
+        self.call(host, at, Method::Create, request, deadline, |body| {
+            started(body, &request.sandbox_id)
+        })
     }
 
     /// Starts a paused sandbox again and tells what the agent says of it.
@@ -190,11 +207,14 @@ impl AgentClient {
     /// See [`CallError`] and [`CallError::is_snapshot_gone`].
     pub fn resume(
         &self,
+        host: HostId,
         at: &AgentAddress,
         request: &ResumeSandboxRequest<'_>,
         deadline: Duration,
     ) -> Result<Details, CallError> {
-        self.call(at, Method::Resume, request, deadline, |body| started(body, &request.sandbox_id))
+        self.call(host, at, Method::Resume, request, deadline, |body| {
+            started(body, &request.sandbox_id)
+        })
     }
 
     /// Takes a snapshot of a running sandbox and stops it.
@@ -203,11 +223,12 @@ impl AgentClient {
     /// See [`CallError`].
     pub fn pause(
         &self,
+        host: HostId,
         at: &AgentAddress,
         id: SandboxId,
         deadline: Duration,
     ) -> Result<(), CallError> {
-        self.call(at, Method::Pause, &named(id), deadline, done)
+        self.call(host, at, Method::Pause, &named(id), deadline, done)
     }
 
     /// Removes a sandbox; an unknown one is refused with `not_found`.
@@ -216,11 +237,12 @@ impl AgentClient {
     /// See [`CallError`].
     pub fn destroy(
         &self,
+        host: HostId,
         at: &AgentAddress,
         id: SandboxId,
         deadline: Duration,
     ) -> Result<(), CallError> {
-        self.call(at, Method::Destroy, &named(id), deadline, done)
+        self.call(host, at, Method::Destroy, &named(id), deadline, done)
     }
 
     /// Resets a sandbox's idle timer; so it is no way to find out whether one is alive.
@@ -229,23 +251,30 @@ impl AgentClient {
     /// See [`CallError`].
     pub fn ping(
         &self,
+        host: HostId,
         at: &AgentAddress,
         id: SandboxId,
         deadline: Duration,
     ) -> Result<(), CallError> {
-        self.call(at, Method::Ping, &named(id), deadline, done)
+        self.call(host, at, Method::Ping, &named(id), deadline, done)
     }
 
     /// Makes an agent destroy everything it has and exit.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub fn terminate(&self, at: &AgentAddress, deadline: Duration) -> Result<(), CallError> {
-        self.call(at, Method::Terminate, &Empty::default(), deadline, done)
+    pub fn terminate(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        self.call(host, at, Method::Terminate, &Empty::default(), deadline, done)
     }
 
     fn call<T>(
         &self,
+        host: HostId,
         at: &AgentAddress,
         method: Method,
         request: &impl Serialize,
@@ -256,7 +285,7 @@ impl AgentClient {
             kind: FailureKind::Malformed,
             detail: one_line(&format!("request: {e}"), DETAIL_CHARS_MAX),
         })?;
-        self.exchange(at, method, &body, deadline, |answer| match answer.verdict() {
+        self.exchange(host, at, method, &body, deadline, |answer| match answer.verdict() {
             Verdict::Success => read(answer.body).map_err(malformed),
             Verdict::Refused(code, message) => {
                 Err(CallError::Refused { code, message: one_line(&message, MESSAGE_CHARS_MAX) })
@@ -269,13 +298,14 @@ impl AgentClient {
     /// the next one.
     fn exchange<T>(
         &self,
+        host: HostId,
         at: &AgentAddress,
         method: Method,
         body: &[u8],
         deadline: Duration,
         judge: impl FnOnce(&Answer<'_>) -> T,
     ) -> Result<T, Failure> {
-        let url = format!("{}{SERVICE_PATH}{method}", at.base_url(self.tls));
+        let url = format!("{}{SERVICE_PATH}{method}", at.base_url(self.tls.is_some()));
         let request = Request::post(url)
             .header(CONTENT_TYPE, "application/json")
             .header("Connect-Protocol-Version", "1")
@@ -288,7 +318,8 @@ impl AgentClient {
                 detail: format!("address: {e}"),
             })?;
         let failure = |error| Failure::of(error, deadline);
-        let response = self.http.run(self.within(deadline, request)).map_err(failure)?;
+        let http = self.http(host);
+        let response = http.run(within(&http, deadline, request)).map_err(failure)?;
         let (head, body) = response.into_parts();
         Scratch::lend(|scratch| {
             let encoding = header(&head.headers, CONTENT_ENCODING);
@@ -302,21 +333,24 @@ impl AgentClient {
             Ok(judge(&Answer { status: head.status.as_u16(), content_type, body }))
         })
     }
+}
 
-    /// Bounds every phase of a request by the whole call's deadline; resolving and
-    /// connecting have their own bounds below it.
-    fn within<'b>(&self, deadline: Duration, request: Request<&'b [u8]>) -> Request<&'b [u8]> {
-        let deadline = Some(deadline);
-        self.http
-            .configure_request(request)
-            .timeout_global(deadline)
-            .timeout_per_call(deadline)
-            .timeout_send_request(deadline)
-            .timeout_send_body(deadline)
-            .timeout_recv_response(deadline)
-            .timeout_recv_body(deadline)
-            .build()
-    }
+/// Bounds every phase of a request by the whole call's deadline; resolving and connecting
+/// have their own bounds below it.
+fn within<'b>(
+    http: &ureq::Agent,
+    deadline: Duration,
+    request: Request<&'b [u8]>,
+) -> Request<&'b [u8]> {
+    let deadline = Some(deadline);
+    http.configure_request(request)
+        .timeout_global(deadline)
+        .timeout_per_call(deadline)
+        .timeout_send_request(deadline)
+        .timeout_send_body(deadline)
+        .timeout_recv_response(deadline)
+        .timeout_recv_body(deadline)
+        .build()
 }
 
 fn named(id: SandboxId) -> SandboxRef<'static> {

@@ -2,8 +2,11 @@
 //! how a call that got no answer is named.
 //!
 //! Never: follows a redirect, uses a proxy, keeps a connection, reads a message. Nothing
-//! here waits without a deadline. Called by `client`.
+//! here waits without a deadline. Called by `client`; whoever asks our own API borrows its
+//! connections over TLS.
 
+use super::trust::{WrongPeer, check_names};
+use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConnection, StreamOwned};
@@ -47,12 +50,28 @@ const LOOKUP_STACK_BYTES: usize = 512 * 1024;
 /// Most addresses of one name that are tried: what the HTTP client's array holds.
 const ADDRESSES_MAX: usize = 16;
 
-/// An HTTP client as it must be for agents; it has no deadline for a whole call yet.
-pub(super) fn http_client(
-    connect_timeout: Duration,
-    tls: Option<Arc<rustls::ClientConfig>>,
-) -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
+/// How every call to an agent is made: settings, and name lookups that are counted together.
+#[derive(Debug, Clone)]
+pub(super) struct Wire {
+    config: Config,
+    names: Names,
+}
+
+impl Wire {
+    /// For calls that have so long to look up a name, and again to connect. There is no
+    /// deadline for a whole call yet.
+    pub(super) fn new(connect_timeout: Duration) -> Wire {
+        Wire { config: settings(connect_timeout), names: Names::new(look_up) }
+    }
+
+    /// An HTTP client that opens its connections in this way.
+    pub(super) fn client(&self, connect: Connect) -> ureq::Agent {
+        ureq::Agent::with_parts(self.config.clone(), connect, self.names.clone())
+    }
+}
+
+fn settings(connect_timeout: Duration) -> Config {
+    ureq::Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
         .max_redirects(0)
@@ -68,8 +87,7 @@ pub(super) fn http_client(
         .max_idle_connections_per_host(0)
         .timeout_resolve(Some(connect_timeout))
         .timeout_connect(Some(connect_timeout))
-        .build();
-    ureq::Agent::with_parts(config, Connect { tls }, Names::new(look_up))
+        .build()
 }
 
 /// A call without an answer.
@@ -95,6 +113,11 @@ impl Failure {
     }
 }
 
+/// What a failed request says to people, whoever was asked.
+pub fn words(error: ureq::Error, deadline: Duration) -> String {
+    Failure::of(error, deadline).detail
+}
+
 fn name(error: &ureq::Error, sent: bool, deadline: Duration) -> (FailureKind, String) {
     if let ureq::Error::Timeout(phase) = error {
         let detail = match (sent, phase) {
@@ -106,6 +129,11 @@ fn name(error: &ureq::Error, sent: bool, deadline: Duration) -> (FailureKind, St
     }
     if let Some(tls) = tls_error(error) {
         return (tls_kind(tls), format!("TLS: {tls}"));
+    }
+    if let ureq::Error::Other(other) = error
+        && let Some(wrong) = other.downcast_ref::<WrongPeer>()
+    {
+        return (FailureKind::WrongHost, format!("TLS: {wrong}"));
     }
     if let ureq::Error::Io(e) = error {
         let timed_out = e.kind() == io::ErrorKind::TimedOut;
@@ -168,8 +196,33 @@ fn taken_from_tag(error: ureq::Error) -> Result<ureq::Error, ureq::Error> {
 }
 
 /// Opens connections: TCP, and TLS in it where the URL says so.
-struct Connect {
+#[derive(Default)]
+pub struct Connect {
     tls: Option<Arc<rustls::ClientConfig>>,
+    meant: Option<HostId>,
+    refusal: Option<String>,
+}
+
+impl Connect {
+    /// Without TLS.
+    pub fn plain() -> Connect {
+        Connect::default()
+    }
+
+    /// With these settings, whose verifier says all there is to say of the other side.
+    pub fn over_tls(tls: Arc<rustls::ClientConfig>) -> Connect {
+        Connect { tls: Some(tls), ..Connect::default() }
+    }
+
+    /// To nobody, for this reason.
+    pub fn refusing(why: String) -> Connect {
+        Connect { refusal: Some(why), ..Connect::default() }
+    }
+
+    /// With these settings, to this host and no other.
+    pub(super) fn to_host(host: HostId, tls: Arc<rustls::ClientConfig>) -> Connect {
+        Connect { tls: Some(tls), meant: Some(host), refusal: None }
+    }
 }
 
 impl fmt::Debug for Connect {
@@ -192,6 +245,9 @@ impl Connector<()> for Connect {
 
 impl Connect {
     fn open(&self, details: &ConnectionDetails<'_>) -> Result<Box<dyn Transport>, ureq::Error> {
+        if let Some(why) = &self.refusal {
+            return Err(io::Error::other(why.clone()).into());
+        }
         let tls = match (details.needs_tls(), &self.tls) {
             (false, _) => None,
             (true, Some(config)) => Some(config),
@@ -201,7 +257,9 @@ impl Connect {
         let tcp = tcp.ok_or(ureq::Error::ConnectionFailed)?;
         match tls {
             None => Ok(Box::new(tcp)),
-            Some(config) => Ok(Box::new(Tls::handshake(config, details, Box::new(tcp))?)),
+            Some(config) => {
+                Ok(Box::new(Tls::handshake(config, self.meant, details, Box::new(tcp))?))
+            }
         }
     }
 }
@@ -216,16 +274,21 @@ struct Tls {
 impl Tls {
     fn handshake(
         config: &Arc<rustls::ClientConfig>,
+        meant: Option<HostId>,
         details: &ConnectionDetails<'_>,
         tcp: Box<dyn Transport>,
     ) -> Result<Tls, ureq::Error> {
         let host = bare_host(details.uri).to_owned();
         let name = ServerName::try_from(host)
             .map_err(|_| ureq::Error::Tls("no certificate can name this address"))?;
-        let mut conn = ClientConnection::new(Arc::clone(config), name)?;
+        let mut conn = ClientConnection::new(Arc::clone(config), name.clone())?;
         let mut sock = TransportAdapter::new(tcp, Arc::clone(&details.current_time));
         sock.set_timeout(left_to_connect(details));
         conn.complete_io(&mut sock)?;
+        if let Some(host) = meant {
+            check_names(conn.peer_certificates(), host, &name)
+                .map_err(|wrong| ureq::Error::Other(Box::new(wrong)))?;
+        }
         Ok(Tls {
             stream: StreamOwned { conn, sock },
             buffers: LazyBuffers::new(INPUT_BYTES, OUTPUT_BYTES),
@@ -292,6 +355,7 @@ fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 
 /// Turns the host of a URL into addresses. Literals and `localhost` never reach the
 /// system: a static glibc would load the machine's name-service modules for them.
+#[derive(Clone)]
 struct Names {
     lookup: Lookup,
     under_way: Arc<AtomicUsize>,

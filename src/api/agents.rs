@@ -12,6 +12,7 @@ use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
 use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, SandboxId};
+use crate::model::time::Wall;
 use crate::plan::report::ReportKind;
 use crate::store::identity::Registration;
 use crate::store::presence::Beat;
@@ -26,12 +27,44 @@ struct Credentials {
     host: super::view::HostView,
     token: String,
     refresh_token: String,
+    #[serde(flatten)]
+    certificates: Option<Certificates>,
+}
+
+/// What an agent shows to us, and whom it lets in.
+#[derive(Serialize)]
+struct Certificates {
+    cert_pem: String,
+    key_pem: String,
+    ca_cert_pem: String,
 }
 
 fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials {
-    let token = token::sign(&ready.tokens, host.id, ready.now().wall);
+    let now = ready.now().wall;
+    let token = token::sign(&ready.tokens, host.id, now);
+    let certificates = certificates(ready, &host, now);
     let host = super::view::HostView::of(&host, &ready.presence);
-    Credentials { host, token, refresh_token }
+    Credentials { host, token, refresh_token, certificates }
+}
+
+/// A host that gets none goes on with what it has: a refusal would end its agent.
+fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
+    let authority = ready.authority.as_ref()?;
+    let Some(address) = &host.address else {
+        log::warn!("{} has no address; it gets no certificate", host.id);
+        return None;
+    };
+    match authority.issue_host(host.id, address, now) {
+        Ok(issued) => Some(Certificates {
+            cert_pem: issued.cert_pem(),
+            key_pem: issued.key_pem(),
+            ca_cert_pem: authority.cert_pem(),
+        }),
+        Err(error) => {
+            log::error!("could not issue a certificate to {} at {address}: {error}", host.id);
+            None
+        }
+    }
 }
 
 /// `POST /v1/hosts/register`

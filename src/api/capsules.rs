@@ -105,7 +105,7 @@ pub(super) fn ping(ready: &Ready, caller: &Caller, id: &str) -> Result<Response,
     let failed = |detail: String| Problem::new(502, "agent_error", detail);
     let address = ready.presence.get(sandbox.host_id).and_then(|host| host.address);
     let address = address.ok_or_else(|| failed("the capsule's host has no address".to_owned()))?;
-    let pinged = ready.agent.ping(&address, sandbox.id, PING_DEADLINE);
+    let pinged = ready.agent.ping(sandbox.host_id, &address, sandbox.id, PING_DEADLINE);
     pinged.map(|()| Response::empty(204)).map_err(|error| failed(error.to_string()))
 }
 

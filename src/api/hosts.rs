@@ -126,7 +126,7 @@ fn terminate(ready: &Ready, host: &Host) {
         log::warn!("{} was deleted; another host is at {address}, so nobody is told", host.id);
         return;
     }
-    match ready.agent.terminate(address, TERMINATE_DEADLINE) {
+    match ready.agent.terminate(host.id, address, TERMINATE_DEADLINE) {
         Ok(()) => log::info!("{} was deleted; its agent destroys everything and ends", host.id),
         Err(error) => {
             log::warn!("{} was deleted; its agent will hear it when it beats: {error}", host.id);

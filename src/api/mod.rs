@@ -20,6 +20,7 @@ mod stream;
 pub mod token;
 pub mod view;
 
+use crate::agent::authority::Authority;
 use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::http::{Handler, Request, Response};
@@ -89,6 +90,8 @@ pub struct Ready {
     pub pulse: Arc<Pulse>,
     /// For what a request asks of an agent while it waits.
     pub agent: AgentClient,
+    /// Issues certificates to hosts; `None`: agents are spoken to plainly.
+    pub authority: Option<Arc<Authority>>,
     /// Tells the engine.
     pub wake: Box<dyn Fn(Wake) + Send + Sync>,
 }

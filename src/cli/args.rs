@@ -25,7 +25,9 @@ pub use sandboxes::{
 };
 pub use settings::{CheckKeys, DemoKeys, GlobalKeys, ServeKeys};
 
-use crate::config::{API_KEY_VARIABLE, Inputs, Key, URL_VARIABLE};
+use crate::config::{
+    API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, Key, URL_VARIABLE,
+};
 use crate::model::id::{Id, Kind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
@@ -171,13 +173,16 @@ pub enum Command {
     /// Run simulated hosts, for trying out, tests and load
     ///
     /// Each host listens on a port of its own from --base-port on and answers the calls of
-    /// a host agent. Runs until SIGINT or SIGTERM.
+    /// a host agent. With --join each registers with a control plane, beats, and obeys the
+    /// answers as real agents do, over TLS when certificates come with the registration.
+    /// Runs until SIGINT or SIGTERM.
     #[command(after_help = "Examples:
   roost agent-sim --hosts 10 --sandboxes 5 --fleet fleet.json
   roost agent-sim --hosts 1000 --sandboxes 50 --delay-ms 20
   roost agent-sim --hosts 1000 --sandboxes 50 --hang-every 10 --hang-ms 2000
   roost agent-sim --hosts 100 --sandboxes 500 --auto-paused --fleet fleet.json
-  roost agent-sim --hosts 1000 --sandboxes 50 --fleet fleet.json --fleet-status missing")]
+  roost agent-sim --hosts 1000 --sandboxes 50 --fleet fleet.json --fleet-status missing
+  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --calls-ms 3000")]
     AgentSim(AgentSim),
     /// Show the effective settings and where each came from
     #[command(after_help = "Examples:
@@ -244,13 +249,17 @@ pub struct Printing {
     pub format: Format,
 }
 
-/// Which server a command asks. The key comes from `ROOST_API_KEY` or the data directory:
-/// as a flag it would show in the list of processes.
+/// Which server a command asks. The key comes from `ROOST_API_KEY`, from the file that
+/// `ROOST_API_KEY_FILE` names, or from the data directory: as a flag it would show in the
+/// list of processes.
 #[derive(Debug, Args)]
 pub struct Server {
     /// URL of the server, instead of the one that listen says [env ROOST_URL]
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     url: Option<String>,
+    /// Certificate of an https server, or of its CA, in PEM, instead of tls_cert [env ROOST_CA]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    ca: Option<PathBuf>,
 }
 
 impl Server {
@@ -259,9 +268,19 @@ impl Server {
         self.url.clone().or_else(|| variable(URL_VARIABLE))
     }
 
-    /// The key from the environment; `None`: the one in the data directory.
+    /// The file of certificates to trust; `None`: the one that `tls_cert` says.
+    pub fn ca(&self) -> Option<PathBuf> {
+        self.ca.clone().or_else(|| variable(CA_VARIABLE).map(PathBuf::from))
+    }
+
+    /// The key from the environment.
     pub fn api_key(&self) -> Option<String> {
         variable(API_KEY_VARIABLE)
+    }
+
+    /// The file with the key, from the environment.
+    pub fn api_key_file(&self) -> Option<PathBuf> {
+        variable(API_KEY_FILE_VARIABLE).map(PathBuf::from)
     }
 }
 
@@ -415,6 +434,9 @@ mod tests {
             "roost demo --hosts 0",
             "roost agent-sim --hang-every 10",
             "roost agent-sim --paused --auto-paused",
+            "roost agent-sim --join http://127.0.0.1:8000",
+            "roost agent-sim --token abc",
+            "roost agent-sim --join http://127.0.0.1:8000 --token abc --hosts 2",
             "roost agent-sim --fleet-status missing",
             "roost status --workers 3",
             "roost completions tcsh",
@@ -427,10 +449,11 @@ mod tests {
     fn simulated_hosts_have_ports() {
         let ports = |line: &str| {
             let Command::AgentSim(sim) = parse(line).command else { panic!("{line}") };
-            sim.ports()
+            sim.ports(sim.hosts as usize)
         };
         assert_eq!(ports("roost agent-sim --hosts 2 --base-port 9000"), Some(9000..=9001));
         assert_eq!(ports("roost agent-sim --hosts 1 --base-port 65535"), Some(65_535..=65_535));
+        assert_eq!(ports("roost agent-sim --hosts 2 --base-port 0"), Some(0..=0));
         assert_eq!(ports("roost agent-sim --hosts 2 --base-port 65535"), None);
     }
 

@@ -15,15 +15,18 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
+    let (paths, clock) = (paths(config, &options.database), clock());
+    let client = engine::client_config_of(config, &paths, &clock)
+        .map_err(|e| Failure::new("could not use the CA").because(e))?;
     let check = CheckOptions {
-        db: paths(config, &options.database).db,
+        db: paths.db,
         dry_run: options.dry_run,
         policy: config.policy(),
         host: options.host,
         workers: config.workers,
-        client: engine::client_config(config),
+        client,
     };
-    let report = engine::check(&check, clock())
+    let report = engine::check(&check, clock)
         .map_err(|e| Failure::new(format!("could not check {}", check.db.display())).because(e))?;
     let mut out = Out::stdout();
     match options.printing.format {

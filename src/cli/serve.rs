@@ -23,9 +23,11 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let paths = paths(config, &options.database);
     let running =
         engine::serve(config, &paths, clock()).map_err(|e| fail("could not start").because(e))?;
-    log::info!("listening on http://{}, data in {}", running.address(), paths.dir.display());
+    let scheme = if running.is_https() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", running.address());
+    log::info!("listening on {url}, data in {}", paths.dir.display());
     let mut out = Out::stdout();
-    out.line(&format!("listening on http://{}", running.address()))?;
+    out.line(&format!("listening on {url}"))?;
     out.flush()?;
     let mut current = config.clone();
     for signal in signals.forever() {

@@ -50,6 +50,13 @@ pub enum ConfigError {
         /// Its name.
         variable: String,
     },
+    /// A secret and the file that holds it, both set. The values stay untold.
+    Twice {
+        /// One variable.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
     /// A file found in the data directory names another data directory.
     MovesDataDir {
         /// Key, value and source.
@@ -79,6 +86,9 @@ impl fmt::Display for ConfigError {
                 write!(f, "{setting}: must be {allowed}")?;
                 after_semicolon(f, *hint)
             }
+            ConfigError::Twice { one, other } => {
+                write!(f, "{one} and {other} are both set; unset one of them")
+            }
             ConfigError::NotText { variable } => write!(f, "{variable}: must be UTF-8"),
             ConfigError::MovesDataDir { setting } => write!(
                 f,
@@ -104,6 +114,7 @@ impl std::error::Error for ConfigError {
             | ConfigError::Unknown { .. }
             | ConfigError::Refused { .. }
             | ConfigError::NotText { .. }
+            | ConfigError::Twice { .. }
             | ConfigError::MovesDataDir { .. } => None,
         }
     }

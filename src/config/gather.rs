@@ -21,8 +21,15 @@ pub const URL_VARIABLE: &str = "ROOST_URL";
 /// Secret: the key they show it.
 pub const API_KEY_VARIABLE: &str = "ROOST_API_KEY";
 
+/// Names a file that holds that key.
+pub const API_KEY_FILE_VARIABLE: &str = "ROOST_API_KEY_FILE";
+
+/// Names the certificates that commands trust to be the server's, or its CA's.
+pub const CA_VARIABLE: &str = "ROOST_CA";
+
 /// Variables of ours that are no keys.
-pub const OTHER_VARIABLES: &[&str] = &[CONFIG_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE];
+pub const OTHER_VARIABLES: &[&str] =
+    &[CONFIG_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE, API_KEY_FILE_VARIABLE, CA_VARIABLE];
 
 /// Variables that belong to the tests and measurements.
 pub const TEST_VARIABLE_PREFIXES: &[&str] = &["ROOST_TEST_", "ROOST_BENCH_", "ROOST_SIM_"];
@@ -206,6 +213,10 @@ impl Variables {
             if name.starts_with("ROOST_") && !value.is_empty() {
                 ours.take(&name, value)?;
             }
+        }
+        let is_set = |name: &str| all.iter().any(|(n, value)| n == name && !value.is_empty());
+        if is_set(API_KEY_VARIABLE) && is_set(API_KEY_FILE_VARIABLE) {
+            return Err(ConfigError::Twice { one: API_KEY_VARIABLE, other: API_KEY_FILE_VARIABLE });
         }
         Ok(ours)
     }

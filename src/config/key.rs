@@ -48,6 +48,10 @@ vocabulary! {
         StoppedKeepAge = "stopped_keep_age",
         /// How we talk to agents.
         AgentTls = "agent_tls",
+        /// Certificate of the API.
+        TlsCert = "tls_cert",
+        /// Key of that certificate.
+        TlsKey = "tls_key",
         /// Log filter.
         Log = "log",
         /// Log format.
@@ -232,6 +236,20 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         about: "How roost talks to agents; `mtls` uses the CA in the data directory.",
     },
     KeyInfo {
+        key: Key::TlsCert,
+        default: "",
+        rule: Rule::OptionalPath { field: |c| &mut c.tls_cert },
+        live: false,
+        about: "Certificate chain in PEM for the HTTP API; with `tls_key` it is served over HTTPS only. SIGHUP reads both files again.",
+    },
+    KeyInfo {
+        key: Key::TlsKey,
+        default: "",
+        rule: Rule::OptionalPath { field: |c| &mut c.tls_key },
+        live: false,
+        about: "Private key in PEM that belongs to `tls_cert`.",
+    },
+    KeyInfo {
         key: Key::Log,
         default: "info",
         rule: Rule::Filter { field: |c| &mut c.log },
@@ -277,8 +295,12 @@ impl Key {
     pub fn help(self) -> String {
         let info = self.info();
         let about = info.about.trim_end_matches('.').replace('`', "");
-        let (allowed, default) = (info.rule.allowed(), info.default);
-        format!("{about} [{allowed}; default {default}; env {}]", self.variable())
+        let allowed = info.rule.allowed();
+        let default = match info.default {
+            "" => String::new(),
+            default => format!("default {default}; "),
+        };
+        format!("{about} [{allowed}; {default}env {}]", self.variable())
     }
 }
 

@@ -16,8 +16,8 @@ mod show;
 
 pub use error::ConfigError;
 pub use gather::{
-    API_KEY_VARIABLE, Inputs, OTHER_VARIABLES, Setting, Source, TEST_VARIABLE_PREFIXES,
-    URL_VARIABLE,
+    API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, OTHER_VARIABLES, Setting, Source,
+    TEST_VARIABLE_PREFIXES, URL_VARIABLE,
 };
 pub use key::{KEYS, Key, KeyInfo};
 pub use paths::Paths;
@@ -62,6 +62,10 @@ pub struct Config {
     pub keep: Keep,
     /// How we talk to agents.
     pub agent_tls: AgentTls,
+    /// Certificate chain of the API; with it `tls_key` is set too.
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key: Option<PathBuf>,
     /// Which records are logged, in the syntax of env_logger.
     pub log: String,
     /// How a record is written.
@@ -86,6 +90,8 @@ impl Config {
             config.settings.push(setting);
         }
         config.reconcile_spans()?;
+        config.require_pair(Key::TlsCert, Key::TlsKey)?;
+        config.require_pair(Key::TlsKey, Key::TlsCert)?;
         Ok(config)
     }
 
@@ -164,6 +170,8 @@ impl Config {
             mass_guard_max: Duration::ZERO,
             keep: Keep::default(),
             agent_tls: AgentTls::Off,
+            tls_cert: None,
+            tls_key: None,
             log: String::new(),
             log_format: LogFormat::Text,
             settings: Vec::with_capacity(KEYS.len()),
@@ -184,6 +192,24 @@ impl Config {
             self.confirm_delay = interval / 2;
         }
         Ok(())
+    }
+
+    /// One of these without the other says nothing.
+    fn require_pair(&self, key: Key, other: Key) -> Result<(), ConfigError> {
+        let (set, missing) = (self.setting(key), self.setting(other));
+        match !set.text.is_empty() && missing.text.is_empty() {
+            true => Err(ConfigError::Refused {
+                setting: set.to_string(),
+                allowed: format!("set together with {other}"),
+                hint: None,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Certificate and key of the API; `None`: it speaks plainly.
+    pub fn https(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
     }
 
     fn give_way(&mut self, key: Key, relation: &str, to: Duration) -> Result<(), ConfigError> {

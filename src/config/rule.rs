@@ -44,6 +44,11 @@ pub enum Rule {
         /// The field it fills.
         field: fn(&mut Config) -> &mut PathBuf,
     },
+    /// A path; empty when there is none.
+    OptionalPath {
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut Option<PathBuf>,
+    },
     /// An IP address, or `localhost`, with a port.
     Address {
         /// The field it fills.
@@ -88,7 +93,7 @@ impl Rule {
     /// What is allowed, to stand after "must be".
     pub fn allowed(&self) -> String {
         match self {
-            Rule::Path { .. } => "a path".to_owned(),
+            Rule::Path { .. } | Rule::OptionalPath { .. } => "a path".to_owned(),
             Rule::Address { .. } => "address:port".to_owned(),
             Rule::Span { min, max, .. } => format!("{} to {}", span(*min), span(*max)),
             Rule::Count { min, max, .. } => format!("{min} to {max}"),
@@ -100,7 +105,7 @@ impl Rule {
     /// What stands for the value in `--help`.
     pub fn placeholder(&self) -> &'static str {
         match self {
-            Rule::Path { .. } => "PATH",
+            Rule::Path { .. } | Rule::OptionalPath { .. } => "PATH",
             Rule::Address { .. } => "ADDRESS",
             Rule::Span { .. } => "DURATION",
             Rule::Count { .. } => "N",
@@ -118,6 +123,9 @@ impl Rule {
         }
         match self {
             Rule::Path { field } => *field(config) = path(text)?,
+            Rule::OptionalPath { field } => {
+                *field(config) = if text.is_empty() { None } else { Some(path(text)?) };
+            }
             Rule::Address { field } => *field(config) = address(text)?,
             Rule::Span { min, max, field } => *field(config) = bounded_span(text, *min, *max)?,
             Rule::Count { min, max, field } => *field(config) = count(text, *min, *max)?,
@@ -135,9 +143,11 @@ impl Rule {
             Rule::Span { .. } | Rule::Count { .. } => {
                 (setting.is_text || setting.is_integer).then_some(()).ok_or(None)
             }
-            Rule::Path { .. } | Rule::Address { .. } | Rule::Word { .. } | Rule::Filter { .. } => {
-                setting.is_text.then_some(()).ok_or(Some(QUOTES))
-            }
+            Rule::Path { .. }
+            | Rule::OptionalPath { .. }
+            | Rule::Address { .. }
+            | Rule::Word { .. }
+            | Rule::Filter { .. } => setting.is_text.then_some(()).ok_or(Some(QUOTES)),
         }
     }
 }

@@ -54,8 +54,12 @@ pub fn reference() -> String {
     for KeyInfo { key, default, rule, live, about } in &KEYS {
         let reload = if *live { "SIGHUP" } else { "restart" };
         let allowed = rule.allowed();
+        let default = match *default {
+            "" => "none".to_owned(),
+            default => format!("`{default}`"),
+        };
         // Writing into a String cannot fail.
-        let _ = writeln!(out, "| `{key}` | `{default}` | {allowed} | {reload} | {about} |");
+        let _ = writeln!(out, "| `{key}` | {default} | {allowed} | {reload} | {about} |");
     }
     let others: Vec<String> = OTHER_VARIABLES.iter().map(|name| format!("`{name}`")).collect();
     let _ = write!(out, "{TAIL}", TAIL = TAIL.replace("{others}", &others.join(", ")));
@@ -89,7 +93,11 @@ roost: could not read the configuration: probe_interval = \"0s\" (roost.toml:3):
 const TAIL: &str = "
 `probe_timeout` and `confirm_delay` must fit into `probe_interval`. When they are not set they give way to a shorter one; when they are, the contradiction is refused.
 
+`tls_cert` and `tls_key` are set together.
+
 `data_dir` cannot be set in a `roost.toml` that lies in the data directory.
+
+A key for the API can also come from a file: `ROOST_API_KEY_FILE` names it. Setting it and `ROOST_API_KEY` is refused.
 
 Other variables: {others}. Any other name that starts with `ROOST_` is refused, so that a misspelt one does not go unnoticed; `ROOST_TEST_…`, `ROOST_BENCH_…` and `ROOST_SIM_…` are left to the tests.
 ";

@@ -3,6 +3,7 @@
 //! Never: decides (`plan`), writes (`store`), speaks a protocol (`agent`, `http`, `api`).
 
 pub mod check;
+mod https;
 pub mod monitor;
 mod operations;
 mod pool;
@@ -11,4 +12,5 @@ mod scheduler;
 pub mod serve;
 
 pub use check::{CheckOptions, CheckReport, check};
-pub use serve::{Running, StartError, client_config, serve};
+pub use https::HttpsError;
+pub use serve::{Running, StartError, client_config_of, serve};

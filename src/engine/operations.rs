@@ -281,11 +281,15 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
     };
     let left = work.deadline_at.since(now.wall).max(CALL_DEADLINE_MIN);
     let result = match work.kind {
-        OperationKind::Create => agent.create(&at, &create_request(work), left).map(Some),
-        OperationKind::Resume => agent.resume(&at, &resume_request(work), left).map(Some),
-        OperationKind::Pause => agent.pause(&at, work.sandbox, left).map(|()| None),
+        OperationKind::Create => {
+            agent.create(work.host, &at, &create_request(work), left).map(Some)
+        }
+        OperationKind::Resume => {
+            agent.resume(work.host, &at, &resume_request(work), left).map(Some)
+        }
+        OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
         OperationKind::Destroy => {
-            agent.destroy(&at, work.sandbox, work.kind.deadline()).map(|()| None)
+            agent.destroy(work.host, &at, work.sandbox, work.kind.deadline()).map(|()| None)
         }
     };
     match result {

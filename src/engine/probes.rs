@@ -54,7 +54,7 @@ pub(super) fn pool(
     let run = move |job: Job| {
         let newest = revision.newest();
         let asked_at = clock.now().mono;
-        let ask = AssertUnwindSafe(|| agent.list_sandboxes(&job.address));
+        let ask = AssertUnwindSafe(|| agent.list_sandboxes(job.host, &job.address));
         let probe = std::panic::catch_unwind(ask).unwrap_or_else(|_| {
             let detail = "reading the answer failed; this is a bug in roost";
             Probe::Failed(ProbeFailure::new(FailureKind::Malformed, detail))

@@ -4,11 +4,14 @@
 //! and closes after everything else has ended: whoever gets an answer, even 503, does
 //! not pause its sandboxes.
 
+use super::https::{Https, HttpsError};
 use super::monitor::{Input, Monitor};
 use super::operations::{self, OpMail, Operations};
 use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
+use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::{AgentClient, ClientConfig};
+use crate::agent::trust::Trust;
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
@@ -38,9 +41,6 @@ const STACK_BYTES: usize = 1024 * 1024;
 /// restart; the next start takes up what is cut.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
-const MTLS_UNSUPPORTED: &str = "agent_tls = mtls is not supported by this version; \
-    leave it off, and keep agents and roost on a network that you trust";
-
 /// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
 /// a longer deadline, an agent that hangs holds up every restart.
 const PROBE_PATIENCE: Duration = Duration::from_secs(8);
@@ -60,8 +60,10 @@ pub enum StartError {
         /// The directory, and what the system said.
         message: String,
     },
-    /// A setting that this version cannot honour.
-    Unsupported(&'static str),
+    /// The certificate authority for agents cannot be used.
+    Ca(CaError),
+    /// Certificate and key of the API cannot be used.
+    Https(HttpsError),
     /// The system gives no threads or descriptors.
     System(std::io::Error),
     /// The database or a key file cannot be used.
@@ -77,7 +79,8 @@ impl fmt::Display for StartError {
             StartError::DataDir { message } => {
                 write!(f, "could not use the data directory: {message}")
             }
-            StartError::Unsupported(what) => f.write_str(what),
+            StartError::Ca(error) => write!(f, "could not use the CA: {error}"),
+            StartError::Https(error) => write!(f, "could not serve HTTPS: {error}"),
             StartError::System(source) => write!(f, "could not start a thread: {source}"),
             StartError::Store(error) => write!(f, "could not open the database: {error}"),
         }
@@ -85,6 +88,18 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+impl From<CaError> for StartError {
+    fn from(error: CaError) -> StartError {
+        StartError::Ca(error)
+    }
+}
+
+impl From<HttpsError> for StartError {
+    fn from(error: HttpsError) -> StartError {
+        StartError::Https(error)
+    }
+}
 
 impl From<StoreError> for StartError {
     fn from(error: StoreError) -> StartError {
@@ -95,6 +110,7 @@ impl From<StoreError> for StartError {
 /// A control plane that runs.
 pub struct Running {
     address: SocketAddr,
+    https: Option<Https>,
     http: Server,
     writer: WriterHandle,
     writer_thread: JoinHandle<()>,
@@ -110,19 +126,24 @@ pub struct Running {
 
 /// Starts everything.
 pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
-    match config.agent_tls {
-        AgentTls::Off => {}
-        // Plain text where somebody asked for TLS would be worse than not starting.
-        AgentTls::Mtls => return Err(StartError::Unsupported(MTLS_UNSUPPORTED)),
-    }
     make_dir(&paths.dir)?;
     let lock = Lock::take(&Lock::path_for(&paths.db))?;
+    // Plain text where somebody asked for TLS would be worse than not starting.
+    let https = config.https().map(|(cert, key)| Https::load(cert, key)).transpose()?;
+    let authority = match config.agent_tls {
+        AgentTls::Off => None,
+        AgentTls::Mtls => {
+            Some(Arc::new(Authority::load_or_create(&ca_files(paths), clock.now().wall)?))
+        }
+    };
+    let client = client_config(config, authority.clone(), &clock)?;
     let listen = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let api = Arc::new(Api::new());
-    let http = Server::start(vec![listener], api.clone(), ServerConfig::default())
-        .map_err(StartError::System)?;
+    let tls = https.as_ref().map(Https::source);
+    let server = ServerConfig { tls, ..ServerConfig::default() };
+    let http = Server::start(vec![listener], api.clone(), server).map_err(StartError::System)?;
 
     let core = Core::open(config, paths, Arc::clone(&clock))?;
     let Core { writer, presence, readers, tokens, admin, unfinished } = core;
@@ -134,7 +155,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     let pulse = Arc::new(Pulse::default());
     let (post, mail) = crossbeam_channel::unbounded();
     let policy = config.policy();
-    let agent = AgentClient::new(client_config(config));
+    let agent = AgentClient::new(client);
     let probes = probes::pool(
         agent.clone(),
         Arc::clone(&clock),
@@ -198,10 +219,12 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         keys,
         pulse: Arc::clone(&pulse),
         agent,
+        authority,
         wake: wake(post.clone(), op_post.clone()),
     });
     Ok(Running {
         address,
+        https,
         http,
         writer,
         writer_thread,
@@ -256,12 +279,36 @@ fn boot_id() -> Option<String> {
     Some(id.trim().to_owned())
 }
 
-/// How agents are asked, by this configuration.
-pub fn client_config(config: &Config) -> ClientConfig {
+/// How agents are asked, by this configuration; with `authority` over TLS.
+pub(super) fn client_config(
+    config: &Config,
+    authority: Option<Arc<Authority>>,
+    clock: &Arc<dyn Clock>,
+) -> Result<ClientConfig, CaError> {
     let probe_timeout = config.probe_timeout;
-    let default = ClientConfig::default();
-    let connect_timeout = default.connect_timeout.min(probe_timeout);
-    ClientConfig { probe_timeout, connect_timeout, ..default }
+    let connect_timeout = ClientConfig::default().connect_timeout.min(probe_timeout);
+    let trust = authority.map(|authority| Trust::new(authority, Arc::clone(clock))).transpose()?;
+    Ok(ClientConfig { probe_timeout, connect_timeout, tls: trust.map(Arc::new) })
+}
+
+/// How agents are asked by whoever does not serve: the CA must be there already.
+///
+/// # Errors
+/// With `agent_tls = mtls`, a CA that is not there or not usable.
+pub fn client_config_of(
+    config: &Config,
+    paths: &Paths,
+    clock: &Arc<dyn Clock>,
+) -> Result<ClientConfig, CaError> {
+    let authority = match config.agent_tls {
+        AgentTls::Off => None,
+        AgentTls::Mtls => Some(Arc::new(Authority::load(&ca_files(paths), clock.now().wall)?)),
+    };
+    client_config(config, authority, clock)
+}
+
+fn ca_files(paths: &Paths) -> CaFiles {
+    CaFiles { certificate: paths.ca_cert.clone(), key: paths.ca_key.clone() }
 }
 
 fn wake(post: Sender<Mail>, operations: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
@@ -298,13 +345,22 @@ impl Running {
         self.address
     }
 
+    /// Whether the API speaks HTTPS.
+    pub fn is_https(&self) -> bool {
+        self.https.is_some()
+    }
+
     /// The newest committed revision, to wait on.
     pub fn revision(&self) -> Arc<Revision> {
         Arc::clone(&self.revision)
     }
 
-    /// Lets the live settings of `config` count from now on.
+    /// Lets the live settings of `config` count from now on, and the certificate of the API
+    /// as its files are now.
     pub fn reload(&self, config: &Config) {
+        if let Some(https) = &self.https {
+            https.reload();
+        }
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
         drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));

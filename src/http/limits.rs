@@ -128,7 +128,7 @@ pub struct ServerConfig {
     pub handshake_deadline: Duration,
     /// How long a refused client may take to read the refusal and close.
     pub linger: Duration,
-    /// With it every listener speaks TLS only.
+    /// With it listeners that it has a configuration for speak TLS only.
     pub tls: Option<TlsSource>,
 }
 

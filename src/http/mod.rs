@@ -10,6 +10,7 @@
 
 mod buffer;
 mod chunked;
+mod client;
 mod connection;
 mod limits;
 mod parse;
@@ -30,6 +31,7 @@ mod token;
 mod transport;
 mod worker;
 
+pub use client::trust_in;
 pub use limits::{BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, ServerConfig, TARGET_BYTES_MAX};
 pub use request::{Headers, Method, Request};
 pub use response::{Body, Response};

@@ -164,9 +164,10 @@ fn accept_some(shared: &Shared, index: usize, count_max: usize) -> Result<(), Er
 fn admit(shared: &Shared, socket: OwnedFd, peer: Option<SocketAddrAny>, listener: usize) {
     let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { return };
     let socket = TcpStream::from(socket);
-    let transport = match &shared.config.tls {
+    let tls = shared.config.tls.as_ref().and_then(|tls| tls.current(listener));
+    let transport = match tls {
         None => Ok(Transport::plain(socket)),
-        Some(tls) => Transport::tls(socket, tls.current()),
+        Some(tls) => Transport::tls(socket, tls),
     };
     let transport = match transport {
         Ok(transport) => transport,

@@ -233,6 +233,11 @@ impl SimAgent {
         }
     }
 
+    /// Refuses what is not there.
+    pub(super) fn find(&self, id: SandboxId) -> Result<(), Refusal> {
+        self.state(id).map(|_| ()).ok_or_else(|| not_found(id))
+    }
+
     /// Removes a sandbox and its snapshot.
     pub(super) fn destroy(&mut self, id: SandboxId) -> Result<(), Refusal> {
         let removed = self.sandboxes.remove(&id);

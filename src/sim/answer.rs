@@ -49,7 +49,11 @@ fn route(request: &Request) -> Result<Method, Response> {
 }
 
 fn call(host: &SimHost, method: Method, body: &[u8]) -> Response {
-    host.count_call(method, named_in(body));
+    let named = named_in(body);
+    if let Some(id) = named {
+        log::debug!("{}: {method} {id}", host.agent_address());
+    }
+    host.count_call(method, named);
     host.be_slow(method);
     let faults = host.faults();
     if faults.closed || host.has_exited() {

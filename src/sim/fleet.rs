@@ -9,8 +9,9 @@ use super::fault::Faults;
 use super::fixture;
 use super::hold::Holds;
 use super::host::{Habits, SimHost};
+use super::tls::HostTls;
 use crate::clock::Clock;
-use crate::http::{Server, ServerConfig};
+use crate::http::{Server, ServerConfig, TlsSource};
 use crate::model::id::{HostId, SandboxId};
 use crate::model::sandbox::SandboxStatus;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -102,19 +103,21 @@ impl SimFleet {
     pub fn start(options: &FleetOptions) -> io::Result<SimFleet> {
         let workers = (options.hosts * WORKERS_PER_HOST).clamp(WORKERS_MIN, WORKERS_MAX);
         let holds = Arc::new(Holds::new(workers - workers / FREE_ONE_IN));
+        let tls = TlsSource::by_listener();
         let mut listeners = Vec::with_capacity(options.hosts);
         let mut hosts = Vec::with_capacity(options.hosts);
         for number in 0..options.hosts {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port(options, number)?))?;
             let address = listener.local_addr()?;
             let (clock, holds) = (Arc::clone(&options.clock), Arc::clone(&holds));
-            let host = SimHost::new(host_id(number), address, options.habits, clock, holds);
+            let tls = HostTls::new(tls.clone(), number, Arc::clone(&clock));
+            let host = SimHost::new(host_id(number), address, options.habits, clock, holds, tls);
             let host = host.map_err(io::Error::other)?;
             populate(&host, number, options);
             hosts.push(Arc::new(host));
             listeners.push(listener);
         }
-        let config = ServerConfig { workers, ..ServerConfig::default() };
+        let config = ServerConfig { workers, tls: Some(tls), ..ServerConfig::default() };
         let agents = Arc::new(Agents { hosts: hosts.clone() });
         let server = Server::start(listeners, agents, config)?;
         let reserved = Mutex::new(hosts.iter().map(|_| None).collect());

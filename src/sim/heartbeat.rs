@@ -8,10 +8,14 @@
 
 use super::fault::HeartbeatFault;
 use super::host::SimHost;
+use super::tls::Certificates;
+use crate::agent::transport::Connect;
 use crate::model::id::HostId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+use ureq::unversioned::resolver::DefaultResolver;
 
 /// Beats without any answer after which an agent pauses everything; fixed in the agents.
 const FAILURES_MAX: u32 = 3;
@@ -52,6 +56,8 @@ pub struct BeaterOptions {
     pub url: String,
     /// For one whole request; 15 s in real agents.
     pub timeout: Duration,
+    /// Whom it trusts to be a control plane with an `https` URL.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 /// What became of one beat.
@@ -123,11 +129,14 @@ struct RefreshRequest<'a> {
     refresh_token: &'a str,
 }
 
-/// What a registration and a refresh are answered with; the rest is for TLS.
+/// What a registration and a refresh are answered with; certificates come with mTLS only.
 #[derive(Deserialize)]
 struct Registered {
     token: String,
     refresh_token: String,
+    cert_pem: Option<String>,
+    key_pem: Option<String>,
+    ca_cert_pem: Option<String>,
 }
 
 /// What an agent reads of its token.
@@ -139,7 +148,7 @@ struct Claims {
 impl Beater {
     /// For a host that was registered before.
     pub fn new(options: &BeaterOptions, credentials: Credentials) -> Beater {
-        let (http, url) = (http_client(options.timeout), options.url.clone());
+        let (http, url) = (http_client(options), options.url.clone());
         Beater { http, url, credentials, failures: 0, over: false }
     }
 
@@ -152,7 +161,7 @@ impl Beater {
         host: &SimHost,
         token: &str,
     ) -> Result<Beater, RegisterError> {
-        let http = http_client(options.timeout);
+        let http = http_client(options);
         let request = RegisterRequest {
             token,
             arch: "x86_64",
@@ -162,7 +171,7 @@ impl Beater {
             address: host.agent_address().as_str(),
         };
         let answer = post(&http, &format!("{}/v1/hosts/register", options.url), &request)?;
-        let credentials = answer.credentials(201)?;
+        let credentials = answer.credentials(201, host)?;
         Ok(Beater::new(options, credentials))
     }
 
@@ -231,7 +240,7 @@ impl Beater {
     fn refresh(&mut self, host: &SimHost) -> Beat {
         let request = RefreshRequest { refresh_token: &self.credentials.refresh_token };
         let answer = post(&self.http, &format!("{}/v1/hosts/auth/refresh", self.url), &request);
-        match answer.and_then(|answer| answer.credentials(200)) {
+        match answer.and_then(|answer| answer.credentials(200, host)) {
             Ok(credentials) => {
                 self.credentials = credentials;
                 Beat::Refreshed
@@ -247,7 +256,7 @@ impl Beater {
 }
 
 /// One agent for each host, as in reality: each keeps its own connection.
-fn http_client(timeout: Duration) -> ureq::Agent {
+fn http_client(options: &BeaterOptions) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
@@ -260,9 +269,15 @@ fn http_client(timeout: Duration) -> ureq::Agent {
         .max_idle_connections_per_host(1)
         .max_idle_age(KEEP_ALIVE)
         .no_delay(true)
-        .timeout_global(Some(timeout))
+        .timeout_global(Some(options.timeout))
         .build();
-    ureq::Agent::new_with_config(config)
+    match &options.tls {
+        None => ureq::Agent::new_with_config(config),
+        Some(tls) => {
+            let connect = Connect::over_tls(Arc::clone(tls));
+            ureq::Agent::with_parts(config, connect, DefaultResolver::default())
+        }
+    }
 }
 
 /// A whole answer.
@@ -282,13 +297,19 @@ fn post(http: &ureq::Agent, url: &str, request: &impl Serialize) -> Result<Answe
 }
 
 impl Answer {
-    fn credentials(&self, success: u16) -> Result<Credentials, RegisterError> {
+    /// What an agent keeps; its certificates are in use when this returns.
+    fn credentials(&self, success: u16, host: &SimHost) -> Result<Credentials, RegisterError> {
         if self.status != success {
             return Err(RegisterError::Refused(self.status));
         }
         let unusable = |e: serde_json::Error| RegisterError::Unusable(e.to_string());
-        let Registered { token, refresh_token } =
+        let Registered { token, refresh_token, cert_pem, key_pem, ca_cert_pem } =
             serde_json::from_slice(&self.body).map_err(unusable)?;
+        if let (Some(cert_pem), Some(key_pem), Some(ca_cert_pem)) = (cert_pem, key_pem, ca_cert_pem)
+        {
+            host.use_certificates(&Certificates { cert_pem, key_pem, ca_cert_pem })
+                .map_err(|why| RegisterError::Unusable(format!("certificates: {why}")))?;
+        }
         let host_id = named_host(&token)
             .ok_or_else(|| RegisterError::Unusable("the token names no host".to_owned()))?;
         Ok(Credentials { host_id, token, refresh_token })

@@ -7,6 +7,7 @@ use super::agent::{Refusal, SimAgent, SimSandbox, SimState};
 use super::fault::{AnswerFault, Faults};
 use super::hold::Holds;
 use super::lock;
+use super::tls::{Callers, Certificates, HostTls};
 use crate::agent::wire::{
     ConnectCode, CreateSandboxRequest, CreateSandboxResponse, Method, ResumeSandboxRequest,
 };
@@ -30,6 +31,8 @@ pub struct Habits {
     pub pause_takes: Duration,
     /// From a resume to when the sandbox is ready, and listed.
     pub resume_takes: Duration,
+    /// From a destroy to when there is nothing left of the sandbox.
+    pub destroy_takes: Duration,
 }
 
 /// One simulated host.
@@ -39,6 +42,7 @@ pub struct SimHost {
     agent_address: AgentAddress,
     clock: Arc<dyn Clock>,
     holds: Arc<Holds>,
+    tls: HostTls,
     inner: Mutex<Inner>,
     /// A call has begun, or what it has is no longer the same.
     changed: Condvar,
@@ -71,6 +75,7 @@ impl SimHost {
         habits: Habits,
         clock: Arc<dyn Clock>,
         holds: Arc<Holds>,
+        tls: HostTls,
     ) -> Result<SimHost, AddressError> {
         let agent_address = address.to_string().parse()?;
         let inner = Inner {
@@ -83,7 +88,7 @@ impl SimHost {
             calls_of: BTreeMap::new(),
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
-        Ok(SimHost { id, address, agent_address, clock, holds, inner, changed })
+        Ok(SimHost { id, address, agent_address, clock, holds, tls, inner, changed })
     }
 
     /// Its id in the matching fixture.
@@ -99,6 +104,20 @@ impl SimHost {
     /// Where its agent listens, as the control plane names it.
     pub fn agent_address(&self) -> &AgentAddress {
         &self.agent_address
+    }
+
+    /// Shows this certificate from the next call on, and lets in only the control plane of
+    /// this CA; says what is wrong with them.
+    ///
+    /// # Errors
+    /// Texts that are not PEM, or do not belong together.
+    pub fn use_certificates(&self, certificates: &Certificates) -> Result<(), String> {
+        self.tls.use_certificates(certificates)
+    }
+
+    /// Who called over TLS.
+    pub fn callers(&self) -> Callers {
+        self.tls.callers()
     }
 
     /// What it really has, in order of ids.
@@ -331,7 +350,7 @@ impl SimHost {
     }
 
     pub(super) fn destroy(&self, id: SandboxId) -> Result<(), Refusal> {
-        self.change(|inner| inner.agent.destroy(id))
+        self.work(|habits| habits.destroy_takes, |agent| agent.find(id), |agent| agent.destroy(id))
     }
 
     pub(super) fn ping(&self, id: SandboxId) -> Result<(), Refusal> {

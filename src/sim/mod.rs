@@ -16,6 +16,7 @@ mod heartbeat;
 mod hold;
 mod host;
 mod pulse;
+mod tls;
 
 pub use agent::SimState;
 pub use fault::{AnswerFault, Faults, HeartbeatFault};
@@ -23,6 +24,7 @@ pub use fleet::{FleetOptions, Initially, SimFleet};
 pub use heartbeat::{Beat, Beater, BeaterOptions, Credentials, RegisterError};
 pub use host::{Habits, SimHost};
 pub use pulse::Heartbeats;
+pub use tls::{Callers, Certificates};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

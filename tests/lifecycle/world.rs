@@ -172,7 +172,7 @@ impl World {
     }
 
     fn beater_options(&self) -> BeaterOptions {
-        BeaterOptions { url: self.api.url.clone(), timeout: PATIENCE }
+        BeaterOptions { url: self.api.url.clone(), timeout: PATIENCE, tls: None }
     }
 
     fn register(&mut self) {

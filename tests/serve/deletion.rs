@@ -59,7 +59,11 @@ impl World {
     }
 
     fn options(&self) -> BeaterOptions {
-        BeaterOptions { url: format!("http://{}", self.serving.address), timeout: PATIENCE }
+        BeaterOptions {
+            url: format!("http://{}", self.serving.address),
+            timeout: PATIENCE,
+            tls: None,
+        }
     }
 
     fn sim(&self, n: usize) -> &SimHost {

@@ -63,7 +63,8 @@ impl Serving {
         let mut first = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut first).unwrap();
-        let address = first.trim().strip_prefix("listening on http://");
+        let address = first.trim().strip_prefix("listening on http");
+        let address = address.and_then(|rest| rest.trim_start_matches('s').strip_prefix("://"));
         let Some(address) = address.map(|text| text.parse().unwrap()) else {
             let _ = child.wait();
             panic!("no address: {first:?}, {:?}", log.lock().unwrap());

@@ -4,15 +4,18 @@
 //! Never: prints anything; repeats a request by itself. Called by the commands that act,
 //! and by those that look for what only the running server knows.
 
+use crate::agent::transport::{Connect, words};
 use crate::api::secret;
 use crate::cli::args::Server;
 use crate::cli::output::Failure;
-use crate::config::Config;
+use crate::config::{API_KEY_FILE_VARIABLE, Config};
+use crate::http::trust_in;
 use serde_json::Value;
 use std::fmt::Display;
 use std::io::{BufReader, ErrorKind, Read};
 use std::time::Duration;
 use ureq::http::{Method, Request, Response};
+use ureq::unversioned::resolver::DefaultResolver;
 
 /// How long the server may take when it need not ask anybody. It answers at once or is
 /// not there.
@@ -34,6 +37,8 @@ pub(in crate::cli) struct ServerClient {
     base: String,
     key: Option<String>,
     http: ureq::Agent,
+    /// Why nothing can be asked.
+    trouble: Option<String>,
 }
 
 /// What the server answered.
@@ -46,6 +51,8 @@ pub(in crate::cli) struct Answer {
 pub(super) enum Trouble {
     /// There is no key to show.
     NoKey,
+    /// What says how to ask cannot be used.
+    Unusable(String),
     /// Nobody is there; nothing was asked.
     Away(String),
     /// The connection broke, or it took too long: what was asked may have been done.
@@ -62,6 +69,7 @@ impl Trouble {
         let fail = Failure::new(format!("could not {what}"));
         match self {
             Trouble::NoKey => fail.because("no API key").advise(KEY_ADVICE),
+            Trouble::Unusable(why) => fail.because(why),
             Trouble::Away(why) => fail.because(why).advise("start `roost serve`, or set ROOST_URL"),
             Trouble::Cut(why) => {
                 fail.because(why).advise("it may have been done; look before you ask again")
@@ -86,21 +94,32 @@ const KEY_ADVICE: &str = "set ROOST_API_KEY, or name the server's data directory
 impl ServerClient {
     /// The server that the options, the environment or the configuration name.
     pub(in crate::cli) fn of(config: &Config, server: &Server) -> ServerClient {
-        let base = server.url().unwrap_or_else(|| format!("http://{}", reachable(config)));
-        let key = server.api_key().or_else(|| secret::read(&config.paths().admin_key).ok());
-        ServerClient::at(base, key)
+        let scheme = if config.https().is_some() { "https" } else { "http" };
+        let base = server.url().unwrap_or_else(|| format!("{scheme}://{}", reachable(config)));
+        let found = key(config, server).and_then(|key| Ok((key, connect(&base, config, server)?)));
+        match found {
+            Ok((key, connect)) => ServerClient::over(connect, base, key),
+            Err(why) => {
+                let client = ServerClient::over(Connect::refusing(why.clone()), base, None);
+                ServerClient { trouble: Some(why), ..client }
+            }
+        }
     }
 
     /// The server at this URL.
     pub(in crate::cli) fn at(base: String, key: Option<String>) -> ServerClient {
-        let http = ureq::Agent::config_builder()
+        ServerClient::over(Connect::plain(), base, key)
+    }
+
+    fn over(connect: Connect, base: String, key: Option<String>) -> ServerClient {
+        let settings = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)
-            .build()
-            .new_agent();
-        ServerClient { base: base.trim_end_matches('/').to_owned(), key, http }
+            .build();
+        let http = ureq::Agent::with_parts(settings, connect, DefaultResolver::default());
+        ServerClient { base: base.trim_end_matches('/').to_owned(), key, http, trouble: None }
     }
 
     pub(in crate::cli) fn base(&self) -> &str {
@@ -127,7 +146,8 @@ impl ServerClient {
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = self.request(method, path, body)?;
         let request = self.http.configure_request(request).timeout_global(Some(patience)).build();
-        let answer = self.http.run(request).and_then(read).map_err(|e| self.no_answer(&e))?;
+        let answer =
+            self.http.run(request).and_then(read).map_err(|e| self.no_answer(e, patience))?;
         self.judge(answer)
     }
 
@@ -152,11 +172,11 @@ impl ServerClient {
         let request = self.request(Method::GET, &format!("/v1/events?{query}"), String::new())?;
         let request = self.http.configure_request(request).timeout_global(Some(patience));
         let request = request.timeout_per_read(Some(STREAM_SILENCE_MAX)).build();
-        let response = self.http.run(request).map_err(|e| self.no_answer(&e))?;
+        let response = self.http.run(request).map_err(|e| self.no_answer(e, patience))?;
         if response.status().as_u16() == 200 {
             return Ok(BufReader::new(response.into_body().into_reader()));
         }
-        let answer = read(response).map_err(|e| self.no_answer(&e))?;
+        let answer = read(response).map_err(|e| self.no_answer(e, patience))?;
         self.judge(answer)?;
         Err(Trouble::Strange(format!("{} answered with no stream", self.base)))
     }
@@ -167,16 +187,18 @@ impl ServerClient {
         path: &str,
         body: String,
     ) -> Result<Request<String>, Trouble> {
+        if let Some(why) = &self.trouble {
+            return Err(Trouble::Unusable(why.clone()));
+        }
         let key = self.key.as_ref().ok_or(Trouble::NoKey)?;
         let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         let request = request.header("X-API-Key", key).header("Content-Type", "application/json");
         request.body(body).map_err(|e| Trouble::Strange(format!("{}: {e}", self.base)))
     }
 
-    fn no_answer(&self, error: &ureq::Error) -> Trouble {
-        let why = format!("{}: {error}", self.base);
+    fn no_answer(&self, error: ureq::Error, patience: Duration) -> Trouble {
         let refused =
-            matches!(error, ureq::Error::Io(e) if e.kind() == ErrorKind::ConnectionRefused);
+            matches!(&error, ureq::Error::Io(e) if e.kind() == ErrorKind::ConnectionRefused);
         let not_reached = matches!(
             error,
             ureq::Error::HostNotFound
@@ -186,6 +208,7 @@ impl ServerClient {
                 | ureq::Error::Rustls(_)
                 | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
         );
+        let why = format!("{}: {}", self.base, words(error, patience));
         if refused || not_reached { Trouble::Away(why) } else { Trouble::Cut(why) }
     }
 
@@ -206,6 +229,29 @@ fn read(response: Response<ureq::Body>) -> Result<Answer, ureq::Error> {
     let status = response.status().as_u16();
     let body = response.into_body().into_with_config().limit(ANSWER_BYTES_MAX).read_to_string()?;
     Ok(Answer { status, body })
+}
+
+/// The key to show: from the environment, from a file, or from the data directory.
+fn key(config: &Config, server: &Server) -> Result<Option<String>, String> {
+    match (server.api_key(), server.api_key_file()) {
+        (Some(key), _) => Ok(Some(key)),
+        (None, Some(file)) => match secret::read(&file) {
+            Ok(key) => Ok(Some(key)),
+            Err(error) => Err(format!("could not read {API_KEY_FILE_VARIABLE}: {error}")),
+        },
+        (None, None) => Ok(secret::read(&config.paths().admin_key).ok()),
+    }
+}
+
+/// How the server is reached: an https one by the certificate that it is known by here.
+fn connect(base: &str, config: &Config, server: &Server) -> Result<Connect, String> {
+    if !base.starts_with("https://") {
+        return Ok(Connect::plain());
+    }
+    let file = server.ca().or_else(|| config.tls_cert.clone()).ok_or(
+        "no certificate is known to trust; name the server's, or its CA's, with --ca or ROOST_CA",
+    )?;
+    trust_in(&file).map(Connect::over_tls)
 }
 
 /// A server that listens everywhere is reached on this machine.

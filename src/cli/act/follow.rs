@@ -121,9 +121,12 @@ fn look(
         Err(Trouble::Refused(404, _)) => Ok(Some(Rest { status: None, reason: String::new() })),
         // A server that starts or stops says so with a status of its own.
         Err(Trouble::Away(_) | Trouble::Cut(_) | Trouble::Refused(500.., _)) => Ok(None),
-        Err(trouble @ (Trouble::NoKey | Trouble::Refused(..) | Trouble::Strange(_))) => {
-            Err(Unseen::Trouble(trouble))
-        }
+        Err(
+            trouble @ (Trouble::NoKey
+            | Trouble::Unusable(_)
+            | Trouble::Refused(..)
+            | Trouble::Strange(_)),
+        ) => Err(Unseen::Trouble(trouble)),
     }
 }
 

@@ -61,7 +61,7 @@ impl<S: KeySet> FromArgMatches for Flags<S> {
 fn flag(key: Key, global: bool) -> Arg {
     let rule = &key.info().rule;
     let hint = match rule {
-        Rule::Path { .. } => ValueHint::AnyPath,
+        Rule::Path { .. } | Rule::OptionalPath { .. } => ValueHint::AnyPath,
         Rule::Address { .. }
         | Rule::Span { .. }
         | Rule::Count { .. }

@@ -9,6 +9,7 @@ use super::{Database, Printing, id};
 use crate::config::parse_span;
 use crate::model::id::{HostId, HostKind};
 use crate::model::sandbox::SandboxStatus;
+use clap::builder::ArgPredicate;
 use clap::{Args, ValueHint, value_parser};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -86,17 +87,17 @@ pub struct Check {
 /// Options of `roost agent-sim`.
 #[derive(Debug, Args)]
 pub struct AgentSim {
-    /// Simulated hosts
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    /// Simulated hosts; with --join there is one for each token
+    #[arg(long, value_name = "N", default_value_t = 3, conflicts_with = "join")]
     #[arg(value_parser = value_parser!(u32).range(1..=SIMULATED_HOSTS_MAX))]
     pub hosts: u32,
-    /// Sandboxes that each host lists
+    /// Sandboxes that each host lists; with --join none unless given
     #[arg(long, value_name = "M", default_value_t = 4)]
+    #[arg(default_value_if("join", ArgPredicate::IsPresent, "0"))]
     #[arg(value_parser = value_parser!(u32).range(0..=SIMULATED_SANDBOXES_MAX))]
     pub sandboxes: u32,
-    /// Port of the first host; the next ones follow
+    /// Port of the first host; the next ones follow; 0 for free ones
     #[arg(long, value_name = "P", default_value_t = 50_051)]
-    #[arg(value_parser = value_parser!(u16).range(1..))]
     pub base_port: u16,
     /// Every answer comes this many milliseconds late
     #[arg(long, value_name = "D", default_value_t = 0)]
@@ -120,12 +121,38 @@ pub struct AgentSim {
     #[arg(long, value_name = "STATUS", default_value_t = SandboxStatus::Running)]
     #[arg(requires = "fleet")]
     pub fleet_status: SandboxStatus,
+    /// Creates, pauses, resumes and destroys take this many milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub calls_ms: u64,
+    /// Register with this control plane as real agents do, and beat
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url, requires = "tokens")]
+    #[arg(conflicts_with = "fleet")]
+    pub join: Option<String>,
+    /// Registration token of a host, several with commas; others on this machine can see it
+    #[arg(long, value_name = "TOKEN", value_delimiter = ',', group = "tokens")]
+    #[arg(requires = "join")]
+    pub token: Vec<String>,
+    /// File with registration tokens, one a line
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, group = "tokens")]
+    #[arg(requires = "join")]
+    pub token_file: Option<PathBuf>,
+    /// Milliseconds between two heartbeats
+    #[arg(long, value_name = "MS", default_value_t = 30_000, requires = "join")]
+    #[arg(value_parser = value_parser!(u64).range(1..))]
+    pub heartbeat_ms: u64,
+    /// Certificate of an https control plane, or of its CA, in PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "join")]
+    pub ca: Option<PathBuf>,
 }
 
 impl AgentSim {
-    /// One port for each host; `None` when they do not fit below 65536.
-    pub fn ports(&self) -> Option<RangeInclusive<u16>> {
-        let more = u16::try_from(self.hosts - 1).ok()?;
+    /// One port for each of so many hosts, or 0 for free ones; `None` when they do not fit
+    /// below 65536.
+    pub fn ports(&self, hosts: usize) -> Option<RangeInclusive<u16>> {
+        let more = match self.base_port {
+            0 => 0,
+            _ => u16::try_from(hosts.checked_sub(1)?).ok()?,
+        };
         Some(self.base_port..=self.base_port.checked_add(more)?)
     }
 }

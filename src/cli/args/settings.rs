@@ -37,6 +37,8 @@ impl KeySet for ServeKeys {
         Key::AuditKeepAge,
         Key::StoppedKeepAge,
         Key::AgentTls,
+        Key::TlsCert,
+        Key::TlsKey,
     ];
 }
 

@@ -46,6 +46,7 @@ const HABITS: Habits = Habits {
     create_takes: Duration::from_millis(150),
     pause_takes: Duration::from_millis(100),
     resume_takes: Duration::from_millis(150),
+    destroy_takes: Duration::ZERO,
 };
 
 /// How long each part may take to end.
@@ -131,7 +132,7 @@ impl Stage {
 
     /// Adds every host as an operator would, and lets its agent register and beat.
     pub(super) fn enrol(&self, server: &ServerClient) -> Result<Vec<HostId>, Failure> {
-        let options = BeaterOptions { url: self.url(), timeout: BEAT_PATIENCE };
+        let options = BeaterOptions { url: self.url(), timeout: BEAT_PATIENCE, tls: None };
         let mut ids = Vec::with_capacity(self.fleet.hosts().len());
         for host in self.fleet.hosts() {
             let answer = server.post("add a host", "/v1/hosts", &json!({"provider": "demo"}))?;
@@ -169,6 +170,8 @@ fn config(inputs: &Inputs, dir: &Path) -> Result<Config, Failure> {
     // These are the demo's own, whatever is set.
     flags.push((Key::DataDir, dir.to_owned()));
     flags.push((Key::AgentTls, "off".to_owned()));
+    flags.push((Key::TlsCert, String::new()));
+    flags.push((Key::TlsKey, String::new()));
     flags.push((Key::Policy, "default".to_owned()));
     Ok(Config::load(&Inputs { flags, ..inputs.clone() })?)
 }
