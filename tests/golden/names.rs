@@ -97,13 +97,15 @@ fn is_secret(word: &str) -> bool {
     word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// How long something took, and certificates, are never the same twice.
+/// How long something took, certificates and ends of keys are never the same twice.
 pub(crate) fn hide_fleeting(json: &mut Value) {
     match json {
         Value::Object(fields) => {
             for (name, value) in fields.iter_mut() {
-                if name == "took_ms" {
-                    *value = Value::from("<ms>");
+                match name.as_str() {
+                    "took_ms" => *value = Value::from("<ms>"),
+                    "suffix" | "key_suffix" => *value = Value::from("<suffix>"),
+                    _ => {}
                 }
                 if let Some(text) = value.as_str().filter(|_| name.ends_with("_pem")) {
                     *value = Value::from(text.lines().next().unwrap_or_default());
