@@ -1,7 +1,7 @@
 //! Owns pages of the audit log: newest first, filtered, a bounded look at a time.
 //!
 //! Never: reads more entries for one page than a reader may be kept busy with, however
-//! rare what is looked for. The log is kept for ever and grows for ever.
+//! rare what is looked for: a log that is kept for years is long.
 
 use super::StoreError;
 use super::read::{AUDIT, audit_entry};

@@ -4,17 +4,24 @@
 
 use crate::keys::team;
 use crate::support::server::Serving;
+use crate::support::token::now_s;
 use crate::support::{Home, host, sandbox};
 use roost::model::id::{KeyId, LogId};
 use roost::model::time::Wall;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
+use std::sync::LazyLock;
 
-/// When entry 0 was written; each next a second later.
-const BEGIN_MS: i64 = 1_779_000_000_000;
+/// When entry 0 was written: yesterday, so that nothing is too old to be kept.
+static BEGIN_MS: LazyLock<i64> = LazyLock::new(|| (now_s() - 24 * 3600) * 1000);
+
+/// When entry `seq` was written: a second after the one before.
+fn written(seq: u64) -> Wall {
+    Wall(*BEGIN_MS + seq as i64 * 1000)
+}
 
 fn at(seq: u64) -> String {
-    Wall(BEGIN_MS + seq as i64 * 1000).to_string()
+    written(seq).to_string()
 }
 
 fn log_id(seq: u64) -> String {
@@ -64,7 +71,7 @@ fn logged(count: u64) -> Home {
             action,
             status,
             json!({"host_id": host(u128::from(seq % 4))}).to_string(),
-            BEGIN_MS + seq as i64 * 1000
+            written(seq).0
         ])
         .unwrap();
     }
