@@ -2,9 +2,10 @@
 //!
 //! Never: decides (`plan`), writes (`store`), speaks a protocol (`agent`, `http`, `api`).
 
+mod calls;
 pub mod check;
 pub mod monitor;
-mod operations;
+pub mod operations;
 mod pool;
 mod probes;
 mod scheduler;

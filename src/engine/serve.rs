@@ -4,8 +4,9 @@
 //! and closes after everything else has ended: whoever gets an answer, even 503, does
 //! not pause its sandboxes.
 
+use super::calls::{self, Calls, OpMail};
 use super::monitor::{Input, Monitor};
-use super::operations::{self, OpMail, Operations};
+use super::operations::{self, Operations};
 use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
 use crate::agent::client::{AgentClient, ClientConfig};
@@ -155,22 +156,23 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
     pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
     let (op_post, op_mail) = crossbeam_channel::unbounded();
-    let calls = operations::pool(
-        agent.clone(),
-        Arc::clone(&clock),
-        writer.clone(),
-        Arc::clone(&presence),
-        op_post.clone(),
-    );
-    let operations = Operations::new(
-        Arc::clone(&clock),
-        writer.clone(),
-        calls,
-        (op_post.clone(), op_mail),
-        post.clone(),
-    );
+    let calls = Calls {
+        operations: Operations::default(),
+        clock: Arc::clone(&clock),
+        writer: writer.clone(),
+        pool: calls::pool(
+            agent.clone(),
+            Arc::clone(&clock),
+            writer.clone(),
+            Arc::clone(&presence),
+            op_post.clone(),
+        ),
+        mail: op_mail,
+        post: op_post.clone(),
+        scheduler: post.clone(),
+    };
     for work in unfinished {
-        drop(op_post.send(OpMail::Work(Box::new(work))));
+        drop(op_post.send(OpMail::input(operations::Input::Work(Box::new(work)))));
     }
     let scheduler = Scheduler {
         monitor,
@@ -184,7 +186,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     };
     let patience = config.probe_timeout.min(PROBE_PATIENCE);
     let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
-    let operations_thread = spawn("operations", move || operations.run(CALL_PATIENCE))?;
+    let operations_thread = spawn("operations", move || calls.run(CALL_PATIENCE))?;
 
     api.open(Ready {
         clock: Arc::clone(&clock),
@@ -263,10 +265,13 @@ pub fn client_config(config: &Config) -> ClientConfig {
     ClientConfig { probe_timeout, connect_timeout, ..default }
 }
 
-fn wake(post: Sender<Mail>, operations: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
+fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
     Box::new(move |wake| {
         let input = match wake {
-            Wake::Work(work) => return drop(operations.send(OpMail::Work(work))),
+            Wake::Work(work) => {
+                let input = operations::Input::Work(work);
+                return drop(calls.send(OpMail::input(input)));
+            }
             Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),
             Wake::Changed(host) => Input::Changed(host),

@@ -15,6 +15,7 @@ pub mod presence;
 pub mod read;
 pub mod reports;
 mod rows;
+mod transition;
 pub mod verify;
 pub mod writer;
 

@@ -17,6 +17,7 @@ use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
+use crate::plan::operation;
 use crate::plan::placement::NoHost;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
@@ -73,8 +74,8 @@ pub enum Command {
     Look {
         /// Which operation.
         op: OpId,
-        /// The agent said no.
-        refused: bool,
+        /// What the agent has said.
+        answer: operation::Answer,
         /// When that is noted.
         reply: Reply<()>,
     },
@@ -221,6 +222,9 @@ pub struct Writer {
     pub(super) random: Random,
     /// Operations whose outcome looks at their hosts decide.
     pub(super) looking: HashMap<OpId, Looking>,
+    /// Sandboxes whose pause ended before the agent answered, and until when it may yet
+    /// come true. A restart ends the calls, and with them what is waited for here.
+    pub(super) late_pauses: HashMap<SandboxId, Mono>,
     pub(super) revision: u64,
     published: Arc<Revision>,
     figures: Arc<WriterFigures>,
@@ -268,6 +272,7 @@ impl Writer {
             records: HashMap::new(),
             random: Random::new(),
             looking,
+            late_pauses: HashMap::new(),
             revision,
             published,
             figures: Arc::default(),
@@ -491,8 +496,8 @@ impl Writer {
                 let result = self.sent(op, now);
                 answer(result, reply)
             }
-            Command::Look { op, refused, reply } => {
-                let result = self.look(op, refused, now);
+            Command::Look { op, answer: said, reply } => {
+                let result = self.look(op, said, now);
                 answer(result, reply)
             }
             Command::Finish(ended, reply) => {
