@@ -87,6 +87,8 @@ fn a_capsule_lives() {
     ];
     let expected = expected.map(|(action, status)| (action.to_owned(), status.to_owned()));
     assert_eq!(by_user.into_iter().map(of).collect::<Vec<_>>(), expected);
+    let by_system = world.audit(id).into_iter().filter(|e| e.0 == "system").count();
+    assert_eq!(by_system, 0, "a wish that comes true is audited once");
     world.end(&[]);
 }
 
@@ -285,6 +287,30 @@ fn a_destroy_is_possible_from_every_status() {
         world.host(0).set_habits(Habits::default());
         api.until(&id, "stopped");
         assert_eq!(world.state(&id), None, "{method} was overtaken");
+    }
+    world.end(&[]);
+}
+
+#[test]
+fn a_destroy_does_not_wait_for_a_call_that_hangs() {
+    let world = World::new(1);
+    for (method, status, verb) in
+        [(Method::Pause, "running", "pause"), (Method::Resume, "paused", "resume")]
+    {
+        world.host(0).set_habits(Habits::default());
+        let id = &world.capsule(status);
+        world.host(0).set_habits(slow(method));
+        assert_eq!(world.api.wish(id, verb).0, 202);
+        world.wait_called(0, method, id, 1);
+        world.api.begin(id, "destroy", "stopping");
+        world.wait_state(id, None);
+        if method == Method::Pause {
+            // Nothing that was asked before can bring it back.
+            world.api.until(id, "stopped");
+        }
+        world.host(0).set_habits(Habits::default());
+        world.api.until(id, "stopped");
+        assert_eq!(world.state(id), None);
     }
     world.end(&[]);
 }

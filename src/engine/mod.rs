@@ -2,10 +2,11 @@
 //!
 //! Never: decides (`plan`), writes (`store`), speaks a protocol (`agent`, `http`, `api`).
 
+mod calls;
 pub mod check;
 mod https;
 pub mod monitor;
-mod operations;
+pub mod operations;
 mod pool;
 mod probes;
 mod scheduler;

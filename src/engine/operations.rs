@@ -1,247 +1,238 @@
-//! Owns the carrying out of lifecycle operations: one call at a time for each sandbox,
-//! retries, and handing what calls leave open to looks at the host.
+//! Owns the carrying out of lifecycle operations as a state machine: operations, answers
+//! and time go in; calls to make, looks and results to write come out.
 //!
-//! Never: decides how an operation goes on (`plan::operation` does), asks an agent before
-//! that is noted in the database, asks twice for what may have been carried out.
+//! Never: does anything itself, decides how an operation goes on (`plan::operation` does),
+//! has what may have been carried out asked twice. `calls` drives it with real time and
+//! threads, tests and the simulation with a manual clock.
 
-use super::monitor::Input;
-use super::pool::Pool;
-use super::scheduler::Mail;
-use crate::agent::client::{AgentClient, CallError};
-use crate::agent::wire::{ConnectCode, CreateSandboxRequest, ResumeSandboxRequest};
-use crate::clock::Clock;
-use crate::model::id::SandboxId;
+use crate::agent::client::CallError;
+use crate::agent::wire::ConnectCode;
+use crate::model::id::{HostId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
 use crate::model::time::{Mono, Now};
-use crate::plan::operation::{Call, Next, Progress, after_call};
+use crate::plan::operation::{
+    Answer, Call, LOOK_BESIDE_AFTER, Next, Progress, after_call, is_looked_after,
+};
 use crate::store::StoreError;
 use crate::store::lifecycle::{Ended, Work};
-use crate::store::presence::Presence;
-use crate::store::writer::{Command, WriterHandle};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Calls at a time. Larger and a burst of creates starts as many threads; smaller and
-/// slow pauses hold up everybody else's.
-pub(super) const CALLS_MAX: usize = 64;
-
-/// How long to wait before a result that could not be written is written again.
+/// How long to wait before a result that could not be written is written again. Larger and
+/// users wait for what is done; smaller and a full disk is knocked at all the time.
 const REWRITE_AFTER: Duration = Duration::from_secs(1);
 
-/// Shortest deadline of a call: what is left of an operation may be nothing.
-const CALL_DEADLINE_MIN: Duration = Duration::from_secs(1);
-
-/// What can wake the operations thread.
-pub(super) enum OpMail {
+/// What can happen.
+#[derive(Debug)]
+pub enum Input {
     /// An operation began, or was found unfinished at the start.
     Work(Box<Work>),
     /// A call ended.
     Called(Box<Called>),
     /// A result was written, or could not be.
     Written(Box<Ended>, Result<bool, StoreError>),
-    /// No more calls; the thread ends.
-    Stop,
+}
+
+/// What shall be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Note that the agent is about to be asked, and ask it.
+    Call(Box<Job>),
+    /// Note that looks at the host decide from now on.
+    Look(OpId, Answer),
+    /// Look at this host.
+    ProbeNow(HostId),
+    /// Write how an operation ended.
+    Write(Box<Ended>),
 }
 
 /// One call to make.
-pub(super) struct CallJob {
-    work: Work,
-    attempts: u32,
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// For which operation.
+    pub work: Work,
+    /// Calls made for it, this one included.
+    pub attempts: u32,
 }
 
 /// One call that ended.
-pub(super) struct Called {
-    work: Work,
-    attempts: u32,
-    outcome: Outcome,
+#[derive(Debug)]
+pub struct Called {
+    /// Which.
+    pub job: Job,
+    /// What came of it.
+    pub outcome: Outcome,
 }
 
-enum Outcome {
+/// What came of a call.
+#[derive(Debug)]
+pub enum Outcome {
     /// The operation was over before the agent was asked.
     Over,
-    /// The agent was asked.
+    /// The agent was asked: what is known, what it says of a sandbox that runs, and what
+    /// went wrong, for people.
     Told(Call, Option<Details>, Option<String>),
 }
 
-/// Where the operations of one sandbox stand.
-enum Slot {
-    /// A call is under way; what comes after it waits.
-    Calling(VecDeque<Work>),
-    /// The next call is due then.
-    Waiting(Mono, Box<CallJob>),
+/// An operation that calls are made for.
+#[derive(Debug)]
+struct Open {
+    work: Work,
+    attempts: u32,
+    state: State,
+    /// Calls under way that this destroy overtook and that may make a microVM yet. One that
+    /// ends without telling stays here, so that only time settles it.
+    overtaken: Vec<OpId>,
 }
 
-pub(super) struct Operations {
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) writer: WriterHandle,
-    pub(super) calls: Pool<CallJob>,
-    pub(super) mail: Receiver<OpMail>,
-    pub(super) post: Sender<OpMail>,
-    pub(super) scheduler: Sender<Mail>,
-    slots: HashMap<SandboxId, Slot>,
+#[derive(Debug)]
+enum State {
+    /// A call is under way; its host is looked at from this moment on.
+    Calling { look_at: Option<Mono> },
+    /// The next call is due then.
+    Waiting(Mono),
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub struct Operations {
+    open: BTreeMap<OpId, Open>,
     rewrites: Vec<(Mono, Box<Ended>)>,
+    effects: Vec<Effect>,
 }
 
 impl Operations {
-    pub(super) fn new(
-        clock: Arc<dyn Clock>,
-        writer: WriterHandle,
-        calls: Pool<CallJob>,
-        (post, mail): (Sender<OpMail>, Receiver<OpMail>),
-        scheduler: Sender<Mail>,
-    ) -> Operations {
-        let (slots, rewrites) = (HashMap::new(), Vec::new());
-        Operations { clock, writer, calls, mail, post, scheduler, slots, rewrites }
-    }
-
-    /// Runs until [`OpMail::Stop`]; then waits, bounded, for calls under way. What they
-    /// leave open is taken up by the next start.
-    pub(super) fn run(mut self, patience: Duration) -> bool {
-        loop {
-            let mail = match self.next_wake() {
-                None => self.mail.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(wake) => self.mail.recv_timeout(wake.since(self.clock.now().mono)),
-            };
-            match mail {
-                Ok(OpMail::Work(work)) => self.take_up(*work),
-                Ok(OpMail::Called(called)) => self.called(*called),
-                Ok(OpMail::Written(ended, result)) => self.written(ended, result),
-                Ok(OpMail::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            self.start_due();
-        }
-        let drained = self.calls.drain(patience);
-        if !drained {
-            log::warn!(
-                "{} operations are under way; the next start takes them up",
-                self.calls.open()
-            );
-        }
-        // Results that arrived meanwhile are written while the writer still runs.
-        for mail in self.mail.clone().try_iter() {
-            if let OpMail::Called(called) = mail {
-                self.called(*called);
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Work(work) => self.take_up(*work, now.mono),
+            Input::Called(called) => self.called(*called, now),
+            Input::Written(_, Ok(_)) => {}
+            Input::Written(ended, Err(error)) => {
+                log::error!("could not write how {} ended: {error}", ended.op);
+                self.rewrites.push((now.mono.after(REWRITE_AFTER), ended));
             }
         }
-        drained
     }
 
-    fn next_wake(&self) -> Option<Mono> {
-        let due = self.slots.values().filter_map(|slot| match slot {
-            Slot::Waiting(due, _) => Some(*due),
-            Slot::Calling(_) => None,
+    /// What shall be done now.
+    pub fn effects(&mut self, now: Mono) -> Vec<Effect> {
+        for (op, open) in &mut self.open {
+            match &mut open.state {
+                State::Waiting(due) if *due <= now => {
+                    self.effects.push(open.call(now));
+                }
+                State::Calling { look_at } if look_at.is_some_and(|at| at <= now) => {
+                    *look_at = None;
+                    self.effects.push(Effect::Look(*op, Answer::Outstanding));
+                    self.effects.push(Effect::ProbeNow(open.work.host));
+                }
+                State::Waiting(_) | State::Calling { .. } => {}
+            }
+        }
+        let due = self.rewrites.extract_if(.., |(due, _)| *due <= now);
+        self.effects.extend(due.map(|(_, ended)| Effect::Write(ended)));
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When to look again if nothing happens before.
+    pub fn next_wake(&self) -> Option<Mono> {
+        let due = self.open.values().filter_map(|open| match open.state {
+            State::Waiting(due) => Some(due),
+            State::Calling { look_at } => look_at,
         });
         due.chain(self.rewrites.iter().map(|(due, _)| *due)).min()
     }
 
-    fn start_due(&mut self) {
-        let now = self.clock.now().mono;
-        let is_due = |slot: &Slot| match slot {
-            Slot::Waiting(due, _) => *due <= now,
-            Slot::Calling(_) => false,
-        };
-        let due: Vec<SandboxId> =
-            self.slots.iter().filter(|(_, slot)| is_due(slot)).map(|(id, _)| *id).collect();
-        for id in due {
-            if let Some(Slot::Waiting(_, job)) = self.slots.remove(&id) {
-                self.call(*job, VecDeque::new());
-            }
-        }
-        let (ready, later) = self.rewrites.drain(..).partition(|(due, _)| *due <= now);
-        self.rewrites = later;
-        let ready: Vec<(Mono, Box<Ended>)> = ready;
-        ready.into_iter().for_each(|(_, ended)| self.write(ended));
-    }
-
-    fn take_up(&mut self, work: Work) {
+    /// Begins at once, also beside a call for the same sandbox that hangs: agents work on
+    /// one sandbox in order, and an operation that is over takes no answer any more.
+    fn take_up(&mut self, mut work: Work, now: Mono) {
         if work.sent && work.kind != OperationKind::Destroy {
             // Asked before we started, perhaps carried out: looks decide.
-            return self.probe_now(&work);
+            return self.effects.push(Effect::ProbeNow(work.host));
         }
-        match self.slots.get_mut(&work.sandbox) {
-            Some(Slot::Calling(behind)) => behind.push_back(work),
-            // What waited is overtaken: there is one unfinished operation for a sandbox.
-            Some(Slot::Waiting(..)) | None => {
-                self.call(CallJob { work, attempts: 1 }, VecDeque::new());
-            }
+        // What waits to be called again is overtaken, and was never carried out.
+        let waited = self.open.extract_if(.., |_, open| open.waits_for(work.sandbox));
+        if waited.count() > 0 {
+            work.settle_at = None;
         }
-    }
-
-    fn call(&mut self, job: CallJob, behind: VecDeque<Work>) {
-        self.slots.insert(job.work.sandbox, Slot::Calling(behind));
-        self.calls.submit(job);
-    }
-
-    fn called(&mut self, called: Called) {
-        let Called { work, attempts, outcome } = called;
-        let now = self.clock.now();
-        let mut behind = match self.slots.remove(&work.sandbox) {
-            Some(Slot::Calling(behind)) => behind,
-            Some(Slot::Waiting(..)) | None => VecDeque::new(),
-        };
-        let known = match &outcome {
-            Outcome::Over => true,
-            Outcome::Told(call, _, _) => *call != Call::Unknown,
-        };
-        if let Outcome::Told(call, details, error) = outcome {
-            let progress = progress(&work, attempts, now);
-            match after_call(progress, call) {
-                Next::Finish(status, reason) => {
-                    let error = error.filter(|_| call != Call::Succeeded);
-                    self.write(Box::new(Ended { op: work.op, status, reason, details, error }));
-                }
-                Next::CallAfter(delay) if behind.is_empty() => {
-                    let id = work.sandbox;
-                    let job = Box::new(CallJob { work, attempts: attempts + 1 });
-                    self.slots.insert(id, Slot::Waiting(now.mono.after(delay), job));
-                    return;
-                }
-                // Overtaken while it was called: what is behind it goes on.
-                Next::CallAfter(_) => {}
-                Next::Look { refused } => self.look(&work, refused, now),
-                Next::LeaveToMonitor => self.probe_now(&work),
-            }
-        }
-        if let Some(mut next) = behind.pop_front() {
-            if known {
-                // The call that this one overtook is over: nothing more can come of it.
-                next.settle_at = None;
-            }
-            self.call(CallJob { work: next, attempts: 1 }, behind);
-        }
-    }
-
-    fn look(&self, work: &Work, refused: bool, now: Now) {
+        let makes = |open: &&Open| open.work.sandbox == work.sandbox && makes_a_microvm(&open.work);
+        let overtaken = self.open.values().filter(makes).map(|open| open.work.op).collect();
         let op = work.op;
-        let reply = Box::new(move |result: Result<(), StoreError>| {
-            if let Err(error) = result {
-                log::error!("could not note that {op} needs a look: {error}");
-            }
-        });
-        self.writer.send(now, Command::Look { op, refused, reply });
-        self.probe_now(work);
+        let state = State::Waiting(now);
+        let mut open = Open { work, attempts: 0, state, overtaken };
+        self.effects.push(open.call(now));
+        self.open.insert(op, open);
     }
 
-    fn probe_now(&self, work: &Work) {
-        drop(self.scheduler.send(Mail::input(Input::ProbeNow(work.host))));
-    }
-
-    fn write(&self, ended: Box<Ended>) {
-        let post = self.post.clone();
-        let copy = ended.clone();
-        let reply = Box::new(move |result| drop(post.send(OpMail::Written(copy, result))));
-        self.writer.send(self.clock.now(), Command::Finish(ended, reply));
-    }
-
-    fn written(&mut self, ended: Box<Ended>, result: Result<bool, StoreError>) {
-        if let Err(error) = result {
-            log::error!("could not write how {} ended: {error}", ended.op);
-            self.rewrites.push((self.clock.now().mono.after(REWRITE_AFTER), ended));
+    fn called(&mut self, called: Called, now: Now) {
+        let Called { job: Job { work, attempts }, outcome } = called;
+        let open = self.open.remove(&work.op);
+        let Outcome::Told(call, details, error) = outcome else {
+            return self.settle(&work, now.mono);
+        };
+        if call != Call::Unknown {
+            self.settle(&work, now.mono);
         }
+        match after_call(progress(&work, attempts, now), call) {
+            Next::Finish(status, reason) => {
+                let error = error.filter(|_| call != Call::Succeeded);
+                let ended = Ended { op: work.op, status, reason, details, error };
+                self.effects.push(Effect::Write(Box::new(ended)));
+            }
+            Next::CallAfter(delay) => self.wait(open, &work, now.mono.after(delay), now.mono),
+            Next::Look(answer) => {
+                self.effects.push(Effect::Look(work.op, answer));
+                self.effects.push(Effect::ProbeNow(work.host));
+            }
+            Next::LeaveToMonitor => self.effects.push(Effect::ProbeNow(work.host)),
+        }
+    }
+
+    fn wait(&mut self, open: Option<Open>, called: &Work, due: Mono, now: Mono) {
+        let Some(mut open) = open else { return };
+        // Settled while it was called: nothing to wait for any more.
+        let settled = called.settle_at.is_some() && open.work.settle_at.is_none();
+        open.state = State::Waiting(if settled { now } else { due });
+        self.open.insert(open.work.op, open);
+    }
+
+    /// Nothing more can come of this call: a destroy that overtook it need not wait.
+    fn settle(&mut self, ended: &Work, now: Mono) {
+        for open in self.open.values_mut().filter(|open| open.overtaken.contains(&ended.op)) {
+            open.overtaken.retain(|op| *op != ended.op);
+            if open.overtaken.is_empty() {
+                open.work.settle_at = None;
+                if let State::Waiting(due) = &mut open.state {
+                    *due = now.min(*due);
+                }
+            }
+        }
+    }
+}
+
+impl Open {
+    fn waits_for(&self, sandbox: SandboxId) -> bool {
+        match self.state {
+            State::Waiting(_) => self.work.sandbox == sandbox,
+            State::Calling { .. } => false,
+        }
+    }
+
+    /// Counts the call that this makes.
+    fn call(&mut self, now: Mono) -> Effect {
+        self.attempts += 1;
+        let look_at = is_looked_after(self.work.kind).then(|| now.after(LOOK_BESIDE_AFTER));
+        self.state = State::Calling { look_at };
+        Effect::Call(Box::new(Job { work: self.work.clone(), attempts: self.attempts }))
+    }
+}
+
+fn makes_a_microvm(work: &Work) -> bool {
+    match work.kind {
+        OperationKind::Create | OperationKind::Resume => true,
+        OperationKind::Pause | OperationKind::Destroy => false,
     }
 }
 
@@ -254,87 +245,8 @@ fn progress(work: &Work, attempts: u32, now: Now) -> Progress {
     }
 }
 
-/// A pool that calls agents and posts what they answered.
-pub(super) fn pool(
-    agent: AgentClient,
-    clock: Arc<dyn Clock>,
-    writer: WriterHandle,
-    presence: Arc<Presence>,
-    post: Sender<OpMail>,
-) -> Pool<CallJob> {
-    let run = move |job: CallJob| {
-        let CallJob { work, attempts } = job;
-        let outcome = match writer.call(clock.now(), |reply| Command::Sent(work.op, reply)) {
-            Ok(true) => ask(&agent, &presence, &work, clock.now()),
-            Ok(false) => Outcome::Over,
-            // Not noted, so not asked: tried again like an agent that was not reached.
-            Err(error) => Outcome::Told(Call::NotReached, None, Some(error.to_string())),
-        };
-        drop(post.send(OpMail::Called(Box::new(Called { work, attempts, outcome }))));
-    };
-    Pool::new("operation", CALLS_MAX, Box::new(run))
-}
-
-fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outcome {
-    let Some(at) = presence.get(work.host).and_then(|host| host.address) else {
-        return Outcome::Told(Call::NotReached, None, Some("the host has no address".to_owned()));
-    };
-    let left = work.deadline_at.since(now.wall).max(CALL_DEADLINE_MIN);
-    let result = match work.kind {
-        OperationKind::Create => {
-            agent.create(work.host, &at, &create_request(work), left).map(Some)
-        }
-        OperationKind::Resume => {
-            agent.resume(work.host, &at, &resume_request(work), left).map(Some)
-        }
-        OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
-        OperationKind::Destroy => {
-            agent.destroy(work.host, &at, work.sandbox, work.kind.deadline()).map(|()| None)
-        }
-    };
-    match result {
-        Ok(details) => Outcome::Told(Call::Succeeded, details, None),
-        Err(error) => {
-            log::info!("{} of {} on {}: {error}", work.kind, work.sandbox, work.host);
-            Outcome::Told(call_of(&error), None, Some(error.to_string()))
-        }
-    }
-}
-
-fn create_request(work: &Work) -> CreateSandboxRequest<'_> {
-    CreateSandboxRequest {
-        sandbox_id: work.sandbox.to_string().into(),
-        template: work.template.as_deref().unwrap_or_default().into(),
-        vcpus: small(work.vcpus.map(i64::from)),
-        memory_mb: small(work.memory_mb.and_then(|n| i64::try_from(n).ok())),
-        timeout_sec: small(work.timeout_sec),
-        disk_size_mb: small(work.disk_size_mb.and_then(|n| i64::try_from(n).ok())),
-        team_id: work.team.to_uuid().into(),
-        ..CreateSandboxRequest::default()
-    }
-}
-
-fn resume_request(work: &Work) -> ResumeSandboxRequest<'_> {
-    ResumeSandboxRequest {
-        sandbox_id: work.sandbox.to_string().into(),
-        timeout_sec: small(work.timeout_sec),
-        kernel_version: kernel_version(work).unwrap_or_default().into(),
-        ..ResumeSandboxRequest::default()
-    }
-}
-
-/// A snapshot runs on the kernel that it was made with.
-fn kernel_version(work: &Work) -> Option<String> {
-    let metadata: serde_json::Value = serde_json::from_str(work.metadata.as_deref()?).ok()?;
-    metadata["kernel_version"].as_str().map(str::to_owned)
-}
-
-/// The wire's numbers are 32 bits; larger ones were refused at the edge.
-fn small(number: Option<i64>) -> i32 {
-    number.and_then(|n| i32::try_from(n).ok()).unwrap_or_default()
-}
-
-fn call_of(error: &CallError) -> Call {
+/// What is known of a call that failed, by how it did.
+pub fn call_of(error: &CallError) -> Call {
     if error.is_snapshot_gone() {
         return Call::Gone;
     }
@@ -344,10 +256,10 @@ fn call_of(error: &CallError) -> Call {
         CallError::Refused { code, .. } => match code {
             ConnectCode::AlreadyExists => Call::Exists,
             // The agent, or something before it, gave up; what it did until then is not said.
-            ConnectCode::Canceled | ConnectCode::DeadlineExceeded | ConnectCode::Unknown => {
-                Call::Unknown
-            }
-            ConnectCode::Unavailable => Call::NotReached,
+            ConnectCode::Canceled
+            | ConnectCode::DeadlineExceeded
+            | ConnectCode::Unavailable
+            | ConnectCode::Unknown => Call::Unknown,
             ConnectCode::NotFound => Call::Gone,
             ConnectCode::InvalidArgument
             | ConnectCode::PermissionDenied
@@ -362,3 +274,6 @@ fn call_of(error: &CallError) -> Call {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,9 @@
 //! Never: waits for a probe or a commit. Its mailbox is unbounded so that the writer
 //! never waits for it; what can be in it is bounded by hosts and probes in flight.
 
+use super::calls::OpMail;
 use super::monitor::{Effect, Input, Monitor};
-use super::operations::OpMail;
+use super::operations;
 use super::pool::Pool;
 use super::probes::{Answered, Job};
 use crate::api::Pulse;
@@ -100,7 +101,9 @@ impl Scheduler {
         let tell = move |input| drop(post.send(Mail::input(input)));
         match effect {
             Effect::Probe(host, address) => self.probes.submit(Job { host, address }),
-            Effect::Work(work) => drop(self.operations.send(OpMail::Work(work))),
+            Effect::Work(work) => {
+                drop(self.operations.send(OpMail::input(operations::Input::Work(work))));
+            }
             Effect::MarkDown(hosts) => {
                 let reply = Box::new(move |result| tell(Input::MarkedDown(result)));
                 self.writer.send(now, Command::MarkDown(hosts, reply));

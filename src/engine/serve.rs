@@ -4,9 +4,10 @@
 //! and closes after everything else has ended: whoever gets an answer, even 503, does
 //! not pause its sandboxes.
 
+use super::calls::{self, Calls, OpMail};
 use super::https::{Https, HttpsError};
 use super::monitor::{Input, Monitor};
-use super::operations::{self, OpMail, Operations};
+use super::operations::{self, Operations};
 use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
 use crate::agent::authority::{Authority, CaError, CaFiles};
@@ -176,22 +177,23 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
     pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
     let (op_post, op_mail) = crossbeam_channel::unbounded();
-    let calls = operations::pool(
-        agent.clone(),
-        Arc::clone(&clock),
-        writer.clone(),
-        Arc::clone(&presence),
-        op_post.clone(),
-    );
-    let operations = Operations::new(
-        Arc::clone(&clock),
-        writer.clone(),
-        calls,
-        (op_post.clone(), op_mail),
-        post.clone(),
-    );
+    let calls = Calls {
+        operations: Operations::default(),
+        clock: Arc::clone(&clock),
+        writer: writer.clone(),
+        pool: calls::pool(
+            agent.clone(),
+            Arc::clone(&clock),
+            writer.clone(),
+            Arc::clone(&presence),
+            op_post.clone(),
+        ),
+        mail: op_mail,
+        post: op_post.clone(),
+        scheduler: post.clone(),
+    };
     for work in unfinished {
-        drop(op_post.send(OpMail::Work(Box::new(work))));
+        drop(op_post.send(OpMail::input(operations::Input::Work(Box::new(work)))));
     }
     let scheduler = Scheduler {
         monitor,
@@ -205,7 +207,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     };
     let patience = config.probe_timeout.min(PROBE_PATIENCE);
     let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
-    let operations_thread = spawn("operations", move || operations.run(CALL_PATIENCE))?;
+    let operations_thread = spawn("operations", move || calls.run(CALL_PATIENCE))?;
 
     api.open(Ready {
         clock: Arc::clone(&clock),
@@ -311,10 +313,13 @@ fn ca_files(paths: &Paths) -> CaFiles {
     CaFiles { certificate: paths.ca_cert.clone(), key: paths.ca_key.clone() }
 }
 
-fn wake(post: Sender<Mail>, operations: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
+fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
     Box::new(move |wake| {
         let input = match wake {
-            Wake::Work(work) => return drop(operations.send(OpMail::Work(work))),
+            Wake::Work(work) => {
+                let input = operations::Input::Work(work);
+                return drop(calls.send(OpMail::input(input)));
+            }
             Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),
             Wake::Changed(host) => Input::Changed(host),

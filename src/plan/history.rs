@@ -1,38 +1,56 @@
-//! Owns which decisions of the monitor get an audit entry, and how it reads.
+//! Owns which changes of a sandbox get an audit entry, and how it reads.
 //!
-//! Never: words for what users do (`api` brings those).
+//! Never: words for what operators do with hosts (`store` brings those with each command).
+//!
+//! What a user wishes is audited once, when the wish is accepted. That it came true is an
+//! event and no entry; that it did not, or that something happened which nobody wished, is
+//! an entry of the system's.
 
 use crate::model::event::{AuditAction, AuditStatus};
+use crate::model::operation::OperationKind;
 use crate::model::policy::Policy;
 use crate::model::sandbox::{Reason, SandboxStatus};
 
-/// The audit entry of a transition that the monitor made, if it gets one. Strict policy
-/// knows only the pause of a running sandbox.
+/// The audit entry of a wish that was accepted.
+pub const fn audit_of_wish(kind: OperationKind) -> (AuditAction, AuditStatus) {
+    match kind {
+        OperationKind::Create => (AuditAction::Create, AuditStatus::Success),
+        OperationKind::Pause => (AuditAction::Pause, AuditStatus::Success),
+        OperationKind::Resume => (AuditAction::Resume, AuditStatus::Success),
+        OperationKind::Destroy => (AuditAction::Destroy, AuditStatus::Warning),
+    }
+}
+
+/// The audit entry of a transition that no user wished at this moment, if it gets one.
+/// Of the monitor's own, strict policy knows only the pause of a running sandbox.
 pub fn audit_of_transition(
     from: SandboxStatus,
     to: SandboxStatus,
     reason: &Reason,
     policy: &Policy,
 ) -> Option<(AuditAction, AuditStatus)> {
-    if policy.is_strict() {
+    if policy.is_strict() && !is_told_by_agent(reason) {
         let paused_while_running = from == SandboxStatus::Running && to == SandboxStatus::Paused;
         return paused_while_running.then_some((AuditAction::Pause, AuditStatus::Info));
     }
     // Falling silent is audited once, for the host.
-    if *reason == Reason::HostUnreachable {
+    if *reason == Reason::HostUnreachable || is_wish_come_true(from, to) {
         return None;
     }
-    if *reason == Reason::OperationFailed {
+    if is_failure(reason) {
         return Some((AuditAction::Error, AuditStatus::Error));
     }
     match to {
         SandboxStatus::Paused => Some((AuditAction::Pause, AuditStatus::Info)),
-        SandboxStatus::Stopped if from == SandboxStatus::Stopping => {
+        SandboxStatus::Stopped if *reason == Reason::Reported => {
             Some((AuditAction::Destroy, AuditStatus::Warning))
         }
         SandboxStatus::Stopped => Some((AuditAction::Vanish, AuditStatus::Warning)),
         SandboxStatus::Error => Some((AuditAction::Error, AuditStatus::Error)),
-        SandboxStatus::Running => Some(running(from)),
+        SandboxStatus::Running if from == SandboxStatus::Missing => {
+            Some((AuditAction::Restore, AuditStatus::Success))
+        }
+        SandboxStatus::Running => Some((AuditAction::Adopt, AuditStatus::Warning)),
         SandboxStatus::Pending
         | SandboxStatus::Starting
         | SandboxStatus::Pausing
@@ -43,18 +61,122 @@ pub fn audit_of_transition(
     }
 }
 
-fn running(from: SandboxStatus) -> (AuditAction, AuditStatus) {
+/// Whether a transient status ends as whoever began it wished.
+fn is_wish_come_true(from: SandboxStatus, to: SandboxStatus) -> bool {
     match from {
-        SandboxStatus::Starting => (AuditAction::Create, AuditStatus::Success),
-        SandboxStatus::Resuming => (AuditAction::Resume, AuditStatus::Success),
-        SandboxStatus::Missing => (AuditAction::Restore, AuditStatus::Success),
+        SandboxStatus::Starting | SandboxStatus::Resuming => to == SandboxStatus::Running,
+        SandboxStatus::Pausing => to == SandboxStatus::Paused,
+        SandboxStatus::Stopping => to == SandboxStatus::Stopped,
         SandboxStatus::Pending
         | SandboxStatus::Running
-        | SandboxStatus::Pausing
         | SandboxStatus::Paused
-        | SandboxStatus::Stopping
         | SandboxStatus::Stopped
+        | SandboxStatus::Missing
         | SandboxStatus::Error
-        | SandboxStatus::Hibernated => (AuditAction::Adopt, AuditStatus::Warning),
+        | SandboxStatus::Hibernated => false,
+    }
+}
+
+/// Whether the agent itself said so, to an operation or unasked.
+fn is_told_by_agent(reason: &Reason) -> bool {
+    match reason {
+        Reason::OperationSucceeded
+        | Reason::OperationFailed
+        | Reason::SnapshotGone
+        | Reason::Reported => true,
+        Reason::HostUnreachable
+        | Reason::HeartbeatReceived
+        | Reason::Vanished
+        | Reason::Restored
+        | Reason::AutoPaused
+        | Reason::ListedPaused
+        | Reason::PresumedPaused
+        | Reason::Adopted
+        | Reason::ListedRunning
+        | Reason::NotStarted
+        | Reason::NotResumed
+        | Reason::PauseFinished
+        | Reason::DestroyFinished
+        | Reason::Requested
+        | Reason::HostDeleted
+        | Reason::Other(_) => false,
+    }
+}
+
+/// Whether a wish failed.
+fn is_failure(reason: &Reason) -> bool {
+    match reason {
+        Reason::OperationFailed
+        | Reason::SnapshotGone
+        | Reason::NotStarted
+        | Reason::NotResumed => true,
+        Reason::HostUnreachable
+        | Reason::HeartbeatReceived
+        | Reason::Vanished
+        | Reason::Restored
+        | Reason::AutoPaused
+        | Reason::ListedPaused
+        | Reason::PresumedPaused
+        | Reason::Adopted
+        | Reason::ListedRunning
+        | Reason::PauseFinished
+        | Reason::DestroyFinished
+        | Reason::Reported
+        | Reason::Requested
+        | Reason::OperationSucceeded
+        | Reason::HostDeleted
+        | Reason::Other(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write as _;
+
+    /// Every transition that the table and operations make, with its reason.
+    const TRANSITIONS: [(SandboxStatus, SandboxStatus, Reason); 25] = {
+        use SandboxStatus as S;
+        [
+            (S::Running, S::Missing, Reason::HostUnreachable),
+            (S::Running, S::Paused, Reason::AutoPaused),
+            (S::Running, S::Paused, Reason::PresumedPaused),
+            (S::Running, S::Stopped, Reason::Vanished),
+            (S::Running, S::Stopped, Reason::Reported),
+            (S::Missing, S::Running, Reason::Restored),
+            (S::Missing, S::Paused, Reason::PresumedPaused),
+            (S::Paused, S::Running, Reason::Adopted),
+            (S::Stopped, S::Running, Reason::Adopted),
+            (S::Starting, S::Running, Reason::OperationSucceeded),
+            (S::Starting, S::Running, Reason::ListedRunning),
+            (S::Starting, S::Paused, Reason::AutoPaused),
+            (S::Starting, S::Error, Reason::OperationFailed),
+            (S::Starting, S::Error, Reason::NotStarted),
+            (S::Resuming, S::Running, Reason::Reported),
+            (S::Resuming, S::Paused, Reason::NotResumed),
+            (S::Resuming, S::Paused, Reason::OperationFailed),
+            (S::Resuming, S::Stopped, Reason::SnapshotGone),
+            (S::Pausing, S::Paused, Reason::OperationSucceeded),
+            (S::Pausing, S::Paused, Reason::ListedPaused),
+            (S::Pausing, S::Paused, Reason::PauseFinished),
+            (S::Pausing, S::Running, Reason::OperationFailed),
+            (S::Pausing, S::Error, Reason::OperationFailed),
+            (S::Stopping, S::Stopped, Reason::OperationSucceeded),
+            (S::Stopping, S::Stopped, Reason::DestroyFinished),
+        ]
+    };
+
+    #[test]
+    fn every_transition() {
+        let mut seen = String::new();
+        for (from, to, reason) in &TRANSITIONS {
+            let said = |policy: &Policy| match audit_of_transition(*from, *to, reason, policy) {
+                Some((action, status)) => format!("{action} ({status})"),
+                None => "-".to_owned(),
+            };
+            let (default, strict) = (said(&Policy::default()), said(&Policy::strict()));
+            let _ = writeln!(seen, "{from} -> {to}, {reason}: {default}; strict: {strict}");
+        }
+        expect_test::expect_file!["golden/audit.txt"].assert_eq(&seen);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Never: reads or writes the database; `store` brings the rows and applies the plan.
 
-use super::operation::{LOOK_EVERY, after_look, transient};
+use super::operation::{Answer, LOOK_EVERY, after_look, transient};
 use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
 use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
@@ -39,6 +39,9 @@ pub struct Row {
     pub announced: bool,
     /// Whether it did so after it was asked: this answer is older than that.
     pub announced_since: bool,
+    /// Whether a pause that nobody waits for any more may still come true, which the agent
+    /// would not announce.
+    pub pause_outstanding: bool,
 }
 
 /// An operation that waits for a look at its host.
@@ -46,8 +49,8 @@ pub struct Row {
 pub struct LookingFor {
     /// What was asked for.
     pub kind: OperationKind,
-    /// The agent said no.
-    pub refused: bool,
+    /// What the agent has said.
+    pub answer: Answer,
 }
 
 /// A listed or announced id that is not among the host's rows.
@@ -261,7 +264,8 @@ impl Planner<'_> {
             None => Report::Absent,
         };
         let seen = if report == Report::Absent { Seen::Absent } else { Seen::Alive };
-        let sighting = self.sighting(row.id, seen, row.revision);
+        let gap = self.question.contact_gap || row.pause_outstanding;
+        let sighting = self.sighting(row.id, seen, row.revision, gap);
         let look = Look { report, contact_gap: sighting.contact_gap, agreeing: sighting.agreeing };
         let (decision, waits) = match self.decided_by_look(row, look) {
             Some(told) => (told.map_or(Decision::Keep, |(to, why)| Decision::Move(to, why)), true),
@@ -296,7 +300,7 @@ impl Planner<'_> {
         let owned = row.operation == OperationState::Live;
         let waits = |l: &LookingFor| owned && row.status == transient(l.kind);
         let looking = row.looking.filter(waits)?;
-        Some(after_look(looking.kind, looking.refused, look.report, look.agreeing))
+        Some(after_look(looking.kind, looking.answer, look.report, look.agreeing))
     }
 
     fn known(&self, row: &Row) -> Known {
@@ -315,9 +319,8 @@ impl Planner<'_> {
     }
 
     /// The sighting that this look makes of an earlier one of the same row, or its first.
-    fn sighting(&self, id: SandboxId, what: Seen, revision: u64) -> Sighting {
+    fn sighting(&self, id: SandboxId, what: Seen, revision: u64, gap: bool) -> Sighting {
         let now = self.question.now.mono;
-        let gap = self.question.contact_gap;
         let earlier = self.memory.sightings.binary_search_by_key(&id, |s| s.id);
         let earlier = earlier.ok().map(|at| &self.memory.sightings[at]);
         match earlier.filter(|s| s.what == what && s.revision == revision) {
@@ -362,7 +365,8 @@ impl Planner<'_> {
     }
 
     fn zombie(&mut self, entry: &Listed, status: Option<SandboxStatus>, revision: u64) {
-        let mut sighting = self.sighting(entry.id, Seen::Alive, revision);
+        let gap = self.question.contact_gap;
+        let mut sighting = self.sighting(entry.id, Seen::Alive, revision, gap);
         let now = self.question.now;
         let age = match entry.created_at_unix {
             ..=0 => now.mono.since(sighting.first_at),

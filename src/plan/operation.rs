@@ -17,8 +17,13 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// back; smaller and a dead host is knocked at all the time.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Time between two looks at the host while an outcome is not known.
+/// Time between two looks at the host while an outcome is not known. Larger and users wait
+/// for what is long done; smaller and a host in trouble is asked all the time.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// A call that is not answered for so long is looked after beside it. Larger and a lost
+/// answer hides for longer; smaller and every usual create costs a probe.
+pub const LOOK_BESIDE_AFTER: Duration = Duration::from_secs(15);
 
 /// What is known of a call to an agent. The agent's codes are coarse (behaviour.md
 /// section 7): what matters is whether it was carried out.
@@ -36,6 +41,17 @@ pub enum Call {
     NotReached,
     /// Perhaps carried out.
     Unknown,
+}
+
+/// What the agent has said of a call when its host is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing yet: the call is under way, and may still be carried out.
+    Outstanding,
+    /// Nothing that could be understood, and nothing more will come.
+    Unclear,
+    /// No.
+    Refusal,
 }
 
 /// Where an operation stands.
@@ -58,11 +74,8 @@ pub enum Next {
     Finish(SandboxStatus, Reason),
     /// The call is made again after this time.
     CallAfter(Duration),
-    /// The host must be looked at; `refused` says that the agent did not do it.
-    Look {
-        /// The agent said no.
-        refused: bool,
-    },
+    /// The host must be looked at.
+    Look(Answer),
     /// Too late: the monitor settles what is left.
     LeaveToMonitor,
 }
@@ -105,8 +118,8 @@ pub fn after_call(progress: Progress, call: Call) -> Next {
         }
         (Resume, Call::Gone) => finish(SandboxStatus::Stopped, Reason::SnapshotGone),
         (Resume, Call::Refused) => finish(SandboxStatus::Paused, Reason::OperationFailed),
-        (Pause, Call::Gone | Call::Refused | Call::Exists) => Next::Look { refused: true },
-        (Create | Resume, Call::Exists) => Next::Look { refused: false },
+        (Pause, Call::Gone | Call::Refused | Call::Exists) => Next::Look(Answer::Refusal),
+        (Create | Resume, Call::Exists) => Next::Look(Answer::Unclear),
 
         (Destroy, Call::Succeeded | Call::Gone) if progress.unsettled => retry(),
         (Destroy, Call::Succeeded | Call::Gone) => {
@@ -116,18 +129,32 @@ pub fn after_call(progress: Progress, call: Call) -> Next {
         (Destroy, Call::Exists | Call::Refused | Call::NotReached | Call::Unknown) => retry(),
 
         (Create | Pause | Resume, Call::NotReached) => retry_in_time(),
-        (Create | Pause | Resume, Call::Unknown) => Next::Look { refused: false },
+        (Create | Pause | Resume, Call::Unknown) => Next::Look(Answer::Unclear),
     }
 }
 
-/// What follows from a look at the host after [`Next::Look`], before the deadline; `None`
-/// while it is still open. `agreeing` counts looks in a row that said the same.
+/// Whether a call of this kind is looked after while it is under way. A destroy is asked
+/// for again instead.
+pub const fn is_looked_after(kind: OperationKind) -> bool {
+    match kind {
+        OperationKind::Create | OperationKind::Pause | OperationKind::Resume => true,
+        OperationKind::Destroy => false,
+    }
+}
+
+/// What follows from a look at the host before the deadline; `None` while it is still
+/// open. `agreeing` counts looks in a row that said the same.
+///
+/// While the answer is outstanding only what the agent shows to be done counts. What it
+/// does not list yet may be in the making, what it lists as running may be on its way to
+/// being paused, and what has left the list may be announced a moment later.
 pub fn after_look(
     kind: OperationKind,
-    refused: bool,
+    answer: Answer,
     report: Report,
     agreeing: u32,
 ) -> Option<(SandboxStatus, Reason)> {
+    use Answer::{Outstanding, Refusal, Unclear};
     use OperationKind::{Create, Destroy, Pause, Resume};
     let paused = || match report {
         Report::AutoPaused => (SandboxStatus::Paused, Reason::AutoPaused),
@@ -135,24 +162,32 @@ pub fn after_look(
             (SandboxStatus::Paused, Reason::ListedPaused)
         }
     };
-    match (kind, report) {
-        (Create | Resume, Report::Running) => Some((SandboxStatus::Running, Reason::ListedRunning)),
-        (Create, Report::Paused | Report::AutoPaused) => Some(paused()),
+    match (kind, report, answer) {
+        (Create | Resume, Report::Running, _) => {
+            Some((SandboxStatus::Running, Reason::ListedRunning))
+        }
+        // It was made, and has paused itself since.
+        (Create, Report::Paused | Report::AutoPaused, _) => Some(paused()),
         // Agents list a sandbox only when it is ready; newer ones list it as paused until then.
-        (Create | Resume, Report::Absent) | (Resume, Report::Paused | Report::AutoPaused) => None,
+        (Create | Resume, Report::Absent, _) | (Resume, Report::Paused | Report::AutoPaused, _) => {
+            None
+        }
 
-        (Pause, Report::Paused | Report::AutoPaused) => Some(paused()),
-        (Pause, Report::Running) if refused => {
+        (Pause, Report::Paused | Report::AutoPaused, _) => Some(paused()),
+        (Pause, Report::Running, Refusal) => {
             Some((SandboxStatus::Running, Reason::OperationFailed))
         }
         // Agents list a sandbox as running also while it is being paused.
-        (Pause, Report::Running) => None,
-        (Pause, Report::Absent) if !refused => Some((SandboxStatus::Paused, Reason::PauseFinished)),
+        (Pause, Report::Running, Outstanding | Unclear) => None,
+        (Pause, Report::Absent, Outstanding) => None,
+        (Pause, Report::Absent, Unclear) => Some((SandboxStatus::Paused, Reason::PauseFinished)),
         // It left the list and may be announced a moment later.
-        (Pause, Report::Absent) if agreeing < CONFIRMATIONS => None,
-        (Pause, Report::Absent) => Some((SandboxStatus::Error, Reason::OperationFailed)),
+        (Pause, Report::Absent, Refusal) if agreeing < CONFIRMATIONS => None,
+        (Pause, Report::Absent, Refusal) => Some((SandboxStatus::Error, Reason::OperationFailed)),
 
-        (Destroy, Report::Running | Report::Paused | Report::AutoPaused | Report::Absent) => None,
+        (Destroy, Report::Running | Report::Paused | Report::AutoPaused | Report::Absent, _) => {
+            None
+        }
     }
 }
 
@@ -168,6 +203,9 @@ mod tests {
 
     const CALLS: [Call; 6] =
         [Call::Succeeded, Call::Gone, Call::Exists, Call::Refused, Call::NotReached, Call::Unknown];
+
+    const REPORTS: [Report; 4] =
+        [Report::Running, Report::Paused, Report::AutoPaused, Report::Absent];
 
     fn progress(kind: OperationKind) -> Progress {
         Progress { kind, attempts: 1, expired: false, unsettled: false }
@@ -189,19 +227,32 @@ mod tests {
     fn after_every_look() {
         let mut seen = String::new();
         for &kind in OperationKind::ALL {
-            for refused in [false, true] {
-                for report in [Report::Running, Report::Paused, Report::AutoPaused, Report::Absent]
-                {
-                    let first = after_look(kind, refused, report, 1);
-                    let second = after_look(kind, refused, report, 2);
-                    let _ = writeln!(
-                        seen,
-                        "{kind} refused={refused} {report:?}: {first:?} then {second:?}"
-                    );
+            for answer in [Answer::Outstanding, Answer::Unclear, Answer::Refusal] {
+                for report in REPORTS {
+                    let first = after_look(kind, answer, report, 1);
+                    let second = after_look(kind, answer, report, 2);
+                    let _ =
+                        writeln!(seen, "{kind} {answer:?} {report:?}: {first:?} then {second:?}");
                 }
             }
         }
         expect_test::expect_file!["golden/operation-looks.txt"].assert_eq(&seen);
+    }
+
+    #[test]
+    fn an_outstanding_answer_is_overruled_by_positive_evidence_only() {
+        for &kind in OperationKind::ALL {
+            for report in REPORTS {
+                let told = after_look(kind, Answer::Outstanding, report, 99);
+                let shown = match report {
+                    Report::Running => Some(SandboxStatus::Running),
+                    Report::Paused | Report::AutoPaused => Some(SandboxStatus::Paused),
+                    Report::Absent => None,
+                };
+                assert!(told.is_none() || told.map(|(to, _)| to) == shown, "{kind} {report:?}");
+            }
+            assert_eq!(after_look(kind, Answer::Outstanding, Report::Absent, 99), None);
+        }
     }
 
     #[test]

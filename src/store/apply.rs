@@ -4,10 +4,11 @@
 //! Never: decides anything that `plan` could; runs outside the writer's transaction.
 
 use super::StoreError;
-use super::journal::{Actor, Audit, Event, metadata};
+use super::journal::{Actor, Audit, Event};
 use super::lifecycle::Work;
 use super::open::open_writer;
 use super::rows;
+use super::transition::Move;
 use super::writer::{After, HostRecord, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
@@ -17,7 +18,6 @@ use crate::model::policy::ZombiePolicy;
 use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
-use crate::plan::history::audit_of_transition;
 use crate::plan::observation::{
     AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Zombie, is_wrong_host, plan_host,
     strangers,
@@ -196,10 +196,16 @@ impl Writer {
                 looking: None,
                 announced: false,
                 announced_since: false,
+                pause_outstanding: false,
             });
         }
         self.mark_operations(&key, &mut rows, probed, now.wall)?;
         self.mark_announced(&key, &mut rows, probed, listing, now)?;
+        for (id, until) in &self.late_pauses {
+            if let Ok(at) = rows.binary_search_by_key(id, |row| row.id) {
+                rows[at].pause_outstanding = now.mono <= *until;
+            }
+        }
         Ok(rows)
     }
 
@@ -228,8 +234,7 @@ impl Writer {
                     if expired { OperationState::Expired } else { OperationState::Live };
                 let looking = self.looking.get(&rows::id(operation, 2)?);
                 let told = looking.filter(|looking| looking.since <= probed.asked_at);
-                rows[at].looking =
-                    told.map(|looking| LookingFor { kind, refused: looking.refused });
+                rows[at].looking = told.map(|looking| LookingFor { kind, answer: looking.answer });
             }
         }
         Ok(())
@@ -367,13 +372,14 @@ impl Writer {
         let key = host.id.to_string();
         let mut written = Vec::with_capacity(plan.transitions.len());
         for t in &plan.transitions {
-            let move_to =
-                Move { host: host.id, key: &key, id: t.id, team: t.team, from: t.from, to: t.to };
-            let revision = self.move_sandbox(&move_to, &t.reason, now)?;
+            let (id, team, from, to, reason) = (t.id, t.team, t.from, t.to, &t.reason);
+            let move_to = Move { host: host.id, key: &key, id, team, from, to, reason };
+            let revision = self.move_sandbox(&move_to, now)?;
             if t.ends_operation
                 && let Some(work) = self.open_operation(host.id, t.id)?
             {
                 self.close_operation(work.op, Some(t.reason.as_str()), now.wall)?;
+                self.expect_late_pause(&work, now);
             }
             if let Some(at) = t.filled_by {
                 self.fill(&key, &listing.sandboxes[at], now)?;
@@ -421,47 +427,6 @@ impl Writer {
             begun.push(self.begin_operation(host, id, kind, None, now.wall)?);
         }
         Ok(begun)
-    }
-
-    /// Moves one row, with its event and, when the monitor's move gets one, audit entry.
-    fn move_sandbox(&mut self, t: &Move<'_>, reason: &Reason, now: Now) -> Result<u64, StoreError> {
-        let revision = self.revision + 1;
-        let id = t.id.text();
-        self.conn
-            .prepare_cached(
-                "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
-                 revision = ?6 WHERE host_id = ?1 AND id = ?2",
-            )?
-            .execute(params![
-                t.key,
-                id.as_str(),
-                t.to.as_str(),
-                reason.as_str(),
-                now.wall.0,
-                revision as i64
-            ])?;
-        let audit = audit_of_transition(t.from, t.to, reason, &self.policy);
-        let (from, to) = (t.from.as_str(), t.to.as_str());
-        let mut journal = self.journal(now, &Actor::SYSTEM);
-        journal.event(&Event {
-            kind: EventKind::of(t.to),
-            host: t.host,
-            sandbox: Some(t.id),
-            team: t.team,
-            from: Some(from),
-            to: Some(to),
-            reason,
-        })?;
-        if let Some((action, status)) = audit {
-            journal.audit(&Audit {
-                team: t.team,
-                resource: (ResourceType::Sandbox, id.as_str()),
-                action,
-                status,
-                metadata: &metadata(from, to, reason, t.host, revision),
-            })?;
-        }
-        Ok(revision)
     }
 
     /// Fills a row that became running with what the agent says of it.
@@ -659,8 +624,8 @@ impl Writer {
         self.keep_announced(&key, self.revision + lost.len() as u64)?;
         for (id, team, from) in lost {
             let to = SandboxStatus::Missing;
-            let move_to = Move { host: host.id, key: &key, id, team, from, to };
-            let revision = self.move_sandbox(&move_to, &reason, now)?;
+            let move_to = Move { host: host.id, key: &key, id, team, from, to, reason: &reason };
+            let revision = self.move_sandbox(&move_to, now)?;
             applied.transitions.push(Written {
                 sandbox: id,
                 from,
@@ -817,15 +782,4 @@ fn note(conn: &Connection, ids: &[SandboxId], revision: i64, at: Wall) -> Result
         insert.execute(params![id.to_string(), revision, at.0])?;
     }
     Ok(())
-}
-
-/// One row on its way to another status.
-struct Move<'a> {
-    host: HostId,
-    /// The host's id as text, made once for all its rows.
-    key: &'a str,
-    id: SandboxId,
-    team: TeamId,
-    from: SandboxStatus,
-    to: SandboxStatus,
 }

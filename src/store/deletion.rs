@@ -6,15 +6,17 @@
 
 use super::StoreError;
 use super::journal::{Actor, Audit, Event};
-use super::lifecycle::Change;
 use super::read::{self, SandboxFilter};
 use super::rows;
+use super::transition::Move;
 use super::writer::{After, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::Host;
 use crate::model::id::{HostId, OpId, SandboxId};
+use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Now;
+use crate::plan::history::audit_of_wish;
 use rusqlite::params;
 
 /// What came of the wish to delete a host.
@@ -96,13 +98,18 @@ impl Writer {
         actor: &Actor,
         now: Now,
     ) -> Result<(), StoreError> {
-        let change = Change {
-            sandbox,
-            from: Some(sandbox.status),
+        let key = sandbox.host_id.to_string();
+        let gone = Move {
+            host: sandbox.host_id,
+            key: &key,
+            id: sandbox.id,
+            team: sandbox.team_id,
+            from: sandbox.status,
             to: SandboxStatus::Stopped,
             reason: &Reason::HostDeleted,
         };
-        self.write_change(&change, Some(AuditAction::Destroy), actor, now)
+        let audit = Some(audit_of_wish(OperationKind::Destroy));
+        self.tell_move(&gone, Some(sandbox.status), audit, actor, now).map(drop)
     }
 
     fn journal_deletion(

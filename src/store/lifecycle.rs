@@ -4,17 +4,18 @@
 //! Never: calls an agent; lets two unfinished operations own one sandbox.
 
 use super::StoreError;
-use super::journal::{Actor, Audit, Event, metadata};
+use super::journal::Actor;
 use super::rows;
+use super::transition::Move;
 use super::writer::{After, Writer};
-use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::HostStatus;
 use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
-use crate::plan::operation::{may_begin, transient};
+use crate::plan::history::audit_of_wish;
+use crate::plan::operation::{Answer, may_begin, transient};
 use crate::plan::placement::{Candidate, Need, NoHost, place};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -117,13 +118,13 @@ pub struct Ended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Looking {
     pub(super) since: Mono,
-    pub(super) refused: bool,
+    pub(super) answer: Answer,
 }
 
 impl Looking {
     /// Asked before we started: every look tells.
     pub(super) const fn since_ever() -> Looking {
-        Looking { since: Mono(0), refused: false }
+        Looking { since: Mono(0), answer: Answer::Unclear }
     }
 }
 
@@ -202,8 +203,11 @@ impl Writer {
                 last_active_at: None,
             };
             rows::insert_sandbox(&w.conn, &sandbox)?;
-            let change = Change { sandbox: &sandbox, from: None, to: status, reason: &reason };
-            w.write_change(&change, Some(AuditAction::Create), &new.actor, now)?;
+            let key = host.to_string();
+            let (team, from) = (new.team, status);
+            let new_row = Move { host, key: &key, id, team, from, to: status, reason: &reason };
+            let audit = audit_of_wish(OperationKind::Create);
+            w.tell_move(&new_row, None, Some(audit), &new.actor, now)?;
             let work = w.begin_operation(host, id, OperationKind::Create, None, now.wall)?;
             Ok(Ok((sandbox, work)))
         })
@@ -290,89 +294,32 @@ impl Writer {
             settle_at = (makes_a_microvm && work.sent).then_some(work.deadline_at);
             self.close_operation(work.op, Some("overtaken by a destroy"), now.wall)?;
         }
-        let (from, to, reason) = (sandbox.status, transient(wish.kind), Reason::Requested);
-        sandbox.status = to;
-        sandbox.status_reason = Some(reason.clone());
-        sandbox.status_changed_at = now.wall;
-        sandbox.revision = self.revision + 1;
-        self.update_status(&sandbox)?;
-        let action = match wish.kind {
-            OperationKind::Create => AuditAction::Create,
-            OperationKind::Pause => AuditAction::Pause,
-            OperationKind::Resume => AuditAction::Resume,
-            OperationKind::Destroy => AuditAction::Destroy,
-        };
-        let change = Change { sandbox: &sandbox, from: Some(from), to, reason: &reason };
-        self.write_change(&change, Some(action), &wish.actor, now)?;
+        let audit = Some(audit_of_wish(wish.kind));
+        let (to, reason) = (transient(wish.kind), Reason::Requested);
+        self.move_whole(&mut sandbox, to, reason, now, |w, t| {
+            w.move_for(t, audit, &wish.actor, now)
+        })?;
         let work =
             self.begin_operation(sandbox.host_id, sandbox.id, wish.kind, settle_at, now.wall)?;
         Ok(Begun::Started(Box::new(sandbox), Box::new(work)))
     }
 
-    fn update_status(&self, sandbox: &Sandbox) -> Result<(), StoreError> {
-        let mut update = self.conn.prepare_cached(
-            "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
-             revision = ?6 WHERE host_id = ?1 AND id = ?2",
-        )?;
-        update.execute(params![
-            sandbox.host_id.to_string(),
-            sandbox.id.to_string(),
-            sandbox.status.as_str(),
-            sandbox.status_reason.as_ref().map(Reason::as_str),
-            sandbox.status_changed_at.0,
-            sandbox.revision as i64
-        ])?;
-        Ok(())
-    }
-
-    /// The event of a change, and its audit entry when it gets one.
-    pub(super) fn write_change(
+    /// Has `write` move a row that was read whole, and says so in `sandbox` too.
+    fn move_whole(
         &mut self,
-        change: &Change<'_>,
-        action: Option<AuditAction>,
-        actor: &Actor,
+        sandbox: &mut Sandbox,
+        to: SandboxStatus,
+        reason: Reason,
         now: Now,
+        write: impl FnOnce(&mut Writer, &Move<'_>) -> Result<u64, StoreError>,
     ) -> Result<(), StoreError> {
-        let sandbox = change.sandbox;
-        let (from, to) = (change.from.map(SandboxStatus::as_str), change.to.as_str());
-        let mut journal = self.journal(now, actor);
-        let revision = journal.event(&Event {
-            kind: EventKind::of(change.to),
-            host: sandbox.host_id,
-            sandbox: Some(sandbox.id),
-            team: sandbox.team_id,
-            from,
-            to: Some(to),
-            reason: change.reason,
-        })?;
-        let Some(action) = action else { return Ok(()) };
-        let status = match action {
-            AuditAction::Destroy | AuditAction::Delete | AuditAction::Revoke => {
-                AuditStatus::Warning
-            }
-            AuditAction::Error => AuditStatus::Error,
-            AuditAction::Create
-            | AuditAction::Register
-            | AuditAction::MarkedDown
-            | AuditAction::MarkedUp
-            | AuditAction::Drain
-            | AuditAction::Undrain
-            | AuditAction::Offline
-            | AuditAction::Pause
-            | AuditAction::Resume
-            | AuditAction::Vanish
-            | AuditAction::Restore
-            | AuditAction::Adopt => AuditStatus::Success,
-        };
-        let id = sandbox.id.to_string();
-        let from = from.unwrap_or("none");
-        journal.audit(&Audit {
-            team: sandbox.team_id,
-            resource: (ResourceType::Sandbox, &id),
-            action,
-            status,
-            metadata: &metadata(from, to, change.reason, sandbox.host_id, revision),
-        })?;
+        let (host, id, team) = (sandbox.host_id, sandbox.id, sandbox.team_id);
+        let (key, from) = (host.to_string(), sandbox.status);
+        sandbox.revision =
+            write(self, &Move { host, key: &key, id, team, from, to, reason: &reason })?;
+        sandbox.status = to;
+        sandbox.status_reason = Some(reason);
+        sandbox.status_changed_at = now.wall;
         Ok(())
     }
 
@@ -438,6 +385,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes that an operation ended by other means than the agent's answer. A pause that
+    /// hangs on its way may then come true after the sandbox was resumed, and is announced
+    /// by nobody.
+    pub(super) fn expect_late_pause(&mut self, work: &Work, now: Now) {
+        self.late_pauses.retain(|_, until| *until >= now.mono);
+        if work.kind == OperationKind::Pause && work.sent {
+            let until = now.mono.after(work.deadline_at.since(now.wall));
+            self.late_pauses.insert(work.sandbox, until);
+        }
+    }
+
     /// Notes that the agent is about to be asked: after a crash it is not asked again.
     /// False when the operation is over; the agent must not be asked then.
     pub(super) fn sent(&mut self, op: OpId, now: Now) -> Result<bool, StoreError> {
@@ -448,9 +406,9 @@ impl Writer {
     }
 
     /// Notes that looks at the host decide from now on, unless it is over.
-    pub(super) fn look(&mut self, op: OpId, refused: bool, now: Now) -> Result<(), StoreError> {
+    pub(super) fn look(&mut self, op: OpId, answer: Answer, now: Now) -> Result<(), StoreError> {
         if self.work(op)?.is_some() {
-            self.looking.insert(op, Looking { since: now.mono, refused });
+            self.looking.insert(op, Looking { since: now.mono, answer });
         }
         Ok(())
     }
@@ -469,17 +427,9 @@ impl Writer {
                 .query_row([work.host.to_string(), work.sandbox.to_string()], rows::sandbox)
                 .optional()?;
             let Some(mut sandbox) = found else { return Ok(true) };
-            let from = sandbox.status;
-            if from == transient(work.kind) && from != ended.status {
-                sandbox.status = ended.status;
-                sandbox.status_reason = Some(ended.reason.clone());
-                sandbox.status_changed_at = now.wall;
-                sandbox.revision = w.revision + 1;
-                w.update_status(&sandbox)?;
-                let (to, reason) = (ended.status, &ended.reason);
-                let change = Change { sandbox: &sandbox, from: Some(from), to, reason };
-                let failed = (ended.error.is_some()).then_some(AuditAction::Error);
-                w.write_change(&change, failed, &Actor::SYSTEM, now)?;
+            if sandbox.status == transient(work.kind) && sandbox.status != ended.status {
+                let (to, reason) = (ended.status, ended.reason.clone());
+                w.move_whole(&mut sandbox, to, reason, now, |w, t| w.move_sandbox(t, now))?;
             }
             if sandbox.status == SandboxStatus::Running {
                 w.fill_details(&sandbox, ended.details.as_ref(), now.wall)?;
@@ -497,27 +447,7 @@ impl Writer {
         details: Option<&Details>,
         now: Now,
     ) -> Result<(), StoreError> {
-        let from = sandbox.status;
-        sandbox.status = to;
-        sandbox.status_reason = Some(reason.clone());
-        sandbox.status_changed_at = now.wall;
-        sandbox.revision = self.revision + 1;
-        self.update_status(&sandbox)?;
-        let action = match to {
-            SandboxStatus::Stopped => Some(AuditAction::Destroy),
-            SandboxStatus::Paused => Some(AuditAction::Pause),
-            SandboxStatus::Error => Some(AuditAction::Error),
-            SandboxStatus::Pending
-            | SandboxStatus::Starting
-            | SandboxStatus::Running
-            | SandboxStatus::Pausing
-            | SandboxStatus::Resuming
-            | SandboxStatus::Stopping
-            | SandboxStatus::Missing
-            | SandboxStatus::Hibernated => None,
-        };
-        let change = Change { sandbox: &sandbox, from: Some(from), to, reason: &reason };
-        self.write_change(&change, action, &Actor::SYSTEM, now)?;
+        self.move_whole(&mut sandbox, to, reason, now, |w, t| w.move_sandbox(t, now))?;
         match details {
             Some(details) => self.fill_details(&sandbox, Some(details), now.wall),
             None => Ok(()),
@@ -544,12 +474,4 @@ impl Writer {
         ])?;
         Ok(())
     }
-}
-
-/// A change of status that an operation makes.
-pub(super) struct Change<'a> {
-    pub(super) sandbox: &'a Sandbox,
-    pub(super) from: Option<SandboxStatus>,
-    pub(super) to: SandboxStatus,
-    pub(super) reason: &'a Reason,
 }

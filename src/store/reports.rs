@@ -78,6 +78,7 @@ impl Writer {
             let failed = status != SandboxStatus::Paused || report.kind == ReportKind::Failed;
             let error = failed.then(|| report.error.clone().unwrap_or(said));
             self.close_operation(work.op, error.as_deref(), now.wall)?;
+            self.expect_late_pause(&work, now);
         }
         let details = running.then_some(details);
         self.move_row(sandbox, status, Reason::Reported, details.as_ref(), now)

@@ -19,6 +19,7 @@ use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
+use crate::plan::operation;
 use crate::plan::placement::NoHost;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
@@ -75,8 +76,8 @@ pub enum Command {
     Look {
         /// Which operation.
         op: OpId,
-        /// The agent said no.
-        refused: bool,
+        /// What the agent has said.
+        answer: operation::Answer,
         /// When that is noted.
         reply: Reply<()>,
     },
@@ -189,6 +190,9 @@ pub struct Writer {
     pub(super) keys: Arc<Keys>,
     /// Operations whose outcome looks at their hosts decide.
     pub(super) looking: HashMap<OpId, Looking>,
+    /// Sandboxes whose pause ended before the agent answered, and until when it may yet
+    /// come true. A restart ends the calls, and with them what is waited for here.
+    pub(super) late_pauses: HashMap<SandboxId, Mono>,
     pub(super) revision: u64,
     published: Arc<Revision>,
     figures: Arc<WriterFigures>,
@@ -242,6 +246,7 @@ impl Writer {
             records: HashMap::new(),
             random: Random::new(),
             looking,
+            late_pauses: HashMap::new(),
             revision,
             published,
             figures: Arc::default(),
@@ -507,8 +512,8 @@ impl Task {
                 Task::durable(reply, move |w| w.begin_wished(*wish, now))
             }
             Command::Sent(op, reply) => Task::durable(reply, move |w| w.sent(op, now)),
-            Command::Look { op, refused, reply } => {
-                Task::quick(reply, move |w| w.look(op, refused, now))
+            Command::Look { op, answer, reply } => {
+                Task::quick(reply, move |w| w.look(op, answer, now))
             }
             Command::Finish(ended, reply) => Task::durable(reply, move |w| w.finish(&ended, now)),
             Command::Report(report, reply) => Task::durable(reply, move |w| w.report(*report, now)),

@@ -23,6 +23,7 @@ fn row(n: u128, status: SandboxStatus) -> Row {
         looking: None,
         announced: false,
         announced_since: false,
+        pause_outstanding: false,
     }
 }
 
@@ -261,6 +262,7 @@ fn any_row() -> impl Strategy<Value = Row> {
             looking: None,
             announced,
             announced_since: false,
+            pause_outstanding: false,
         },
     )
 }

@@ -1,0 +1,210 @@
+//! Owns the operations thread and the calls to agents that it starts: lets time and
+//! messages into `operations` and carries out what it wants.
+//!
+//! Never: asks an agent before that is noted in the database; waits for a call.
+
+use super::monitor;
+use super::operations::{Called, Effect, Input, Job, Operations, Outcome, call_of};
+use super::pool::Pool;
+use super::scheduler::Mail;
+use crate::agent::client::AgentClient;
+use crate::agent::wire::{CreateSandboxRequest, ResumeSandboxRequest};
+use crate::clock::Clock;
+use crate::model::operation::OperationKind;
+use crate::model::time::Now;
+use crate::plan::operation::Call;
+use crate::store::lifecycle::Work;
+use crate::store::presence::Presence;
+use crate::store::writer::{Command, WriterHandle};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Calls at a time. Larger and a burst of creates starts as many threads; smaller and
+/// slow pauses hold up everybody else's.
+const CALLS_MAX: usize = 64;
+
+/// Shortest deadline of a call: what is left of an operation may be nothing. Larger and an
+/// operation is asked for after its time; smaller and it is never asked for then.
+const CALL_DEADLINE_MIN: Duration = Duration::from_secs(1);
+
+/// What can wake the operations thread.
+pub(super) enum OpMail {
+    /// Something happened to an operation.
+    Input(Box<Input>),
+    /// No more calls; the thread ends.
+    Stop,
+}
+
+impl OpMail {
+    pub(super) fn input(input: Input) -> OpMail {
+        OpMail::Input(Box::new(input))
+    }
+}
+
+/// The thread.
+pub(super) struct Calls {
+    pub(super) operations: Operations,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) writer: WriterHandle,
+    pub(super) pool: Pool<Job>,
+    pub(super) mail: Receiver<OpMail>,
+    pub(super) post: Sender<OpMail>,
+    pub(super) scheduler: Sender<Mail>,
+}
+
+impl Calls {
+    /// Runs until [`OpMail::Stop`]; then waits, bounded, for calls under way. What they
+    /// leave open is taken up by the next start.
+    pub(super) fn run(mut self, patience: Duration) -> bool {
+        loop {
+            let now = self.clock.now();
+            for effect in self.operations.effects(now.mono) {
+                self.carry_out(effect, now);
+            }
+            let mail = match self.operations.next_wake() {
+                None => self.mail.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wake) => self.mail.recv_timeout(wake.since(self.clock.now().mono)),
+            };
+            match mail {
+                Ok(OpMail::Input(input)) => self.operations.handle(self.clock.now(), *input),
+                Ok(OpMail::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        self.finish(patience)
+    }
+
+    /// True when no call was left under way.
+    fn finish(mut self, patience: Duration) -> bool {
+        let drained = self.pool.drain(patience);
+        if !drained {
+            log::warn!(
+                "{} operations are under way; the next start takes them up",
+                self.pool.open()
+            );
+        }
+        // Results that arrived meanwhile are written while the writer still runs.
+        let now = self.clock.now();
+        for mail in self.mail.clone().try_iter() {
+            if let OpMail::Input(input) = mail {
+                self.operations.handle(now, *input);
+            }
+        }
+        for effect in self.operations.effects(now.mono) {
+            match effect {
+                Effect::Call(_) => {}
+                Effect::Look(..) | Effect::ProbeNow(_) | Effect::Write(_) => {
+                    self.carry_out(effect, now);
+                }
+            }
+        }
+        drained
+    }
+
+    fn carry_out(&self, effect: Effect, now: Now) {
+        match effect {
+            Effect::Call(job) => self.pool.submit(*job),
+            Effect::Look(op, answer) => {
+                let reply = Box::new(move |result| {
+                    if let Err(error) = result {
+                        log::error!("could not note that {op} needs a look: {error}");
+                    }
+                });
+                self.writer.send(now, Command::Look { op, answer, reply });
+            }
+            Effect::ProbeNow(host) => {
+                // Without a scheduler the next start looks.
+                drop(self.scheduler.send(Mail::input(monitor::Input::ProbeNow(host))));
+            }
+            Effect::Write(ended) => {
+                let (post, copy) = (self.post.clone(), ended.clone());
+                let reply = Box::new(move |result| {
+                    drop(post.send(OpMail::input(Input::Written(copy, result))));
+                });
+                self.writer.send(now, Command::Finish(ended, reply));
+            }
+        }
+    }
+}
+
+/// A pool that calls agents and posts what they answered.
+pub(super) fn pool(
+    agent: AgentClient,
+    clock: Arc<dyn Clock>,
+    writer: WriterHandle,
+    presence: Arc<Presence>,
+    post: Sender<OpMail>,
+) -> Pool<Job> {
+    let run = move |job: Job| {
+        let work = &job.work;
+        let outcome = match writer.call(clock.now(), |reply| Command::Sent(work.op, reply)) {
+            Ok(true) => ask(&agent, &presence, work, clock.now()),
+            Ok(false) => Outcome::Over,
+            // Not noted, so not asked: tried again like an agent that was not reached.
+            Err(error) => Outcome::Told(Call::NotReached, None, Some(error.to_string())),
+        };
+        let called = Box::new(Called { job, outcome });
+        drop(post.send(OpMail::input(Input::Called(called))));
+    };
+    Pool::new("operation", CALLS_MAX, Box::new(run))
+}
+
+fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outcome {
+    let Some(at) = presence.get(work.host).and_then(|host| host.address) else {
+        return Outcome::Told(Call::NotReached, None, Some("the host has no address".to_owned()));
+    };
+    let left = work.deadline_at.since(now.wall).max(CALL_DEADLINE_MIN);
+    let result = match work.kind {
+        OperationKind::Create => {
+            agent.create(work.host, &at, &create_request(work), left).map(Some)
+        }
+        OperationKind::Resume => {
+            agent.resume(work.host, &at, &resume_request(work), left).map(Some)
+        }
+        OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
+        OperationKind::Destroy => {
+            agent.destroy(work.host, &at, work.sandbox, work.kind.deadline()).map(|()| None)
+        }
+    };
+    match result {
+        Ok(details) => Outcome::Told(Call::Succeeded, details, None),
+        Err(error) => {
+            log::info!("{} of {} on {}: {error}", work.kind, work.sandbox, work.host);
+            Outcome::Told(call_of(&error), None, Some(error.to_string()))
+        }
+    }
+}
+
+fn create_request(work: &Work) -> CreateSandboxRequest<'_> {
+    CreateSandboxRequest {
+        sandbox_id: work.sandbox.to_string().into(),
+        template: work.template.as_deref().unwrap_or_default().into(),
+        vcpus: small(work.vcpus.map(i64::from)),
+        memory_mb: small(work.memory_mb.and_then(|n| i64::try_from(n).ok())),
+        timeout_sec: small(work.timeout_sec),
+        disk_size_mb: small(work.disk_size_mb.and_then(|n| i64::try_from(n).ok())),
+        team_id: work.team.to_uuid().into(),
+        ..CreateSandboxRequest::default()
+    }
+}
+
+fn resume_request(work: &Work) -> ResumeSandboxRequest<'_> {
+    ResumeSandboxRequest {
+        sandbox_id: work.sandbox.to_string().into(),
+        timeout_sec: small(work.timeout_sec),
+        kernel_version: kernel_version(work).unwrap_or_default().into(),
+        ..ResumeSandboxRequest::default()
+    }
+}
+
+/// A snapshot runs on the kernel that it was made with.
+fn kernel_version(work: &Work) -> Option<String> {
+    let metadata: serde_json::Value = serde_json::from_str(work.metadata.as_deref()?).ok()?;
+    metadata["kernel_version"].as_str().map(str::to_owned)
+}
+
+/// The wire's numbers are 32 bits; larger ones were refused at the edge.
+fn small(number: Option<i64>) -> i32 {
+    number.and_then(|n| i32::try_from(n).ok()).unwrap_or_default()
+}

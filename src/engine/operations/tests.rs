@@ -1,0 +1,215 @@
+//! Owns how operations go on, call by call, under a clock that is moved by hand.
+//!
+//! Never: an agent, a database, a thread.
+
+use super::*;
+use crate::model::id::PLATFORM_TEAM;
+use crate::model::sandbox::SandboxStatus;
+use crate::model::time::Wall;
+use OperationKind::{Create, Destroy, Pause, Resume};
+
+const BEGIN_MS: u64 = 1_000_000;
+
+/// A machine, its clock, and what it wanted and was not given yet.
+struct World {
+    operations: Operations,
+    at_ms: u64,
+    calls: Vec<Job>,
+    seen: Vec<String>,
+}
+
+fn work(n: u128, kind: OperationKind) -> Work {
+    Work {
+        op: OpId::from_u128(n),
+        kind,
+        sandbox: SandboxId::from_u128(1),
+        host: HostId::from_u128(1),
+        deadline_at: Wall(BEGIN_MS as i64).after(kind.deadline()),
+        sent: false,
+        settle_at: None,
+        team: PLATFORM_TEAM,
+        template: None,
+        vcpus: None,
+        memory_mb: None,
+        timeout_sec: None,
+        disk_size_mb: None,
+        metadata: None,
+    }
+}
+
+impl World {
+    fn new() -> World {
+        let (operations, calls, seen) = (Operations::default(), Vec::new(), Vec::new());
+        World { operations, at_ms: BEGIN_MS, calls, seen }
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: Mono(self.at_ms), wall: Wall(self.at_ms as i64) }
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.operations.handle(self.now(), input);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        for effect in self.operations.effects(self.now().mono) {
+            self.seen.push(match effect {
+                Effect::Call(job) => {
+                    let text = format!("call {} {}", job.work.kind, job.attempts);
+                    self.calls.push(*job);
+                    text
+                }
+                Effect::Look(_, answer) => format!("look {answer:?}"),
+                Effect::ProbeNow(_) => "probe".to_owned(),
+                Effect::Write(ended) => format!("write {}", ended.status),
+            });
+        }
+    }
+
+    fn begin(&mut self, work: Work) {
+        self.handle(Input::Work(Box::new(work)));
+    }
+
+    /// The oldest call under way of this kind ends.
+    fn ends(&mut self, kind: OperationKind, call: Call) {
+        let at = self.calls.iter().position(|job| job.work.kind == kind).expect("a call");
+        let job = self.calls.remove(at);
+        let outcome = Outcome::Told(call, None, None);
+        self.handle(Input::Called(Box::new(Called { job, outcome })));
+    }
+
+    /// Lets time pass; everything that is due happens at its moment.
+    fn pass(&mut self, span_s: u64) {
+        let until = self.at_ms + span_s * 1000;
+        while let Some(wake) = self.operations.next_wake().filter(|wake| wake.0 <= until) {
+            self.at_ms = self.at_ms.max(wake.0);
+            self.settle();
+        }
+        self.at_ms = until;
+    }
+
+    /// What was wanted since the last time.
+    fn seen(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.seen)
+    }
+}
+
+#[test]
+fn an_agent_that_says_unavailable_may_have_done_it() {
+    let refused = |code| CallError::Refused { code, message: String::new() };
+    assert_eq!(call_of(&refused(ConnectCode::Unavailable)), Call::Unknown);
+    for kind in [Create, Pause, Resume] {
+        let mut world = World::new();
+        world.begin(work(1, kind));
+        world.ends(kind, call_of(&refused(ConnectCode::Unavailable)));
+        world.pass(3600);
+        assert_eq!(world.seen(), [&format!("call {kind} 1"), "look Unclear", "probe"]);
+    }
+    let mut world = World::new();
+    world.begin(work(1, Destroy));
+    world.ends(Destroy, call_of(&refused(ConnectCode::Unavailable)));
+    world.pass(1);
+    assert_eq!(world.seen(), ["call destroy 1", "call destroy 2"]);
+}
+
+#[test]
+fn a_destroy_goes_out_beside_a_call_that_hangs() {
+    for kind in [Create, Pause, Resume] {
+        let mut world = World::new();
+        world.begin(work(1, kind));
+        let settle_at = (kind != Pause).then(|| work(1, kind).deadline_at);
+        world.begin(Work { settle_at, ..work(2, Destroy) });
+        assert_eq!(world.seen(), [&format!("call {kind} 1"), "call destroy 1"]);
+        world.ends(Destroy, Call::Gone);
+        if kind != Pause {
+            // What it overtook may come true: asked again, and settled by that call's end.
+            assert_eq!(world.seen(), Vec::<String>::new());
+            world.pass(2);
+            assert_eq!(world.seen(), ["call destroy 2"]);
+            world.ends(kind, Call::Refused);
+            world.ends(Destroy, Call::Gone);
+            let mut seen = world.seen();
+            assert!(seen.remove(0).starts_with("write"), "of an operation that is over");
+            assert_eq!(seen, ["call destroy 3"], "it began before the other ended");
+            world.ends(Destroy, Call::Gone);
+        }
+        assert_eq!(world.seen(), ["write stopped"]);
+    }
+}
+
+#[test]
+fn a_destroy_waits_for_what_it_overtook_when_nobody_says_how_that_ended() {
+    let mut world = World::new();
+    world.begin(work(1, Create));
+    let settle_at = work(1, Create).deadline_at;
+    world.begin(Work { settle_at: Some(settle_at), ..work(2, Destroy) });
+    world.ends(Create, Call::Unknown);
+    let mut calls = 0;
+    while !world.seen().contains(&"write stopped".to_owned()) {
+        calls += 1;
+        world.ends(Destroy, Call::Gone);
+        world.pass(30);
+    }
+    assert!(world.now().wall > settle_at, "{calls} calls");
+    assert!(calls > 3);
+}
+
+#[test]
+fn what_waited_to_be_asked_again_is_overtaken() {
+    let mut world = World::new();
+    world.begin(work(1, Create));
+    world.ends(Create, Call::NotReached);
+    let settle_at = Some(work(1, Create).deadline_at);
+    world.begin(Work { settle_at, ..work(2, Destroy) });
+    world.ends(Destroy, Call::Gone);
+    world.pass(3600);
+    assert_eq!(world.seen(), ["call create 1", "call destroy 1", "write stopped"]);
+}
+
+#[test]
+fn a_call_that_hangs_is_looked_after_once_it_took_long() {
+    for kind in [Create, Pause, Resume] {
+        let mut world = World::new();
+        world.begin(work(1, kind));
+        world.pass(14);
+        assert_eq!(world.seen(), [format!("call {kind} 1")]);
+        world.pass(3600);
+        assert_eq!(world.seen(), ["look Outstanding", "probe"]);
+        world.ends(kind, Call::Succeeded);
+        let ends = if kind == Pause { SandboxStatus::Paused } else { SandboxStatus::Running };
+        assert_eq!(world.seen(), [format!("write {ends}")]);
+    }
+    let mut world = World::new();
+    world.begin(work(1, Destroy));
+    world.pass(3600);
+    assert_eq!(world.seen(), ["call destroy 1"]);
+}
+
+#[test]
+fn what_was_sent_before_the_start_is_looked_after_and_not_asked() {
+    for kind in [Create, Pause, Resume] {
+        let mut world = World::new();
+        world.begin(Work { sent: true, ..work(1, kind) });
+        world.pass(3600);
+        assert_eq!(world.seen(), ["probe"]);
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_written_again() {
+    let mut world = World::new();
+    world.begin(work(1, Pause));
+    world.ends(Pause, Call::Succeeded);
+    world.seen();
+    let ended = Ended {
+        op: OpId::from_u128(1),
+        status: SandboxStatus::Paused,
+        reason: crate::model::sandbox::Reason::OperationSucceeded,
+        details: None,
+        error: None,
+    };
+    world.handle(Input::Written(Box::new(ended), Err(StoreError::Stopped)));
+    world.pass(1);
+    assert_eq!(world.seen(), ["write paused"]);
+}
