@@ -8,8 +8,10 @@
 mod agents;
 mod body;
 mod capsules;
+pub mod history;
 mod hosts;
 mod metrics;
+pub mod page;
 mod routes;
 pub mod secret;
 mod stream;
@@ -78,6 +80,8 @@ pub struct Ready {
     pub tokens: TokenKey,
     /// The operator's key.
     pub admin: AdminKey,
+    /// The last day.
+    pub history: history::History,
     /// The engine's pulse.
     pub pulse: Arc<Pulse>,
     /// For what a request asks of an agent while it waits.

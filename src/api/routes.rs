@@ -2,7 +2,7 @@
 //!
 //! Never: does the work of a resource.
 
-use super::{Problem, Ready, agents, capsules, hosts, metrics, stream};
+use super::{Problem, Ready, agents, capsules, history, hosts, metrics, page, stream};
 use crate::http::{Method, Request, Response};
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
@@ -16,7 +16,8 @@ pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
 /// gets an answer, even this one, does not pause its sandboxes.
 pub(super) fn answer_while_opening(request: &Request) -> Response {
     match segments(&request.path).as_slice() {
-        ["healthz"] => Response::bytes(200, "text/plain; charset=utf-8", b"ok\n".to_vec()),
+        ["healthz"] => metrics::healthz(),
+        [""] => page::page(request),
         _ => Problem::unavailable("the database is being opened; try again").into(),
     }
 }
@@ -37,6 +38,7 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     // The transport leaves a HEAD's body out.
     let method = if request.method == Method::Head { Get } else { request.method };
     match (method, path.as_slice()) {
+        (Get, [""]) => Ok(page::page(request)),
         (Get, ["healthz"]) => Ok(metrics::healthz()),
         (Get, ["readyz"]) => metrics::readyz(ready),
         (Get, ["metrics"]) => metrics::metrics(ready),
@@ -49,6 +51,8 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
         (Get, ["v1", "events"]) => {
             admin(ready, request).and_then(|()| stream::events(ready, request))
         }
+
+        (Get, ["v1", "history"]) => admin(ready, request).and_then(|()| history::history(ready)),
 
         (Post, ["v1", "hosts", id, "drain"]) => {
             admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Draining))
@@ -95,7 +99,7 @@ fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
 /// A path that is known takes other methods; any other is nobody's.
 fn refuse(path: &[&str]) -> Problem {
     let methods = match path {
-        ["healthz" | "readyz" | "metrics"] | ["v1", "events"] => "GET",
+        ["" | "healthz" | "readyz" | "metrics"] | ["v1", "events" | "history"] => "GET",
         ["v1", "capsules"] | ["v1", "hosts"] => "GET, POST",
         ["v1", "capsules", _] => "GET, DELETE",
         ["v1", "capsules", _, "pause" | "resume" | "ping"] => "POST",

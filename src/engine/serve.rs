@@ -9,6 +9,7 @@ use super::operations::{self, OpMail, Operations};
 use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
 use crate::agent::client::{AgentClient, ClientConfig};
+use crate::api::history::History;
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
@@ -195,6 +196,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         presence,
         tokens,
         admin,
+        history: History::default(),
         pulse: Arc::clone(&pulse),
         agent,
         wake: wake(post.clone(), op_post.clone()),

@@ -15,6 +15,7 @@ pub mod presence;
 pub mod read;
 pub mod reports;
 mod rows;
+pub mod timeline;
 pub mod verify;
 pub mod writer;
 
