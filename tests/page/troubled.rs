@@ -94,7 +94,7 @@ fn row(agents: &SimFleet, n: u128) -> Value {
         agent.put(sandbox(id(1000 + n)).parse().unwrap(), state, Duration::from_secs(6000));
     }
     let (template, vcpus, memory_mb) =
-        [("minimal", 1, 512), ("python-3.13", 2, 2048), ("browser", 4, 4096)][n as usize % 3];
+        [("minimal", 1, 512), ("python-3.13", 2, 2048), ("browser", 4, 4096)][(n / 7) as usize % 3];
     json!({"id": sandbox(id(1000 + n)), "host_id": host(id(on)), "status": status,
         "status_reason": reason, "status_age_s": age_s, "template": template, "vcpus": vcpus,
         "memory_mb": memory_mb, "disk_size_mb": 5120, "timeout_sec": 300, "created_at": ago(900)})
@@ -109,7 +109,7 @@ fn past() -> Vec<Past<'static>> {
         let about = Some(id(5000 + n));
         let busy = (600..1100).contains(&minutes);
         let (kind, from, to, reason) = match (busy, n % 4) {
-            (true, 3) => ("sandbox.running", "starting", "running", "operation_succeeded"),
+            (true, 3) => ("sandbox.running", "paused", "running", "operation_succeeded"),
             (true, _) => ("sandbox.paused", "running", "paused", "auto_paused"),
             (false, 3) => ("sandbox.paused", "running", "paused", "auto_paused"),
             (false, 2) => ("sandbox.stopped", "paused", "stopped", "operation_succeeded"),
@@ -120,7 +120,7 @@ fn past() -> Vec<Past<'static>> {
     past.extend(outage(1, 910, 868));
     past.extend(outage(2, 420, 405));
     past.extend(host_events());
-    past.extend((0..31).map(|n| missing(SILENT, 14, 2 + n * HOSTS)));
+    past.extend((0..32).map(|n| missing(SILENT, 14, 2 + n * HOSTS)));
     past.sort_by_key(|(minutes, ..)| -minutes);
     past
 }
@@ -128,21 +128,19 @@ fn past() -> Vec<Past<'static>> {
 fn host_events() -> Vec<Past<'static>> {
     let (online, away) = (Some("online"), Some("unreachable"));
     let slow = "timed_out: no whole answer within 1 s";
+    let move_of = |minutes, on, n: u128, kind, from, to, reason| {
+        (minutes, kind, id(on), Some(id(1000 + n)), from, Some(to), reason)
+    };
     vec![
         (330, "host.degraded", id(6), None, None, None, slow),
         (290, "host.recovered", id(6), None, None, None, "probes succeed again"),
-        (
-            90,
-            "sandbox.error",
-            id(2),
-            Some(id(1007)),
-            Some("starting"),
-            Some("error"),
-            "operation_failed",
-        ),
+        move_of(90, 2, 7, "sandbox.error", Some("running"), "error", "operation_failed"),
         (41, "host.intent", id(DRAINING), None, online, Some("draining"), "requested"),
         (14, "host.down", id(SILENT), None, online, away, "host_unreachable"),
         (6, "host.degraded", id(HUNG), None, None, None, slow),
+        move_of(0, 1, 18, "sandbox.pausing", Some("running"), "pausing", "requested"),
+        move_of(0, 1, 12, "sandbox.resuming", Some("paused"), "resuming", "requested"),
+        move_of(0, 2, 13, "sandbox.starting", None, "starting", "requested"),
     ]
 }
 
