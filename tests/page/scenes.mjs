@@ -100,6 +100,45 @@ const scenes = {
     await close(page);
   },
 
+  /* A key that may see its own sandboxes and nothing else: what is refused is left out. */
+  async team(browser) {
+    const page = await open(browser);
+    page.forgiven.push(/status of 40[34]/);
+    const refuse = status => route => route.fulfill({ status, json: { error: { code: 'forbidden', message: 'not with this key' } } });
+    await page.route('**/v1/hosts', refuse(403));
+    await page.route('**/v1/history', refuse(404));
+    await signIn(page);
+    await link(page, 'live');
+    await shows(page, 6);
+    for (const part of ['#hosts', '#empty', '#chart']) assert(await page.locator(part).isHidden(), part);
+    await page.getByLabel('Show sandboxes of this host only').fill('00001');
+    await shows(page, 3);
+    await page.route('**/pause', refuse(403));
+    await rows(page).first().getByRole('button', { name: /^Pause/ }).click();
+    await says(page.locator('#toasts'), 'not with this key');
+    // The next event makes the last of six.
+    await want('create');
+    await page.getByLabel('Show sandboxes of this host only').fill('');
+    await shows(page, 7);
+    await close(page);
+  },
+
+  /* Events were given up while nobody followed: the lists are read anew. */
+  async pruned(browser) {
+    const page = await openSignedIn(browser);
+    page.forgiven.push(/Failed to load resource|ERR_/);
+    await shows(page, 6);
+    let asked = 0;
+    await page.route('**/v1/events*', route => (asked++ ? route.continue()
+      : route.fulfill({ status: 410, json: { error: { code: 'gone', message: 'gone', newest_revision: 0 } } })));
+    await want('restart');
+    await want('create');
+    await shows(page, 7);
+    await link(page, 'live');
+    assert(asked > 1, `the stream was asked for ${asked} times`);
+    await close(page);
+  },
+
   async silent(browser) {
     const page = await openSignedIn(browser);
     await shows(page, 12);
@@ -167,11 +206,12 @@ const scenes = {
     assert(nodes < 4000, `${nodes} elements`);
     const heard = await timed(async () => {
       await want('drain');
-      await page.locator('.card[data-state=draining]').waitFor({ state: 'attached' }).catch(() => {});
+      await page.locator('#host-chips [data-state=draining]').waitFor();
       await says(page.locator('#feed li'), 'is draining now');
     });
-    console.log(`painted in ${painted} ms, filtered in ${filtered} ms, scrolled in ${scrolled} ms, heard in ${heard} ms, ${nodes} elements`);
-    assert(painted < 45_000 && filtered < 5_000 && scrolled < 5_000, `${painted} ${filtered} ${scrolled}`);
+    // Ten times what a shared machine with two cores takes.
+    const took = { painted, filtered, scrolled, heard };
+    assert(painted < 30_000 && filtered < 5_000 && scrolled < 5_000 && heard < 10_000, JSON.stringify(took));
     await close(page);
   },
 

@@ -73,23 +73,47 @@ fn a_silent_host_is_told_in_one_sentence() {
 }
 
 #[test]
+fn what_a_key_may_not_see_is_left_out() {
+    let (_fleet, home) = fleet(2, 3);
+    play("team", &home, &PATIENT, |serving, what| match what {
+        "create" => assert_eq!(serving.post("/v1/capsules", &json!({})).status, 202),
+        other => nothing(serving, other),
+    });
+}
+
+#[test]
 fn a_lost_connection_is_seen_and_comes_back() {
+    play_through_kills("lost");
+}
+
+#[test]
+fn events_that_were_given_up_are_not_missed() {
+    play_through_kills("pruned");
+}
+
+/// Plays a scene in which the server is killed and comes back at the same address.
+fn play_through_kills(scene: &str) {
     let Some(tools) = tools() else { return };
     let (_fleet, home) = fleet(2, 3);
     let serving = home.serve(&PATIENT);
     let place = Place::of(&serving);
-    let mut servers = vec![serving];
-    tools.play("lost", &place, |what| match what {
-        "kill" => drop(servers.pop().unwrap().kill()),
-        "start" => {
-            let address = place.address.to_string();
-            let command = [&["serve", "--listen", address.as_str()], PATIENT.as_slice()].concat();
-            servers.push(home.served(home.command(&command)));
+    let address = place.address.to_string();
+    let again = [&["serve", "--listen", address.as_str()], PATIENT.as_slice()].concat();
+    let mut server = Some(serving);
+    tools.play(scene, &place, |what| match (what, server.take()) {
+        ("kill", Some(running)) => drop(running.kill()),
+        ("start", None) => server = Some(home.served(home.command(&again))),
+        ("restart", Some(running)) => {
+            running.kill();
+            server = Some(home.served(home.command(&again)));
         }
-        "create" => assert_eq!(servers[0].post("/v1/capsules", &json!({})).status, 202),
-        other => nothing(&servers[0], other),
+        ("create", Some(running)) => {
+            assert_eq!(running.post("/v1/capsules", &json!({})).status, 202);
+            server = Some(running);
+        }
+        (other, _) => panic!("nobody knows how to {other}"),
     });
-    servers.pop().unwrap().stop();
+    server.unwrap().stop();
 }
 
 #[test]
