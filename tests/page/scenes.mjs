@@ -68,6 +68,7 @@ const scenes = {
   async empty(browser) {
     const page = await openSignedIn(browser);
     await says(page.locator('#empty'), 'roost hosts add');
+    await picture(page, 'page-empty');
     assert(await page.locator('#sandboxes').isHidden());
     await want('register');
     // The agent is not there; the card is.
@@ -81,6 +82,7 @@ const scenes = {
     page.forgiven.push(/status of 401/, /status of 404.*/);
     await signIn(page, 'roost_wrong');
     await says(page.getByRole('alert'), 'the API key is not valid');
+    await picture(page, 'page-signin');
     await signIn(page);
     await link(page, 'live');
     await shows(page, 6);
@@ -168,6 +170,7 @@ const scenes = {
     await want('kill');
     await says(page.locator('#banner'), 'Connection lost, retrying');
     assert.equal(await rows(page).count(), 6, 'what was known stays');
+    await picture(page, 'page-lost');
     await want('start');
     await link(page, 'polling');
     await want('create');
@@ -202,6 +205,7 @@ const scenes = {
     assert.equal(await page.getByRole('table').getAttribute('aria-rowcount'), '50001');
     await page.locator('#hostlist').evaluate(list => { list.scrollTop = list.scrollHeight; });
     await says(page.locator('.card h3'), '00rs');
+    await picture(page, 'page-crowd');
     const nodes = await page.evaluate(() => document.getElementsByTagName('*').length);
     assert(nodes < 4000, `${nodes} elements`);
     const heard = await timed(async () => {

@@ -94,7 +94,7 @@ fn row(agents: &SimFleet, n: u128) -> Value {
         agent.put(sandbox(id(1000 + n)).parse().unwrap(), state, Duration::from_secs(6000));
     }
     let (template, vcpus, memory_mb) =
-        [("minimal", 1, 512), ("python-3.13", 2, 2048), ("browser", 4, 4096)][(n / 7) as usize % 3];
+        [("minimal", 1, 512), ("python-3.13", 2, 2048), ("browser", 4, 2048)][(n / 7) as usize % 3];
     json!({"id": sandbox(id(1000 + n)), "host_id": host(id(on)), "status": status,
         "status_reason": reason, "status_age_s": age_s, "template": template, "vcpus": vcpus,
         "memory_mb": memory_mb, "disk_size_mb": 5120, "timeout_sec": 300, "created_at": ago(900)})
