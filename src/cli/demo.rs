@@ -13,6 +13,7 @@ mod summary;
 use super::args::Demo;
 use super::output::{Exit, Failure, Screen};
 use super::unreadable;
+use crate::api::secret;
 use crate::config::Inputs;
 use crate::store::{journal::Random, verify};
 use play::Play;

@@ -127,7 +127,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
 
     let core = Core::open(config, paths, Arc::clone(&clock))?;
     let Core { writer, presence, readers, tokens, admin, unfinished } = core;
-    let (revision, figures) = (writer.published(), writer.figures());
+    let (revision, figures, keys) = (writer.published(), writer.figures(), writer.keys());
     let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
     let writer_thread = spawn("writer", move || writer.run(&commands))?;
     let writer = WriterHandle::new(queue);
@@ -197,6 +197,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         tokens,
         admin,
         history: History::default(),
+        keys,
         pulse: Arc::clone(&pulse),
         agent,
         wake: wake(post.clone(), op_post.clone()),

@@ -4,6 +4,7 @@ use crate::support::Home;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use roost::api::page::{PAGE, PAGE_BYTES_MAX};
+use serde_json::json;
 use std::io::{Read, Write};
 
 /// The header that decides what the browser runs.
@@ -89,6 +90,9 @@ fn other_methods_and_strangers_are_refused() {
     let serving = home.serve(&[]);
     assert_eq!(serving.ask("POST", "/", &[], "").refusal().0, 405);
     assert_eq!(serving.ask("GET", "/v1/history", &[], "").refusal().0, 401);
+    let key = serving.post("/v1/api-keys", &json!({"name": "somebody"})).json();
+    let key = [("X-API-Key", key["key"].as_str().unwrap())];
+    assert_eq!(serving.ask("GET", "/v1/history", &key, "").refusal().0, 403);
     assert_eq!(serving.ask("POST", "/v1/history", &[], "").refusal().0, 405);
 
     serving.stop();

@@ -60,7 +60,7 @@ fn package(npm: &Path) -> PathBuf {
 /// Where a page is, and the key to it; outlives the server.
 pub(crate) struct Place {
     pub(crate) address: SocketAddr,
-    key: String,
+    pub(crate) key: String,
 }
 
 impl Place {

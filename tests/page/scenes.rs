@@ -5,6 +5,7 @@ use crate::support::server::Serving;
 use crate::support::{Home, host, sandbox};
 use crate::troubled::Troubled;
 use roost::clock::SystemClock;
+use roost::model::id::TeamId;
 use roost::model::sandbox::SandboxStatus;
 use roost::sim::{FleetOptions, Habits, Initially, SimFleet};
 use serde_json::{Value, json};
@@ -13,7 +14,8 @@ use std::sync::Arc;
 /// Nobody is judged silent while a scene plays.
 const PATIENT: [&str; 4] = ["--startup-grace", "1h", "--unreachable-after", "1h"];
 
-fn fleet(hosts: usize, sandboxes: usize) -> (SimFleet, Home) {
+/// Simulated hosts, and a database that knows them, its sandboxes as `change` leaves them.
+fn fleet(hosts: usize, sandboxes: usize, change: &dyn Fn(&mut Value)) -> (SimFleet, Home) {
     let fleet = SimFleet::start(&FleetOptions {
         hosts,
         sandboxes,
@@ -26,8 +28,9 @@ fn fleet(hosts: usize, sandboxes: usize) -> (SimFleet, Home) {
     let fleet = fleet.unwrap();
     let mut fixture = Vec::new();
     fleet.write_fixture(SandboxStatus::Running, &mut fixture).unwrap();
-    let home = Home::with(&serde_json::from_slice(&fixture).unwrap());
-    (fleet, home)
+    let mut fixture: Value = serde_json::from_slice(&fixture).unwrap();
+    fixture["sandboxes"].as_array_mut().unwrap().iter_mut().for_each(change);
+    (fleet, Home::with(&fixture))
 }
 
 /// Plays a scene in which `want` acts on the server.
@@ -52,7 +55,7 @@ fn a_new_user_is_told_what_to_do() {
 
 #[test]
 fn the_page_follows_filters_and_acts() {
-    let (_fleet, home) = fleet(2, 3);
+    let (_fleet, home) = fleet(2, 3, &|_| {});
     play("act", &home, &PATIENT, |serving, what| match what {
         "create" => {
             let answer = serving.post("/v1/capsules", &json!({"template": "tall"}));
@@ -64,7 +67,7 @@ fn the_page_follows_filters_and_acts() {
 
 #[test]
 fn a_silent_host_is_told_in_one_sentence() {
-    let (_fleet, home) = fleet(1, 12);
+    let (_fleet, home) = fleet(1, 12, &|_| {});
     let quick = ["--startup-grace", "10s", "--unreachable-after", "10s"];
     play("silent", &home, &quick, |serving, what| match what {
         "heartbeat" => assert_eq!(serving.beat(&host(1), &home.token(&host(1))).status, 204),
@@ -72,13 +75,29 @@ fn a_silent_host_is_told_in_one_sentence() {
     });
 }
 
+/// A team that owns the sandboxes of the first host, and no host.
 #[test]
-fn what_a_key_may_not_see_is_left_out() {
-    let (_fleet, home) = fleet(2, 3);
-    play("team", &home, &PATIENT, |serving, what| match what {
-        "create" => assert_eq!(serving.post("/v1/capsules", &json!({})).status, 202),
-        other => nothing(serving, other),
+fn a_team_sees_its_own_and_no_controls_of_hosts() {
+    let Some(tools) = tools() else { return };
+    let (_fleet, home) = fleet(2, 3, &|row| {
+        if row["host_id"] == json!(host(1)) {
+            row["team_id"] = json!(TeamId::from_u128(1).to_string());
+        }
     });
+    let serving = home.serve(&PATIENT);
+    let wish = json!({"name": "page", "team_id": TeamId::from_u128(1).to_string()});
+    let made = serving.post("/v1/api-keys", &wish).json();
+    let (id, key) = (made["api_key"]["id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    let place = Place { address: serving.address(), key: key.to_owned() };
+    tools.play("team", &place, |what| match what {
+        "revoke" => {
+            let admin = [("X-API-Key", serving.key())];
+            let gone = serving.ask("DELETE", &format!("/v1/api-keys/{id}"), &admin, "");
+            assert_eq!(gone.status, 204);
+        }
+        other => nothing(&serving, other),
+    });
+    serving.stop();
 }
 
 #[test]
@@ -94,7 +113,7 @@ fn events_that_were_given_up_are_not_missed() {
 /// Plays a scene in which the server is killed and comes back at the same address.
 fn play_through_kills(scene: &str) {
     let Some(tools) = tools() else { return };
-    let (_fleet, home) = fleet(2, 3);
+    let (_fleet, home) = fleet(2, 3, &|_| {});
     let serving = home.serve(&PATIENT);
     let place = Place::of(&serving);
     let address = place.address.to_string();
