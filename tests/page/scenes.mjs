@@ -222,6 +222,7 @@ const scenes = {
     for (const scheme of ['light', 'dark']) {
       const page = await openSignedIn(browser, { colorScheme: scheme });
       await settled(page);
+      assert(await moving(page) > 0, 'what is under way moves');
       await page.mouse.move(640, 180);
       await says(page.locator('#chart-at'), 'running');
       await page.mouse.move(5, 5);
@@ -267,9 +268,9 @@ async function settled(page) {
   await page.waitForFunction(() => [...document.querySelectorAll('.card[data-state=online]')].every(card => /probe .* ms/.test(card.textContent)));
   for (const badge of await page.locator('.badge:visible').all()) assert.match(await badge.textContent(), /[a-z]+/, 'a state is a word');
 }
+const moving = page => page.evaluate(() => document.getAnimations().length);
 /* Whoever wants no motion gets none. */
 async function stillness(browser) {
-  const moving = page => page.evaluate(() => document.getAnimations().length);
   const calm = await openSignedIn(browser, { reducedMotion: 'reduce' });
   await settled(calm);
   assert.equal(await moving(calm), 0);
