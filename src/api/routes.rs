@@ -15,12 +15,12 @@ pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
     route(ready, request).unwrap_or_else(Response::from)
 }
 
-/// Answers while it is not: alive, not ready, and 503 to everybody else. An agent that
-/// gets an answer, even this one, does not pause its sandboxes.
+/// Answers while it is not: alive, the page, which says that it waits, and 503 to everybody
+/// else. An agent that gets an answer, even this one, does not pause its sandboxes.
 pub(super) fn answer_while_opening(request: &Request) -> Response {
     match segments(&request.path).as_slice() {
         ["healthz"] => metrics::healthz(),
-        [""] => page::page(request),
+        [""] if request.method == Get => page::page(request),
         _ => Problem::unavailable("the database is being opened; try again").into(),
     }
 }

@@ -142,6 +142,8 @@ const scenes = {
 
   async silent(browser) {
     const page = await openSignedIn(browser);
+    // From here on it is silent, however long the browser took to come up.
+    await want('heartbeat');
     await shows(page, 12);
     await says(page.locator('#feed li'), /unreachable since \d\d:\d\d, 12 sandboxes missing/);
     const card = page.locator('.card[data-state=unreachable]');
