@@ -18,14 +18,17 @@ pub(crate) struct Tools {
 }
 
 pub(crate) fn tools() -> Option<Tools> {
-    let missing = match (BROWSERS.iter().find_map(|name| on_path(name)), on_path("npm")) {
-        (Some(chromium), Some(npm)) => return Some(Tools { chromium, package: package(&npm) }),
-        (None, _) => "chromium",
-        (Some(_), None) => "npm",
+    let why = match (BROWSERS.iter().find_map(|name| on_path(name)), on_path("npm")) {
+        (Some(chromium), Some(npm)) => match package(&npm) {
+            Ok(package) => return Some(Tools { chromium, package }),
+            Err(why) => why,
+        },
+        (None, _) => "no chromium".to_owned(),
+        (Some(_), None) => "no npm".to_owned(),
     };
-    assert!(std::env::var_os("CI").is_none(), "the page cannot be tested here: no {missing}");
+    assert!(std::env::var_os("CI").is_none(), "the page cannot be tested here: {why}");
     // Not by the macro, whose words a test that succeeds keeps for itself.
-    let words = format!("\nSKIPPED: the page was NOT tested in a browser: no {missing}\n\n");
+    let words = format!("\nSKIPPED: the page was NOT tested in a browser: {why}\n\n");
     let _ = std::io::stderr().write_all(words.as_bytes());
     None
 }
@@ -36,7 +39,7 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 /// Installs what the lock file says, once for all tests, beside the build.
-fn package(npm: &Path) -> PathBuf {
+fn package(npm: &Path) -> Result<PathBuf, String> {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page");
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
     std::fs::create_dir_all(&to).unwrap();
@@ -48,13 +51,14 @@ fn package(npm: &Path) -> PathBuf {
         for name in ["package.json", "package-lock.json"] {
             std::fs::copy(from.join(name), to.join(name)).unwrap();
         }
-        let done =
-            Command::new(npm).args(["ci", "--no-audit", "--no-fund"]).current_dir(&to).output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "npm ci: {}", String::from_utf8_lossy(&done.stderr));
+        let install = ["ci", "--no-audit", "--no-fund"];
+        let done = Command::new(npm).args(install).current_dir(&to).output().unwrap();
+        if !done.status.success() {
+            return Err(format!("npm ci: {}", String::from_utf8_lossy(&done.stderr)));
+        }
         std::fs::write(&mark, &wanted).unwrap();
     }
-    to
+    Ok(to)
 }
 
 /// Where a page is, and the key to it; outlives the server.

@@ -306,8 +306,17 @@ async function operations(page) {
   const row = rows(page).first();
   const id = await row.getAttribute('data-key'), own = page.locator(`.row[data-key=${id}]`);
   const status = word => own.locator(`.badge[data-state=${word}]`).waitFor();
+  // The answer comes after the events that outdate it.
+  let answered;
+  const late = new Promise(done => { answered = done; });
+  await page.route('**/pause', async route => {
+    const response = await route.fetch();
+    await status('paused');
+    await route.fulfill({ response });
+    answered();
+  });
   await row.getByRole('button', { name: /^Pause cl-/ }).click();
-  await status('paused');
+  await late;
   await own.getByRole('button', { name: /^Resume cl-/ }).click();
   await status('running');
   await own.getByRole('button', { name: /^Destroy cl-/ }).click();
