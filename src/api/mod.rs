@@ -10,9 +10,11 @@ mod agents;
 mod audit;
 mod body;
 mod capsules;
+pub mod history;
 mod hosts;
 mod keys;
 mod metrics;
+pub mod page;
 mod query;
 mod routes;
 pub mod secret;
@@ -84,6 +86,8 @@ pub struct Ready {
     pub tokens: TokenKey,
     /// The operator's key.
     pub admin: AdminKey,
+    /// The last day.
+    pub history: history::History,
     /// Everybody else's keys.
     pub keys: Arc<Keys>,
     /// The engine's pulse.

@@ -3,7 +3,7 @@
 //! Never: does the work of a resource.
 
 use super::access::Caller;
-use super::{Problem, Ready, agents, audit, capsules, hosts, keys, metrics, stream};
+use super::{Problem, Ready, agents, audit, capsules, history, hosts, keys, metrics, page, stream};
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
 use crate::model::host::Intent;
@@ -15,11 +15,12 @@ pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
     route(ready, request).unwrap_or_else(Response::from)
 }
 
-/// Answers while it is not: alive, not ready, and 503 to everybody else. An agent that
-/// gets an answer, even this one, does not pause its sandboxes.
+/// Answers while it is not: alive, the page, which says that it waits, and 503 to everybody
+/// else. An agent that gets an answer, even this one, does not pause its sandboxes.
 pub(super) fn answer_while_opening(request: &Request) -> Response {
     match segments(&request.path).as_slice() {
-        ["healthz"] => Response::bytes(200, "text/plain; charset=utf-8", b"ok\n".to_vec()),
+        ["healthz"] => metrics::healthz(),
+        [""] if request.method == Get => page::page(request),
         _ => Problem::unavailable("the database is being opened; try again").into(),
     }
 }
@@ -41,7 +42,7 @@ fn segments(path: &str) -> Vec<&str> {
 /// Who may go somewhere, and what answers them.
 enum Door {
     /// Everybody.
-    Open(fn(&Ready) -> Answer),
+    Open(fn(&Ready, &Request) -> Answer),
     /// Agents. What they show is judged where they are answered: some refusals kill.
     Agent(fn(&Ready, &Request, &str) -> Answer),
     /// Whoever has a key, for what its team owns; 401 for everybody else.
@@ -63,9 +64,10 @@ struct Asked<'a> {
 
 /// Method, path and door of everything that can be asked. The first that fits counts.
 const ROUTES: &[(Method, &str, Door)] = &[
-    (Get, "healthz", Open(|_| Ok(metrics::healthz()))),
-    (Get, "readyz", Open(metrics::readyz)),
-    (Get, "metrics", Open(metrics::metrics)),
+    (Get, "", Open(|_, request| Ok(page::page(request)))),
+    (Get, "healthz", Open(|_, _| Ok(metrics::healthz()))),
+    (Get, "readyz", Open(|ready, _| metrics::readyz(ready))),
+    (Get, "metrics", Open(|ready, _| metrics::metrics(ready))),
     (Post, "v1/hosts/register", Agent(|ready, request, _| agents::register(ready, request))),
     (Post, "v1/hosts/auth/refresh", Agent(|ready, request, _| agents::refresh(ready, request))),
     (Post, "v1/hosts/{id}/heartbeat", Agent(agents::heartbeat)),
@@ -104,6 +106,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
     ),
     (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
     (Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
+    (Get, "v1/history", Admin(|a| history::history(a.ready))),
     (Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),
     (Get, "v1/api-keys", Admin(|a| keys::list(a.ready))),
     (Post, "v1/api-keys", Admin(|a| keys::create(a.ready, a.request))),
@@ -120,7 +123,7 @@ fn route(ready: &Ready, request: &Request) -> Answer {
     };
     let asked = |caller| Asked { ready, request, caller, id };
     match door {
-        Open(answer) => answer(ready),
+        Open(answer) => answer(ready, request),
         Agent(answer) => answer(ready, request, id),
         Key(answer) => answer(asked(Caller::of(ready, request)?)),
         Admin(answer) => {

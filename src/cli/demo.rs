@@ -13,6 +13,7 @@ mod summary;
 use super::args::Demo;
 use super::output::{Exit, Failure, Screen};
 use super::unreadable;
+use crate::api::secret;
 use crate::config::Inputs;
 use crate::store::{journal::Random, verify};
 use play::Play;
@@ -38,6 +39,8 @@ fn perform(stage: &Stage, options: &Demo, interrupts: &mut Interrupts) -> Result
     let seed = options.seed.unwrap_or_else(drawn_seed);
     let mut show = Show::new();
     show.say("roost", &format!("listening on {}", stage.url()))?;
+    let key = secret::read(&stage.paths().admin_key).map_err(unreadable)?;
+    show.say("page", &format!("open {}/ and sign in with {key}", stage.url()))?;
     show.say("look", &format!("roost --data-dir {} status", stage.dir().display()))?;
     show.say("seed", &format!("{seed}; --seed {seed} repeats these faults"))?;
     let mut play = Play::begin(stage, options, seed, &mut show, interrupts)?;

@@ -13,6 +13,7 @@ use super::scheduler::{Mail, Scheduler, deliver};
 use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::{AgentClient, ClientConfig};
 use crate::agent::trust::Trust;
+use crate::api::history::History;
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
@@ -218,6 +219,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         presence,
         tokens,
         admin,
+        history: History::default(),
         keys,
         pulse: Arc::clone(&pulse),
         agent,

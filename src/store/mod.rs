@@ -19,6 +19,7 @@ pub mod read;
 pub mod reports;
 pub mod retention;
 mod rows;
+pub mod timeline;
 mod transition;
 pub mod verify;
 pub mod writer;

@@ -253,6 +253,7 @@ fn before_the_database_is_open_everybody_is_asked_to_wait() {
         Server::start(vec![listener], Arc::new(Api::new()), ServerConfig::default()).unwrap();
     let ask = |method: &str, path: &str| try_ask(address, method, path, &[], "{}").unwrap();
     assert_eq!(ask("GET", "/healthz").status, 200);
+    assert_eq!(ask("GET", "/").status, 200, "the page says itself that it waits");
     let id = host(1);
     for (method, path) in [
         ("POST", format!("/v1/hosts/{id}/heartbeat")),
@@ -264,7 +265,7 @@ fn before_the_database_is_open_everybody_is_asked_to_wait() {
         ("GET", "/v1/capsules".to_owned()),
         ("GET", "/readyz".to_owned()),
         ("GET", "/metrics".to_owned()),
-        ("GET", "/".to_owned()),
+        ("POST", "/".to_owned()),
         ("GET", "/no/such/path".to_owned()),
     ] {
         let answer = ask(method, &path);

@@ -1,0 +1,77 @@
+//! Owns `GET /v1/history`: the last day in a few kilobytes, for who draws it.
+//!
+//! Never: adds anything up itself (`store::timeline` does), reads a day of events more than
+//! once. Replaying the stream instead would send a client every event of the day.
+
+use super::{Problem, Ready, json};
+use crate::http::Response;
+use crate::model::id::HostId;
+use crate::model::sandbox::SandboxStatus;
+use crate::model::time::Wall;
+use crate::store::timeline::{Counts, Day, Fare, STEP_MS, Timeline};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// What is known of the day; one request at a time brings it up to date.
+#[derive(Debug, Default)]
+pub struct History(Mutex<Timeline>);
+
+/// The answer. `counts` has, for every status that occurs, how many sandboxes were in it at
+/// the end of each step; the last number is now.
+#[derive(Serialize)]
+struct HistoryView {
+    revision: u64,
+    from: Wall,
+    until: Wall,
+    step_s: i64,
+    counts: BTreeMap<&'static str, Vec<i64>>,
+    hosts: Vec<HostFares>,
+}
+
+#[derive(Serialize)]
+struct HostFares {
+    host_id: HostId,
+    spans: Vec<Span>,
+}
+
+/// A state that lasts until the next span begins.
+#[derive(Serialize)]
+struct Span {
+    from: Wall,
+    state: Fare,
+}
+
+/// `GET /v1/history`
+pub(super) fn history(ready: &Ready) -> Result<Response, Problem> {
+    // The lock first: whoever waits must not hold a connection. A panic leaves a timeline
+    // that reads on where it stopped.
+    let mut timeline = ready.history.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let day = timeline.day(&*ready.read()?, ready.now().wall)?;
+    drop(timeline);
+    json(200, &HistoryView::from(day))
+}
+
+impl From<Day> for HistoryView {
+    fn from(day: Day) -> HistoryView {
+        let fares = |(host_id, spans): (HostId, Vec<(Wall, Fare)>)| HostFares {
+            host_id,
+            spans: spans.into_iter().map(|(from, state)| Span { from, state }).collect(),
+        };
+        HistoryView {
+            revision: day.revision,
+            from: day.from,
+            until: day.until,
+            step_s: STEP_MS / 1000,
+            counts: by_status(&day.counts),
+            hosts: day.hosts.into_iter().map(fares).collect(),
+        }
+    }
+}
+
+fn by_status(points: &[Counts]) -> BTreeMap<&'static str, Vec<i64>> {
+    let line = |at: usize| points.iter().map(|counts| counts[at]).collect::<Vec<_>>();
+    let lines = SandboxStatus::ALL.iter().enumerate();
+    let lines = lines.map(|(at, status)| (status.as_str(), line(at)));
+    lines.filter(|(_, line)| line.iter().any(|count| *count != 0)).collect()
+}
