@@ -8,8 +8,10 @@
 
 pub mod agents;
 pub mod client;
+pub mod random;
 pub mod server;
 pub mod token;
+pub mod truth;
 
 use roost::model::id::{HostId, SandboxId};
 use serde_json::Value;
