@@ -116,9 +116,10 @@ impl World {
         self.renew_some(&serving, &mut random);
         let target = &Target { address: serving.address, key: serving.key().to_owned() };
         let journal = &self.journal;
+        let shares = self.shares();
         std::thread::scope(|scope| {
-            for user in 0..USERS {
-                let (own, random) = (self.capsules_of(user), random.fork(user as u64));
+            for (user, own) in shares.into_iter().enumerate() {
+                let random = random.fork(user as u64);
                 scope.spawn(move || use_capsules(target, journal, agents, own, random));
             }
             for n in 0..HOSTS {
@@ -141,12 +142,13 @@ impl World {
         child.wait().unwrap();
     }
 
-    /// Capsules are shared out among users for good, those included whose creation was never
-    /// answered.
-    fn capsules_of(&self, user: usize) -> Vec<SandboxId> {
-        let ids = check::sandboxes(&self.home.path("roost.db")).into_iter().enumerate();
-        let live = ids.filter(|(_, (_, found))| found.status != "stopped");
-        live.filter(|(n, _)| n % USERS == user).map(|(_, (id, _))| id).collect()
+    /// Every capsule has one user, those included whose creation was never answered.
+    fn shares(&self) -> Vec<Vec<SandboxId>> {
+        let mut shares = vec![Vec::new(); USERS];
+        let all = check::sandboxes(&self.home.path("roost.db"));
+        let live = all.into_iter().filter(|(_, found)| found.status != "stopped");
+        live.enumerate().for_each(|(n, (id, _))| shares[n % USERS].push(id));
+        shares
     }
 
     /// The newest refresh tokens of some hosts still work. An operator's host uses the one

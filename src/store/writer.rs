@@ -94,7 +94,7 @@ pub enum Command {
 
 impl Command {
     /// Whether power loss after the answer must not undo it (`synchronous=FULL`).
-    fn is_durable(&self) -> bool {
+    pub fn is_durable(&self) -> bool {
         match self {
             Command::Probed(..)
             | Command::MarkDown(..)

@@ -29,6 +29,8 @@ pub struct Found {
 /// Every sandbox of a database.
 pub fn sandboxes(db: &Path) -> BTreeMap<SandboxId, Found> {
     let conn = open_reader(db).unwrap();
+    // One look: a server may be at work.
+    conn.execute_batch("BEGIN").unwrap();
     let found = |row: &Row<'_>| {
         let id: String = row.get(0)?;
         let found = Found {
@@ -100,8 +102,7 @@ pub fn nothing_is_lost(db: &Path, sandboxes: &BTreeMap<SandboxId, Found>, notes:
 pub fn holds_all(capsule: &Capsule, found: &Found) -> Result<(), String> {
     let mut history = found.history.iter();
     for asked in capsule.asked.iter().filter(|asked| asked.accepted) {
-        let mut wanted =
-            |(to, why): &(String, String)| to == asked.verb.status() && why == "requested";
+        let wanted = |(to, why): &(String, String)| to == asked.verb.status() && why == "requested";
         if !history.any(|moved| wanted(moved)) {
             return Err(format!("{:?} was accepted and did not begin", asked.verb));
         }
