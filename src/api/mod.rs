@@ -144,6 +144,8 @@ pub struct Problem {
     message: String,
     /// The newest revision, for whoever must begin anew.
     newest: Option<u64>,
+    /// What the database was found to suffer from.
+    damage: Option<StoreError>,
 }
 
 impl Problem {
@@ -152,7 +154,7 @@ impl Problem {
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), newest: None }
+        Problem { status, code, message: message.into(), newest: None, damage: None }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -176,7 +178,9 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         log::error!("could not answer from the database: {error}");
-        Problem::unavailable("the database cannot be used right now; try again")
+        let problem = Problem::unavailable("the database cannot be used right now; try again");
+        let is_damage = matches!(error, StoreError::Damaged(_));
+        Problem { damage: is_damage.then_some(error), ..problem }
     }
 }
 

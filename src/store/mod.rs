@@ -11,6 +11,8 @@ pub mod identity;
 pub mod journal;
 pub mod lifecycle;
 pub mod open;
+mod owed;
+mod place;
 pub mod presence;
 pub mod read;
 pub mod reports;

@@ -9,6 +9,8 @@ use super::apply::{Applied, Probed};
 use super::identity::{NewHost, Refreshed, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
+use super::owed::Owed;
+use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
 use crate::model::host::{Host, Intent};
@@ -21,7 +23,7 @@ use crate::plan::placement::NoHost;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -119,10 +121,10 @@ impl Command {
 }
 
 impl Command {
-    /// Ids that an agent announced with this command and will not announce again.
-    fn told(&self) -> &[SandboxId] {
+    /// Ids that this host's agent announced with this command and will not announce again.
+    fn told(&self) -> Option<(HostId, &[SandboxId])> {
         match self {
-            Command::Probed(probed, _) => probed.probe.drained(),
+            Command::Probed(probed, _) => Some((probed.host, probed.probe.drained())),
             Command::MarkDown(..)
             | Command::MarkUp(..)
             | Command::Flush(..)
@@ -139,7 +141,7 @@ impl Command {
             | Command::SetIntent(..)
             | Command::EndServing(..)
             | Command::Decide(..)
-            | Command::Stop => &[],
+            | Command::Stop => None,
         }
     }
 }
@@ -202,13 +204,26 @@ pub struct WriterFigures {
     pub failures: AtomicU64,
     /// Rows changed.
     pub rows: AtomicU64,
-    failing: AtomicBool,
+    trouble: Mutex<Option<StoreError>>,
 }
 
 impl WriterFigures {
-    /// Whether the last transaction that wrote, or tried to, failed.
-    pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+    /// Why the database cannot be relied on: what the last transaction that wrote, or tried
+    /// to, failed of. Damage that was found is never over.
+    pub fn trouble(&self) -> Option<StoreError> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what ails the database.
+    pub fn suffer(&self, error: &StoreError) {
+        self.set_trouble(Some(error.clone()));
+    }
+
+    fn set_trouble(&self, trouble: Option<StoreError>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*known, Some(StoreError::Damaged(_))) {
+            *known = trouble;
+        }
     }
 }
 
@@ -227,9 +242,11 @@ pub struct Writer {
     full_sync: bool,
     /// What must be told to others once the transaction is committed, or taken back.
     pub(super) after: Vec<After>,
-    /// Announcements that a failed transaction could not keep. The agents have forgotten
-    /// them, so they wait here until they can be written.
-    owed: Vec<SandboxId>,
+    /// Announcements that a failed transaction could not keep.
+    owed: Owed,
+    /// A command of this batch found the database in trouble.
+    suffered: bool,
+    place: Option<Place>,
 }
 
 /// What follows a commit; dropped or undone when it fails.
@@ -261,6 +278,7 @@ impl Writer {
         let looking = asked.map(|work| (work.op, Looking::since_ever())).collect();
         let published = Arc::new(Revision::default());
         published.publish(revision);
+        let place = Place::of(&conn)?;
         Ok(Writer {
             conn,
             policy,
@@ -273,7 +291,9 @@ impl Writer {
             figures: Arc::default(),
             full_sync: false,
             after: Vec::new(),
-            owed: Vec::new(),
+            owed: Owed::default(),
+            suffered: false,
+            place,
         })
     }
 
@@ -313,7 +333,9 @@ impl Writer {
             return;
         }
         let durable = batch.iter().any(|e| e.command.is_durable());
-        let told: Vec<SandboxId> = batch.iter().flat_map(|e| e.command.told()).copied().collect();
+        let told = batch.iter().filter_map(|e| e.command.told());
+        let told: Vec<(HostId, Vec<SandboxId>)> =
+            told.map(|(host, ids)| (host, ids.to_vec())).collect();
         let before = self.revision;
         let rows_before = self.rows_written();
         let mut batch = batch.into_iter();
@@ -328,8 +350,8 @@ impl Writer {
         });
         let failed = result.err();
         if failed.is_some() {
-            self.owed.extend(owed);
-            self.owed.extend(told);
+            self.owed = owed;
+            told.into_iter().for_each(|(host, ids)| self.owe(host, ids));
         }
         let rows = self.rows_written() - rows_before;
         self.settle(before, failed.as_ref(), rows);
@@ -354,12 +376,22 @@ impl Writer {
             )?;
             self.full_sync = durable;
         }
-        Ok(self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([]).map(drop)?)
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
     /// Writes the announcements that an earlier transaction could not.
-    fn pay(&mut self, owed: &[SandboxId], batch: &[Envelope]) -> Result<(), StoreError> {
-        batch.first().map_or(Ok(()), |first| self.note_drained(owed, first.now))
+    fn pay(&mut self, owed: &Owed, batch: &[Envelope]) -> Result<(), StoreError> {
+        batch.first().map_or(Ok(()), |first| self.note_drained(&owed.ids(), first.now))
+    }
+
+    /// Keeps announcements that cannot be written now. Of a host with too many it is only
+    /// known that it may have paused anything.
+    fn owe(&mut self, host: HostId, ids: Vec<SandboxId>) {
+        if !self.owed.keep(host, ids) {
+            log::warn!("{host} announces more than can be kept until it can be written");
+            self.presence.answer_lost(host);
+        }
     }
 
     fn commit(&mut self, before: u64) -> Result<(), StoreError> {
@@ -373,8 +405,9 @@ impl Writer {
     /// Tells everybody what is true now, or takes back what was not written.
     fn settle(&mut self, before: u64, failed: Option<&StoreError>, rows: u64) {
         let after = std::mem::take(&mut self.after);
+        let suffered = std::mem::take(&mut self.suffered);
         if let Some(error) = failed {
-            self.figures.failing.store(true, Ordering::Relaxed);
+            self.figures.suffer(error);
             log::error!("could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
@@ -387,8 +420,8 @@ impl Writer {
             return;
         }
         // With nothing to write a transaction succeeds on a full disk too.
-        if rows > 0 {
-            self.figures.failing.store(false, Ordering::Relaxed);
+        if rows > 0 && !suffered {
+            self.figures.set_trouble(None);
         }
         let counter = if rows > 0 { &self.figures.commits } else { &self.figures.idle };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -441,75 +474,75 @@ impl Writer {
         let now = envelope.now;
         match envelope.command {
             Command::Probed(probed, reply) => {
-                let told = probed.probe.drained().to_vec();
+                let (host, told) = (probed.host, probed.probe.drained().to_vec());
                 let result = self.probed(*probed, now);
                 if result.is_err() {
-                    self.owed.extend(told);
+                    self.owe(host, told);
                 }
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::MarkDown(hosts, reply) => {
                 let result = hosts
                     .into_iter()
                     .filter_map(|(host, heard)| self.mark_down(host, heard, now).transpose())
                     .collect();
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::MarkUp(host, reply) => {
                 let result = self.mark_up(host, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Flush(reply) => {
                 let result = self.flush(now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::CreateHost(new, reply) => {
                 let result = self.create_host(new, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::NewRegistrationToken(host, token, reply) => {
                 let result = self.new_registration_token(host, token, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Register(registration, reply) => {
                 let result = self.register(*registration, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Refresh { shown, fresh, lenient, reply } => {
                 let result = self.refresh(shown, fresh, lenient, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::CreateSandbox(new, reply) => {
                 let result = self.create_sandbox(*new, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Begin(wish, reply) => {
                 let result = self.begin_wished(*wish, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Sent(op, reply) => {
                 let result = self.sent(op, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Look { op, refused, reply } => {
                 let result = self.look(op, refused, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Finish(ended, reply) => {
                 let result = self.finish(&ended, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::Report(report, reply) => {
                 let result = self.report(*report, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::SetIntent(host, intent, actor, reply) => {
                 let result = self.set_intent(host, intent, &actor, now);
-                answer(result, reply)
+                self.answer(result, reply)
             }
             Command::EndServing(reply) => {
                 let result = self.conn.execute("UPDATE state SET serving = 0", []);
-                answer(result.map(drop).map_err(StoreError::from), reply)
+                self.answer(result.map(drop).map_err(StoreError::from), reply)
             }
             Command::Decide(policy) => {
                 self.policy = policy;
@@ -517,6 +550,26 @@ impl Writer {
             }
             Command::Stop => Box::new(|_| {}),
         }
+    }
+
+    /// Pairs what a command found with the fate of its transaction.
+    fn answer<T: Send + 'static>(
+        &mut self,
+        result: Result<T, StoreError>,
+        reply: Reply<T>,
+    ) -> Answer {
+        if let Err(error) = &result
+            && error.is_trouble()
+        {
+            self.suffered = true;
+            self.figures.suffer(error);
+        }
+        Box::new(move |failed| {
+            reply(match failed {
+                None => result,
+                Some(error) => Err(error.clone()),
+            });
+        })
     }
 
     /// Runs `write` inside a savepoint: what it wrote stays or goes as one.
@@ -549,16 +602,6 @@ impl Writer {
             actor,
         }
     }
-}
-
-/// Pairs what a command found with the fate of its transaction.
-fn answer<T: Send + 'static>(result: Result<T, StoreError>, reply: Reply<T>) -> Answer {
-    Box::new(move |failed| {
-        reply(match failed {
-            None => result,
-            Some(error) => Err(error.clone()),
-        });
-    })
 }
 
 fn refuse(command: Command, error: &StoreError) {

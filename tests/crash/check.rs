@@ -46,9 +46,9 @@ pub fn sandboxes(db: &Path) -> BTreeMap<SandboxId, Found> {
     let mut all: BTreeMap<SandboxId, Found> = query(
         &conn,
         "SELECT s.id, s.host_id, s.status, coalesce(s.status_reason, ''), \
-         EXISTS (SELECT 1 FROM auto_pause_inbox i WHERE i.sandbox_id = s.id), \
-         EXISTS (SELECT 1 FROM operations o WHERE o.sandbox_id = s.id \
-             AND o.finished_at IS NULL AND o.settle_at IS NOT NULL) FROM sandboxes s",
+         id IN (SELECT sandbox_id FROM auto_pause_inbox), \
+         id IN (SELECT sandbox_id FROM operations WHERE finished_at IS NULL \
+             AND settle_at IS NOT NULL) FROM sandboxes s",
         found,
     )
     .into_iter()
@@ -127,15 +127,15 @@ pub fn nothing_is_by_half(db: &Path, sandboxes: &BTreeMap<SandboxId, Found>) {
         ),
         (
             "a wish without its audit entry",
-            "SELECT sandbox_id FROM events e WHERE reason = 'requested' \
-             AND sandbox_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM audit_logs a \
-             WHERE a.metadata ->> 'revision' = e.revision)",
+            "SELECT sandbox_id FROM events WHERE reason = 'requested' \
+             AND sandbox_id IS NOT NULL AND revision NOT IN (SELECT metadata ->> 'revision' \
+             FROM audit_logs WHERE metadata ->> 'revision' IS NOT NULL)",
         ),
         (
             "a status that nobody carries on",
             "SELECT id FROM sandboxes s WHERE status IN \
-             ('starting', 'pausing', 'resuming', 'stopping') AND NOT EXISTS \
-             (SELECT 1 FROM operations o WHERE o.sandbox_id = s.id AND o.finished_at IS NULL)",
+             ('starting', 'pausing', 'resuming', 'stopping') AND id NOT IN \
+             (SELECT sandbox_id FROM operations WHERE finished_at IS NULL)",
         ),
         (
             "a registered host without a refresh token",

@@ -306,9 +306,8 @@ impl World {
         for (host, credentials) in self.fleet.hosts().iter().zip(&self.hosts) {
             let host_id = credentials.host_id.to_string();
             let here = rows.iter().filter(|(_, row)| row["host_id"] == host_id);
-            let status =
-                |(id, row): (&SandboxId, &'_ Value)| (*id, row["status"].as_str().unwrap());
-            check_host(host, here.map(status), strangers);
+            let here = here.map(|(id, row)| (*id, row["status"].as_str().unwrap()));
+            check_host(host, here, strangers);
         }
         assert!(self.fleet.shutdown(PATIENCE), "a call is still under way");
     }

@@ -91,6 +91,11 @@ impl Home {
         Home { outer, dir }
     }
 
+    /// A directory of somebody else's choosing, not made yet.
+    pub fn at(dir: PathBuf) -> Home {
+        Home { outer: tempfile::tempdir().unwrap(), dir }
+    }
+
     /// A directory with a database made from this fixture.
     pub fn with(fleet: &Value) -> Home {
         let home = Home::new();
