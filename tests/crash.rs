@@ -6,6 +6,7 @@
 //! `ROOST_CRASH_SEED` repeats what was done in them.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stdout, reason = "what the rounds came to")]
 
 #[path = "crash/check.rs"]
 mod check;
@@ -194,10 +195,13 @@ impl World {
             let here = here.filter(|(_, found)| found.host == id);
             check_host(host, here.map(|(id, found)| (*id, found.status.as_str())), &open);
         }
-        let because = |why: &str| rows.values().filter(|found| found.reason == why).count();
+        let moves = || rows.values().flat_map(|found| &found.history);
+        let because = |why: &str| moves().filter(|(_, reason)| reason == why).count();
         println!(
-            "{} capsules: {} announced, {} presumed paused, {} wait for a deadline; {} accepted",
+            "{} capsules in {} steps: {} announced, {} presumed paused, {} wait for a deadline; \
+             {} requests accepted",
             rows.len(),
+            moves().count(),
             because("auto_paused"),
             because("presumed_paused"),
             open.len(),
@@ -258,7 +262,6 @@ fn what_is_missing_is_found() {
     let found = |history: &[(&str, &str)], status: &str, announced: bool| Found {
         host: String::new(),
         status: status.to_owned(),
-        reason: String::new(),
         history: history.iter().map(|(to, why)| ((*to).into(), (*why).into())).collect(),
         announced,
         settles: false,

@@ -6,6 +6,7 @@
 //! `ROOST_POWER_SEED` tries the same ones again.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stdout, reason = "what the cuts came to")]
 
 #[path = "power/disk.rs"]
 mod disk;

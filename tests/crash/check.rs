@@ -17,7 +17,6 @@ use std::path::Path;
 pub struct Found {
     pub host: String,
     pub status: String,
-    pub reason: String,
     /// Statuses that it was moved to, and why, oldest first.
     pub history: Vec<(String, String)>,
     /// An announcement waits for a look at the host.
@@ -36,16 +35,15 @@ pub fn sandboxes(db: &Path) -> BTreeMap<SandboxId, Found> {
         let found = Found {
             host: row.get(1)?,
             status: row.get(2)?,
-            reason: row.get(3)?,
             history: Vec::new(),
-            announced: row.get(4)?,
-            settles: row.get(5)?,
+            announced: row.get(3)?,
+            settles: row.get(4)?,
         };
         Ok((id.parse().unwrap(), found))
     };
     let mut all: BTreeMap<SandboxId, Found> = query(
         &conn,
-        "SELECT s.id, s.host_id, s.status, coalesce(s.status_reason, ''), \
+        "SELECT s.id, s.host_id, s.status, \
          id IN (SELECT sandbox_id FROM auto_pause_inbox), \
          id IN (SELECT sandbox_id FROM operations WHERE finished_at IS NULL \
              AND settle_at IS NOT NULL) FROM sandboxes s",
@@ -103,7 +101,7 @@ pub fn holds_all(capsule: &Capsule, found: &Found) -> Result<(), String> {
     let mut history = found.history.iter();
     for asked in capsule.asked.iter().filter(|asked| asked.accepted) {
         let wanted = |(to, why): &(String, String)| to == asked.verb.status() && why == "requested";
-        if !history.any(|moved| wanted(moved)) {
+        if !history.any(wanted) {
             return Err(format!("{:?} was accepted and did not begin", asked.verb));
         }
     }

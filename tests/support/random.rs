@@ -3,6 +3,8 @@
 //!
 //! Never: a source of secrets.
 
+#![allow(clippy::print_stdout, reason = "the seed of a test that failed")]
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// SplitMix64.
