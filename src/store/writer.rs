@@ -96,7 +96,7 @@ pub enum Command {
 
 impl Command {
     /// Whether power loss after the answer must not undo it (`synchronous=FULL`).
-    pub fn is_durable(&self) -> bool {
+    fn is_durable(&self) -> bool {
         match self {
             Command::Probed(..)
             | Command::MarkDown(..)

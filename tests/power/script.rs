@@ -99,7 +99,7 @@ impl Script {
         let batch: Vec<Envelope> =
             (0..count).map(|_| Envelope { now: self.now, command: self.command() }).collect();
         let mut outcome = Outcome {
-            durable: batch.iter().any(|envelope| envelope.command.is_durable()),
+            durable: batch.iter().any(|envelope| must_last(&envelope.command)),
             ..Outcome::default()
         };
         self.writer.execute(batch);
@@ -311,6 +311,14 @@ impl Script {
         };
         Command::Probed(Box::new(probed), self.done())
     }
+}
+
+/// Observations are made again and heartbeats come again; nothing else does.
+fn must_last(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Probed(..) | Command::MarkDown(..) | Command::MarkUp(..) | Command::Flush(..)
+    )
 }
 
 fn began(work: &roost::store::lifecycle::Work) -> Told {
