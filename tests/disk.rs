@@ -336,6 +336,35 @@ fn a_server_on_a_read_only_disk_starts_when_it_can_be_written() {
     starts_when_it_can(set, |disk| disk.set_read_only(false), &["readonly", "repair"]);
 }
 
+#[test]
+fn a_database_that_somebody_else_keeps_locked_is_waited_for() {
+    let (_agents, fleet) = two_hosts();
+    let home = Home::with(&fleet);
+    home.serve(FLAGS).stop();
+    let token = home.token(&host(1));
+    let other = rusqlite::Connection::open(home.path("roost.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let mut starting = Starting::new(&home, &logs.path().join("log"));
+    starting.logged(&["ERROR", "keeps the database locked", "trying again"]);
+    unavailable(&starting.beat(&token));
+    other.execute_batch("ROLLBACK").unwrap();
+    eventually("the database is open", || (starting.beat(&token).status == 204).then_some(()));
+    assert_eq!(starting.end(), Some(0));
+
+    let serving = home.serve(FLAGS);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    unavailable(&serving.post("/v1/hosts", &json!({})));
+    not_ready(&serving, &["keeps the database locked"]);
+    agents_wait(&home, &serving);
+    assert_eq!(serving.get("/v1/hosts").json().as_array().unwrap().len(), 2);
+    other.execute_batch("ROLLBACK").unwrap();
+    ready(&serving);
+    assert_eq!(serving.post("/v1/hosts", &json!({})).status, 201);
+    serving.stop();
+    home.verify();
+}
+
 /// Overwrites the pages where these tables begin.
 fn damage(db: &Path, tables: &[&str]) {
     let page = |table: &&str| -> u32 {

@@ -7,14 +7,15 @@ use super::StoreError;
 use rusqlite::Connection;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where a database was opened, and which file that was.
 #[derive(Debug)]
 pub(super) struct Place {
     db: PathBuf,
-    wal: PathBuf,
     file: (u64, u64),
+    /// `None` where the file system can do no log.
+    wal: Option<PathBuf>,
 }
 
 impl Place {
@@ -23,14 +24,17 @@ impl Place {
         let Some(path) = conn.path().filter(|path| !path.is_empty()) else { return Ok(None) };
         let db = PathBuf::from(path);
         let file = std::fs::metadata(&db).map_err(|e| StoreError::io(&db, &e))?;
-        Ok(Some(Place { wal: PathBuf::from(format!("{path}-wal")), file: identity(&file), db }))
+        let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+        let wal = (mode == "wal").then(|| PathBuf::from(format!("{path}-wal")));
+        Ok(Some(Place { file: identity(&file), wal, db }))
     }
 
     /// Fails when the file or its log was moved or deleted. Ask inside a transaction: the
     /// log is there then.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        let same = |path: &Path| std::fs::metadata(path).ok().map(|file| identity(&file));
-        match same(&self.db) == Some(self.file) && same(&self.wal).is_some() {
+        let file = std::fs::metadata(&self.db).map(|file| identity(&file));
+        let is_same = file.is_ok_and(|file| file == self.file);
+        match is_same && self.wal.as_ref().is_none_or(|wal| wal.exists()) {
             true => Ok(()),
             false => Err(StoreError::Moved(self.db.clone())),
         }
