@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::random::{Random, number_in, seed_from};
 use support::server::Serving;
-use support::truth::check_host;
+use support::truth::{check_host, fits};
 use support::{Home, PATIENCE, eventually};
 
 /// Rounds when nobody says how many; `.ci/run` says more.
@@ -183,9 +183,10 @@ impl World {
         let db = self.home.path("roost.db");
         let open = eventually("what is left to end", || {
             let rows = check::sandboxes(&db);
-            let open: Vec<SandboxId> =
-                rows.iter().filter(|(_, found)| !rests(&found.status)).map(|(id, _)| *id).collect();
-            let wait = |id: &SandboxId| waits_for_deadline(&rows[id], self.state(*id));
+            let state = |id: &SandboxId| self.state(*id);
+            let open = rows.iter().filter(|(id, found)| !fits(&found.status, state(id)));
+            let open: Vec<SandboxId> = open.map(|(id, _)| *id).collect();
+            let wait = |id: &SandboxId| waits_for_deadline(&rows[id], state(id));
             open.iter().all(wait).then_some(open)
         });
         serving.stop();
@@ -222,10 +223,6 @@ impl World {
         };
         self.fleet.hosts().iter().map(|host| id_at(host.address().to_string())).collect()
     }
-}
-
-fn rests(status: &str) -> bool {
-    matches!(status, "running" | "paused" | "stopped" | "error")
 }
 
 /// The call was noted and did not arrive, and no look can tell that it will not.

@@ -387,7 +387,17 @@ fn with_damage(tables: &[&str]) -> (Home, Serving, Value) {
     let registered = serving.register("127.0.0.1:1");
     serving.stop();
     let serving = home.serve(FLAGS);
-    damage(&home.path("roost.db"), tables);
+    let db = home.path("roost.db");
+    let other = rusqlite::Connection::open(&db).unwrap();
+    // Nothing of the log may hide what is wrong in the file.
+    let fold = |row: &rusqlite::Row<'_>| row.get::<_, bool>(0);
+    eventually("the log is folded in", || {
+        let busy = other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], fold).unwrap();
+        (!busy).then_some(())
+    });
+    damage(&db, tables);
+    // Somebody else's write: whoever has read the pages before reads them again.
+    other.execute_batch("UPDATE state SET boot_id = boot_id").unwrap();
     (home, serving, registered)
 }
 

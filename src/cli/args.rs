@@ -1,36 +1,34 @@
-//! Owns what can be typed after `roost`: commands, their options, their help.
+//! Owns what can be typed after `roost`: the commands and the options that several of them
+//! take. A family of commands has a file of its own below.
 //!
 //! Never: does anything, reads a file, judges a setting (`config` does). Called by `main`,
 //! which parses, and by the commands, each of which gets its own struct.
 
+mod db;
 mod flags;
+mod history;
+mod hosts;
+mod keys;
+mod run;
+mod sandboxes;
+mod settings;
 
+pub use db::{Db, DbLoad, DbVerify};
 pub use flags::{Flags, KeySet};
+pub use history::{Audit, Events};
+pub use hosts::{Hosts, HostsAdd, HostsCommand, HostsList, HostsRm, HostsShow, OneHost};
+pub use keys::{Keys, KeysCreate, KeysList, KeysRevoke};
+pub use run::{AgentSim, Check, Demo, Serve};
+pub use sandboxes::{
+    Sandboxes, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow, SomeSandboxes,
+    Waiting,
+};
+pub use settings::{CheckKeys, DemoKeys, GlobalKeys, ServeKeys};
 
-use crate::config::{API_KEY_VARIABLE, Inputs, Key, URL_VARIABLE, parse_span};
-use crate::model::id::{HostId, SandboxId};
-use crate::model::sandbox::SandboxStatus;
-use crate::model::time::Wall;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
-use std::ops::RangeInclusive;
+use crate::config::{API_KEY_VARIABLE, Inputs, Key, URL_VARIABLE};
+use crate::model::id::{Id, Kind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
-use std::time::Duration;
-
-/// Most simulated hosts: each takes a port of its own above `--base-port`.
-const SIMULATED_HOSTS_MAX: i64 = 20_000;
-
-/// Most simulated sandboxes on one host. Larger: a listing no longer fits the largest
-/// answer a probe reads (16 MiB).
-const SIMULATED_SANDBOXES_MAX: i64 = 20_000;
-
-/// Most hosts in a demo. Larger: its output is no longer for people; `agent-sim` is for load.
-const DEMO_HOSTS_MAX: i64 = 100;
-
-/// Most sandboxes on one host of a demo. Larger: they do not fit into a simulated host.
-const DEMO_SANDBOXES_MAX: i64 = 100;
-
-/// Rows shown when nobody says how many. Larger: the newest scroll away.
-const ROWS_DEFAULT: u32 = 50;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -115,15 +113,39 @@ pub enum Command {
   roost hosts list --format json
   roost hosts show host-0000000000000000000000001
   roost hosts add --provider hetzner --availability-zone fsn1
-  roost hosts token host-0000000000000000000000001")]
+  roost hosts drain host-0000000000000000000000001")]
     Hosts(Hosts),
-    /// List sandboxes, or show one
+    /// Probe a host now and show what its agent says
+    ///
+    /// Exits 1 when it does not answer as it should.
+    #[command(after_help = "Examples:
+  roost probe host-0000000000000000000000001
+  roost probe host-0000000000000000000000001 --format json")]
+    Probe(OneHost),
+    /// List sandboxes, show one, or act on some
+    ///
+    /// Looking reads the database; acting asks the running server.
     #[command(after_help = "Examples:
   roost sandboxes
   roost sandboxes --status missing --host host-0000000000000000000000001
   roost sandboxes --all --format json
-  roost sandboxes show cl-0000000000000000000000001")]
+  roost sandboxes create --template python --wait
+  roost sandboxes pause cl-0000000000000000000000001 --wait")]
     Sandboxes(Sandboxes),
+    /// Create, list or revoke API keys
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  roost keys create ci
+  roost keys list
+  roost keys revoke key-0000000000000000000000001"
+    )]
+    Keys(Keys),
+    /// Ask whether the running server is ready; exits 1 when it is not
+    #[command(after_help = "Examples:
+  roost health
+  roost health --url http://10.0.0.5:8000 --format json")]
+    Health(Health),
     /// Show what happened, by revision
     #[command(after_help = "Examples:
   roost events --limit 20
@@ -183,7 +205,10 @@ impl Command {
             Command::Config(args) => args.settings.given(),
             Command::Status(_)
             | Command::Hosts(_)
+            | Command::Probe(_)
             | Command::Sandboxes(_)
+            | Command::Keys(_)
+            | Command::Health(_)
             | Command::Events(_)
             | Command::Audit(_)
             | Command::Db(_)
@@ -192,72 +217,6 @@ impl Command {
             | Command::Version => &[],
         }
     }
-}
-
-/// Settings of every command.
-#[derive(Debug)]
-pub struct GlobalKeys;
-
-impl KeySet for GlobalKeys {
-    const KEYS: &'static [Key] = &[Key::DataDir, Key::Log, Key::LogFormat];
-    const GLOBAL: bool = true;
-}
-
-/// Settings of `serve`, and of `config`, which shows them: every one that is not global.
-#[derive(Debug)]
-pub struct ServeKeys;
-
-impl KeySet for ServeKeys {
-    const KEYS: &'static [Key] = &[
-        Key::Listen,
-        Key::UnreachableAfter,
-        Key::StartupGrace,
-        Key::ProbeInterval,
-        Key::ProbeTimeout,
-        Key::Workers,
-        Key::TransientGrace,
-        Key::ConfirmDelay,
-        Key::Policy,
-        Key::Zombies,
-        Key::HeartbeatFlush,
-        Key::MassGuardMax,
-        Key::AgentTls,
-    ];
-}
-
-/// Settings that make a demo quicker or slower. Its directory and its wire are its own, and
-/// its policy is the default one: strict policy takes a create under way for a failure.
-#[derive(Debug)]
-pub struct DemoKeys;
-
-impl KeySet for DemoKeys {
-    const KEYS: &'static [Key] = &[
-        Key::Listen,
-        Key::UnreachableAfter,
-        Key::ProbeInterval,
-        Key::ProbeTimeout,
-        Key::Workers,
-        Key::TransientGrace,
-        Key::ConfirmDelay,
-        Key::Zombies,
-    ];
-}
-
-/// Settings that one pass depends on.
-#[derive(Debug)]
-pub struct CheckKeys;
-
-impl KeySet for CheckKeys {
-    const KEYS: &'static [Key] = &[
-        Key::Policy,
-        Key::Zombies,
-        Key::UnreachableAfter,
-        Key::ProbeTimeout,
-        Key::Workers,
-        Key::TransientGrace,
-        Key::ConfirmDelay,
-        Key::AgentTls,
-    ];
 }
 
 /// For people or for scripts.
@@ -311,60 +270,9 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Options of `roost serve`.
-#[derive(Debug, Args)]
-pub struct Serve {
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Settings.
-    #[command(flatten)]
-    pub settings: Flags<ServeKeys>,
-}
-
-/// Options of `roost demo`.
-#[derive(Debug, Args)]
-pub struct Demo {
-    /// Let things go wrong for this long, then end; without it, run until interrupted
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_span)]
-    pub run_for: Option<Duration>,
-    /// Simulated hosts
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    #[arg(value_parser = value_parser!(u32).range(1..=DEMO_HOSTS_MAX))]
-    pub hosts: u32,
-    /// Sandboxes on each host
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    #[arg(value_parser = value_parser!(u32).range(0..=DEMO_SANDBOXES_MAX))]
-    pub sandboxes: u32,
-    /// Repeat the faults of an earlier run; without it they are drawn and the seed printed
-    #[arg(long, value_name = "SEED")]
-    pub seed: Option<u64>,
-    /// Settings.
-    #[command(flatten)]
-    pub settings: Flags<DemoKeys>,
-}
-
-/// Options of `roost check`.
-#[derive(Debug, Args)]
-pub struct Check {
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Change nothing, only say what would change
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Only this host
-    #[arg(long, value_name = "ID")]
-    pub host: Option<HostId>,
-    /// Exit with 3 when something changed, or would change
-    #[arg(long)]
-    pub exit_code: bool,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-    /// Settings.
-    #[command(flatten)]
-    pub settings: Flags<CheckKeys>,
+/// An id as a command takes it; a refusal shows what one looks like.
+fn id<K: Kind>(text: &str) -> Result<Id<K>, String> {
+    text.parse().map_err(|e| format!("{e}; one looks like {}", Id::<K>::from_u128(1)))
 }
 
 /// Options of `roost status`. What only the running server knows is left out without one.
@@ -381,317 +289,15 @@ pub struct Status {
     pub printing: Printing,
 }
 
-/// Options of `roost hosts`; alone it lists.
+/// Options of `roost health`.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub struct Hosts {
-    /// What to do with hosts.
-    #[command(subcommand)]
-    command: Option<HostsCommand>,
-    /// Options of the list.
-    #[command(flatten)]
-    list: HostsList,
-}
-
-impl Hosts {
-    /// What was asked for.
-    pub fn into_command(self) -> HostsCommand {
-        self.command.unwrap_or(HostsCommand::List(self.list))
-    }
-}
-
-/// What can be done with hosts.
-#[derive(Debug, Subcommand)]
-pub enum HostsCommand {
-    /// List every host
-    #[command(after_help = "Examples:
-  roost hosts list
-  roost hosts list --db /var/lib/roost/roost.db --format json")]
-    List(HostsList),
-    /// Show one host, with its last probe
-    #[command(after_help = "Examples:
-  roost hosts show host-0000000000000000000000001")]
-    Show(HostsShow),
-    /// Create a host and print its registration token
-    #[command(after_help = "Examples:
-  roost hosts add
-  roost hosts add --type metal --provider hetzner --availability-zone fsn1 --format json")]
-    Add(HostsAdd),
-    /// Make a new registration token for a host
-    #[command(after_help = "Examples:
-  roost hosts token host-0000000000000000000000001")]
-    Token(OneHost),
-}
-
-/// Options of `roost hosts list`.
-#[derive(Debug, Args)]
-pub struct HostsList {
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost hosts show`.
-#[derive(Debug, Args)]
-pub struct HostsShow {
-    /// The host
-    #[arg(value_name = "ID")]
-    pub id: HostId,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
+pub struct Health {
     /// The server.
     #[command(flatten)]
     pub server: Server,
     /// Output.
     #[command(flatten)]
     pub printing: Printing,
-}
-
-/// Options of `roost hosts add`.
-#[derive(Debug, Args)]
-pub struct HostsAdd {
-    /// Kind of host, in your own words
-    #[arg(long = "type", value_name = "TYPE")]
-    pub host_type: Option<String>,
-    /// Who runs the machine, in your own words
-    #[arg(long)]
-    pub provider: Option<String>,
-    /// Where it stands, in your own words
-    #[arg(long, value_name = "ZONE")]
-    pub availability_zone: Option<String>,
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of a command that acts on one host.
-#[derive(Debug, Args)]
-pub struct OneHost {
-    /// The host
-    #[arg(value_name = "ID")]
-    pub id: HostId,
-    /// The server.
-    #[command(flatten)]
-    pub server: Server,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost sandboxes`; alone it lists.
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub struct Sandboxes {
-    /// What to do with sandboxes.
-    #[command(subcommand)]
-    command: Option<SandboxesCommand>,
-    /// Options of the list.
-    #[command(flatten)]
-    list: SandboxesList,
-}
-
-impl Sandboxes {
-    /// What was asked for.
-    pub fn into_command(self) -> SandboxesCommand {
-        self.command.unwrap_or(SandboxesCommand::List(self.list))
-    }
-}
-
-/// What can be done with sandboxes.
-#[derive(Debug, Subcommand)]
-pub enum SandboxesCommand {
-    /// List sandboxes
-    #[command(after_help = "Examples:
-  roost sandboxes list --status paused
-  roost sandboxes list --all --host host-0000000000000000000000001 --format json")]
-    List(SandboxesList),
-    /// Show one sandbox
-    #[command(after_help = "Examples:
-  roost sandboxes show cl-0000000000000000000000001")]
-    Show(SandboxesShow),
-}
-
-/// Options of `roost sandboxes list`.
-#[derive(Debug, Args)]
-pub struct SandboxesList {
-    /// Only those on this host
-    #[arg(long, value_name = "ID")]
-    pub host: Option<HostId>,
-    /// Only those with this status
-    #[arg(long)]
-    pub status: Option<SandboxStatus>,
-    /// Also those that are stopped or in error
-    #[arg(long)]
-    pub all: bool,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost sandboxes show`.
-#[derive(Debug, Args)]
-pub struct SandboxesShow {
-    /// The sandbox
-    #[arg(value_name = "ID")]
-    pub id: SandboxId,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost events`.
-#[derive(Debug, Args)]
-pub struct Events {
-    /// Go on with what happens from now on, until interrupted
-    #[arg(long)]
-    pub follow: bool,
-    /// Only events after this revision
-    #[arg(long, value_name = "REVISION")]
-    pub after: Option<u64>,
-    /// At most this many, before following; the oldest with --after, else the newest
-    #[arg(long, value_name = "N", default_value_t = ROWS_DEFAULT)]
-    pub limit: u32,
-    /// Only events of this host
-    #[arg(long, value_name = "ID")]
-    pub host: Option<HostId>,
-    /// Only events of this sandbox
-    #[arg(long, value_name = "ID")]
-    pub sandbox: Option<SandboxId>,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost audit`.
-#[derive(Debug, Args)]
-pub struct Audit {
-    /// At most this many
-    #[arg(long, value_name = "N", default_value_t = ROWS_DEFAULT)]
-    pub limit: u32,
-    /// Only entries older than this time, RFC 3339 in UTC
-    #[arg(long, value_name = "TIME")]
-    pub before: Option<Wall>,
-    /// Only entries about this host
-    #[arg(long, value_name = "ID")]
-    pub host: Option<HostId>,
-    /// Only entries about this sandbox
-    #[arg(long, value_name = "ID", conflicts_with = "host")]
-    pub sandbox: Option<SandboxId>,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// What can be done with a database.
-#[derive(Debug, Subcommand)]
-pub enum Db {
-    /// Make an empty database
-    #[command(after_help = "Examples:
-  roost db init
-  roost db init --db /tmp/roost.db")]
-    Init(Database),
-    /// Make a database from a fixture
-    #[command(after_help = "Examples:
-  roost db load fleet.json
-  roost db load --db /tmp/roost.db fleet.json")]
-    Load(DbLoad),
-    /// Print a database as a fixture
-    #[command(after_help = "Examples:
-  roost db dump > fleet.json")]
-    Dump(Database),
-    /// Verify integrity and invariants
-    #[command(after_help = "Examples:
-  roost db verify
-  roost db verify --db /tmp/roost.db --format json")]
-    Verify(DbVerify),
-}
-
-/// Options of `roost db load`.
-#[derive(Debug, Args)]
-pub struct DbLoad {
-    /// The fixture
-    #[arg(value_name = "FIXTURE", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-}
-
-/// Options of `roost db verify`.
-#[derive(Debug, Args)]
-pub struct DbVerify {
-    /// The database.
-    #[command(flatten)]
-    pub database: Database,
-    /// Output.
-    #[command(flatten)]
-    pub printing: Printing,
-}
-
-/// Options of `roost agent-sim`.
-#[derive(Debug, Args)]
-pub struct AgentSim {
-    /// Simulated hosts
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    #[arg(value_parser = value_parser!(u32).range(1..=SIMULATED_HOSTS_MAX))]
-    pub hosts: u32,
-    /// Sandboxes that each host lists
-    #[arg(long, value_name = "M", default_value_t = 4)]
-    #[arg(value_parser = value_parser!(u32).range(0..=SIMULATED_SANDBOXES_MAX))]
-    pub sandboxes: u32,
-    /// Port of the first host; the next ones follow
-    #[arg(long, value_name = "P", default_value_t = 50_051)]
-    #[arg(value_parser = value_parser!(u16).range(1..))]
-    pub base_port: u16,
-    /// Every answer comes this many milliseconds late
-    #[arg(long, value_name = "D", default_value_t = 0)]
-    pub delay_ms: u64,
-    /// Every K-th host hangs before it answers; 0 for none
-    #[arg(long, value_name = "K", default_value_t = 0, requires = "hang_ms")]
-    pub hang_every: u32,
-    /// How many milliseconds a hanging host waits
-    #[arg(long, value_name = "H", default_value_t = 0)]
-    pub hang_ms: u64,
-    /// List every sandbox as paused, instead of running
-    #[arg(long, conflicts_with = "auto_paused")]
-    pub paused: bool,
-    /// List no sandbox; the first answer says that all of them were paused by the agent
-    #[arg(long)]
-    pub auto_paused: bool,
-    /// Write the fixture that matches these hosts, for `roost db load`
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub fleet: Option<PathBuf>,
-    /// Status of the sandboxes in that fixture
-    #[arg(long, value_name = "STATUS", default_value_t = SandboxStatus::Running)]
-    #[arg(requires = "fleet")]
-    pub fleet_status: SandboxStatus,
-}
-
-impl AgentSim {
-    /// One port for each host; `None` when they do not fit below 65536.
-    pub fn ports(&self) -> Option<RangeInclusive<u16>> {
-        let more = u16::try_from(self.hosts - 1).ok()?;
-        Some(self.base_port..=self.base_port.checked_add(more)?)
-    }
 }
 
 /// Options of `roost config`.
@@ -716,6 +322,7 @@ pub struct Completions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::sandbox::SandboxStatus;
 
     fn parse(line: &str) -> Cli {
         let words = line.split_whitespace().take_while(|word| *word != ">");
@@ -797,6 +404,13 @@ mod tests {
             "roost hosts show",
             "roost hosts show cl-0000000000000000000000001",
             "roost sandboxes --status lost",
+            "roost sandboxes pause",
+            "roost sandboxes pause cl-0000000000000000000000001 --timeout 1m",
+            "roost sandboxes create --vcpus 0",
+            "roost hosts rm cl-0000000000000000000000001",
+            "roost keys create",
+            "roost keys revoke host-0000000000000000000000001",
+            "roost probe",
             "roost demo --for 30",
             "roost demo --hosts 0",
             "roost agent-sim --hang-every 10",

@@ -1,17 +1,16 @@
-//! Owns the commands that look: status, hosts, sandboxes, events, audit. They read the
-//! database directly, with or without a running server.
+//! Owns the commands that look: status, hosts, sandboxes, audit. They read the database
+//! directly, with or without a running server; `health` asks only the server.
 //!
 //! Never: writes; asks the server for anything but what only it knows.
 
 use super::act::ServerClient;
 use super::args::{
-    Audit, Database, Events, Format, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
+    Audit, Database, Format, Health, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
 };
 use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age};
 use super::{clock, open, paths, unreadable};
-use crate::api::view::{AuditView, CapsuleView, EventView, HostView};
+use crate::api::view::{AuditView, CapsuleView, HostView};
 use crate::config::Config;
-use crate::model::event::Event;
 use crate::model::host::{Host, HostStatus};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
@@ -19,13 +18,8 @@ use crate::store::read::{self, HistoryFilter, SandboxFilter};
 use crate::store::{Connection, StoreError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-/// How often `events --follow` looks. Larger and people wait; smaller and it costs more
-/// than it shows.
-const FOLLOW_EVERY: Duration = Duration::from_millis(200);
-
-fn connect(config: &Config, database: &Database) -> Result<Connection, Failure> {
+pub(super) fn connect(config: &Config, database: &Database) -> Result<Connection, Failure> {
     open(&paths(config, database).db)
 }
 
@@ -116,6 +110,36 @@ fn server_words(server: &Value) -> String {
     }
 }
 
+/// Whether the running server is ready; failed when it is not, with why.
+pub(super) fn health(config: &Config, options: &Health) -> Result<Exit, Failure> {
+    let server = ServerClient::of(config, &options.server);
+    let (url, ready) = (server.base(), server.get("/readyz"));
+    let why = match &ready {
+        Ok(answer) if answer.status == 200 => None,
+        Ok(answer) => {
+            let error: Value = serde_json::from_str(&answer.body).unwrap_or(Value::Null);
+            let words = error["error"]["message"].as_str().map(str::to_owned);
+            Some(words.unwrap_or_else(|| format!("it answered {}", answer.status)))
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    let mut value = json!({"url": url, "ready": why.is_none()});
+    let text = match &why {
+        None => format!("ready at {url}\n"),
+        Some(why) => {
+            value["reason"] = json!(why);
+            String::new()
+        }
+    };
+    print(options.printing.format, &value, &text)?;
+    let Some(why) = why else { return Ok(Exit::Done) };
+    let failure = Failure::new(format!("could not find {url} ready")).because(why);
+    Err(match ready {
+        Ok(_) => failure.advise("`roost status` and the server's log say more"),
+        Err(_) => failure.advise("start `roost serve`, or set ROOST_URL"),
+    })
+}
+
 fn host_tone(host: &Host) -> Tone {
     match host.status() {
         HostStatus::Online if host.degraded => Tone::Warn,
@@ -192,7 +216,8 @@ pub(super) fn host(config: &Config, options: &HostsShow) -> Result<Exit, Failure
 pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
     let now = clock().now().wall;
-    let filter = SandboxFilter { host: options.host, status: options.status, all: options.all };
+    let filter =
+        SandboxFilter { team: None, host: options.host, status: options.status, all: options.all };
     let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[
         Column::left("SANDBOX"),
@@ -245,79 +270,14 @@ fn fields(value: &Value) -> String {
     text
 }
 
-pub(super) fn events(config: &Config, options: &Events) -> Result<Exit, Failure> {
-    let conn = connect(config, &options.database)?;
-    let filter =
-        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
-    let first = match options.after {
-        Some(after) => read::events_after(&conn, after, &filter),
-        None => read::events_latest(&conn, &filter),
-    };
-    let mut seen = read::revision(&conn).map_err(unreadable)?;
-    let first = first.map_err(unreadable)?;
-    if let Some(last) = first.last().filter(|_| options.after.is_some()) {
-        // The limit may have cut; following goes on from there.
-        seen = if first.len() as u32 == options.limit { last.revision } else { seen };
-    }
-    let format = options.printing.format;
-    let mut out = Out::stdout();
-    if !options.follow && format == Format::Json {
-        let views: Vec<EventView> = first.into_iter().map(EventView::from).collect();
-        out.json(&views)?;
-        return out.finish().map(|()| Exit::Done);
-    }
-    let mut news = first;
-    loop {
-        for event in news {
-            seen = seen.max(event.revision);
-            print_event(&mut out, format, event)?;
-        }
-        out.flush()?;
-        if !options.follow {
-            return out.finish().map(|()| Exit::Done);
-        }
-        std::thread::sleep(FOLLOW_EVERY);
-        let everything = HistoryFilter { limit: read::ROWS_MAX, ..filter.clone() };
-        news = read::events_after(&conn, seen, &everything).map_err(unreadable)?;
-    }
-}
-
-/// A line of JSON, or a sentence.
-fn print_event(
-    out: &mut Out<std::io::Stdout>,
-    format: Format,
-    event: Event,
-) -> Result<(), Failure> {
-    match format {
-        Format::Text => out.line(&sentence(&event)),
-        Format::Json => {
-            let line = serde_json::to_string(&EventView::from(event)).unwrap_or_default();
-            out.line(&line)
-        }
-    }
-}
-
-/// One event for people.
-pub(super) fn sentence(event: &Event) -> String {
-    format!("{}  {}  {}", event.revision, event.at, what_happened(event))
-}
-
-/// One event for people who see it happen: to whom, what, why and where.
-pub(super) fn what_happened(event: &Event) -> String {
-    let who = event.sandbox_id.map_or_else(|| event.host_id.to_string(), |id| id.to_string());
-    let change = match (&event.from, &event.to) {
-        (Some(from), Some(to)) => format!("{from} → {to}"),
-        (None, Some(to)) => to.clone(),
-        (Some(_), None) | (None, None) => event.kind.to_string(),
-    };
-    let place = event.sandbox_id.map_or_else(String::new, |_| format!(" on {}", event.host_id));
-    crate::logging::one_line(&format!("{who}  {change} ({}){place}", event.reason))
-}
-
 pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
-    let filter =
-        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let filter = HistoryFilter {
+        team: None,
+        host: options.host,
+        sandbox: options.sandbox,
+        limit: options.limit,
+    };
     let before = read::Before { seq: None, at: options.before };
     let entries = read::audit_before(&conn, before, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[

@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod db;
 mod demo;
+mod events;
 mod look;
 pub mod output;
 mod serve;
@@ -15,6 +16,8 @@ mod serve;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, KEYS, Key, Paths, Source};
 use crate::logging;
+use crate::model::host::Intent;
+use crate::model::operation::OperationKind;
 use args::{Cli, Command, Database, Format};
 use output::{Exit, Failure, Out};
 use std::path::Path;
@@ -34,8 +37,11 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Check(options) => check::run(&config, &options),
         Command::Status(options) => look::status(&config, &options),
         Command::Hosts(options) => hosts(&config, options),
+        Command::Probe(options) => act::probe(&config, &options),
         Command::Sandboxes(options) => sandboxes(&config, options),
-        Command::Events(options) => look::events(&config, &options),
+        Command::Keys(command) => act::keys(&config, &command),
+        Command::Health(options) => look::health(&config, &options),
+        Command::Events(options) => events::events(&config, &options),
         Command::Audit(options) => look::audit(&config, &options),
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),
@@ -61,7 +67,10 @@ fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
         | Command::Check(_)
         | Command::Status(_)
         | Command::Hosts(_)
+        | Command::Probe(_)
         | Command::Sandboxes(_)
+        | Command::Keys(_)
+        | Command::Health(_)
         | Command::Events(_)
         | Command::Audit(_)
         | Command::Db(_)
@@ -79,6 +88,10 @@ fn hosts(config: &Config, options: args::Hosts) -> Result<Exit, Failure> {
         HostsCommand::Show(options) => look::host(config, &options),
         HostsCommand::Add(options) => act::add_host(config, &options),
         HostsCommand::Token(options) => act::new_token(config, &options),
+        HostsCommand::Drain(options) => act::set_intent(config, Intent::Draining, &options),
+        HostsCommand::Undrain(options) => act::set_intent(config, Intent::Active, &options),
+        HostsCommand::Offline(options) => act::set_intent(config, Intent::Offline, &options),
+        HostsCommand::Rm(options) => act::delete_host(config, &options),
     }
 }
 
@@ -87,6 +100,12 @@ fn sandboxes(config: &Config, options: args::Sandboxes) -> Result<Exit, Failure>
     match options.into_command() {
         SandboxesCommand::List(options) => look::sandboxes(config, &options),
         SandboxesCommand::Show(options) => look::sandbox(config, &options),
+        SandboxesCommand::Create(options) => act::create_sandbox(config, &options),
+        SandboxesCommand::Pause(options) => act::operate(config, OperationKind::Pause, &options),
+        SandboxesCommand::Resume(options) => act::operate(config, OperationKind::Resume, &options),
+        SandboxesCommand::Destroy(options) => {
+            act::operate(config, OperationKind::Destroy, &options)
+        }
     }
 }
 

@@ -142,7 +142,7 @@ pub fn serve(
         }
     };
     let Core { writer, presence, readers, tokens, admin, unfinished } = core;
-    let (revision, figures) = (writer.published(), writer.figures());
+    let (revision, figures, keys) = (writer.published(), writer.figures(), writer.keys());
     let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
     let writer_thread = spawn("writer", move || writer.run(&commands))?;
     let writer = WriterHandle::new(queue);
@@ -211,6 +211,7 @@ pub fn serve(
         presence,
         tokens,
         admin,
+        keys,
         pulse: Arc::clone(&pulse),
         agent,
         wake: wake(post.clone(), op_post.clone()),

@@ -62,7 +62,7 @@ pub struct Done {
 }
 
 impl Done {
-    fn of(output: Output) -> Done {
+    pub fn of(output: Output) -> Done {
         Done {
             // A signal has no code; no test expects -1.
             code: output.status.code().unwrap_or(-1),

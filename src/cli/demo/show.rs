@@ -5,7 +5,7 @@
 //! line. Called by `play`.
 
 use crate::cli::clock;
-use crate::cli::look::what_happened;
+use crate::cli::events::what_happened;
 use crate::cli::output::{Failure, Out};
 use crate::model::event::Event;
 use crate::model::time::Mono;
