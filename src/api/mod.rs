@@ -152,7 +152,7 @@ pub struct Problem {
     /// One more field, for programs.
     more: Option<(&'static str, serde_json::Value)>,
     /// What the database was found to suffer from.
-    damage: Option<StoreError>,
+    damage: Option<Box<StoreError>>,
 }
 
 impl Problem {
@@ -191,7 +191,7 @@ impl From<StoreError> for Problem {
         log::error!("could not answer from the database: {error}");
         let problem = Problem::unavailable("the database cannot be used right now; try again");
         let is_damage = matches!(error, StoreError::Damaged(_));
-        Problem { damage: is_damage.then_some(error), ..problem }
+        Problem { damage: is_damage.then(|| Box::new(error)), ..problem }
     }
 }
 
