@@ -1,5 +1,5 @@
-//! Owns what the database promises, with real files: whole commands or none, nothing that
-//! was acknowledged is lost, no write that is not needed, a disk that fills and frees.
+//! Owns what the database promises, with real files: whole commands or none, no write that
+//! is not needed, a disk that fills and frees, here for whoever may not mount one.
 //!
 //! Never: the meaning of what is written.
 
@@ -23,16 +23,14 @@ use roost::store::verify::verify;
 use roost::store::writer::{Command, Envelope, Reply, Writer, WriterFigures, WriterHandle};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 use support::agents::{Agents, Says};
-use support::client::{Answer, try_ask};
+use support::client::Answer;
 use support::server::Serving;
-use support::{Home, PATIENCE, eventually, host, sandbox};
+use support::{Home, eventually, host, sandbox};
 use tempfile::TempDir;
 
 /// A writer that has not begun to take commands.
@@ -202,111 +200,6 @@ fn a_pass_in_which_nothing_changed_writes_nothing() {
     assert!(std::fs::read(home.path("roost.db")).unwrap() == before);
 }
 
-/// What the server said was done.
-#[derive(Default)]
-struct Acknowledged {
-    /// Hosts that were added.
-    added: Vec<String>,
-    /// The newest refresh token of each host that registered.
-    registered: BTreeMap<String, String>,
-}
-
-/// Adds, registers and renews hosts until the server is gone; tells of every answer.
-fn press(address: SocketAddr, key: &str, done: &Mutex<Acknowledged>, tell: &Sender<()>) {
-    let ask = |path: &str, body: &Value, status: u16| -> Option<Value> {
-        let answer =
-            try_ask(address, "POST", path, &[("X-API-Key", key)], &body.to_string()).ok()?;
-        assert_eq!(answer.status, status, "{path}: {answer:?}");
-        Some(answer.json())
-    };
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let keep = |id: &str, answer: &Value| {
-        let token = text(&answer["refresh_token"]);
-        done.lock().unwrap().registered.insert(id.to_owned(), token);
-        // Nobody listens any more once enough was done.
-        let _ = tell.send(());
-    };
-    while let Some(added) = ask("/v1/hosts", &json!({}), 201) {
-        let id = text(&added["host"]["id"]);
-        done.lock().unwrap().added.push(id.clone());
-        let _ = tell.send(());
-        let token = &added["registration_token"];
-        let body = json!({"token": token, "address": "127.0.0.1:1"});
-        let Some(answer) = ask("/v1/hosts/register", &body, 201) else { return };
-        keep(&id, &answer);
-        let path = format!("/v1/hosts/{id}/heartbeat");
-        let headers = [("X-Host-Token", answer["token"].as_str().unwrap())];
-        let Ok(beat) = try_ask(address, "POST", &path, &headers, "") else { return };
-        assert_eq!(beat.status, 204);
-        let body = json!({"refresh_token": answer["refresh_token"]});
-        let Some(answer) = ask("/v1/hosts/auth/refresh", &body, 200) else { return };
-        keep(&id, &answer);
-    }
-}
-
-/// Everything that was acknowledged is in the database, which is whole.
-fn assert_kept(home: &Home, done: &Acknowledged) {
-    home.verify();
-    let hosts = home.json(&["hosts"]);
-    let status = |row: &Value| (row["id"].clone(), row["status"].clone());
-    let hosts: Vec<(Value, Value)> = hosts.as_array().unwrap().iter().map(status).collect();
-    for id in &done.added {
-        assert!(hosts.iter().any(|(found, _)| found == id), "{id} was added and is gone");
-    }
-    for id in done.registered.keys() {
-        let row = (json!(id), json!("online"));
-        assert!(hosts.contains(&row), "{id} was registered and is not: {hosts:?}");
-    }
-}
-
-/// Every newest refresh token is still good; gives the newer ones.
-fn renew_all(serving: &Serving, done: &mut Acknowledged) {
-    for (id, token) in &mut done.registered {
-        let body = json!({"refresh_token": token}).to_string();
-        let answer = serving.ask("POST", "/v1/hosts/auth/refresh", &[], &body);
-        assert_eq!(answer.status, 200, "{id}: {answer:?}");
-        *token = answer.json()["refresh_token"].as_str().unwrap().to_owned();
-    }
-}
-
-#[test]
-fn what_was_acknowledged_survives_any_kill() {
-    const ROUNDS: u64 = 25;
-    const CLIENTS: usize = 3;
-    let home = Home::new();
-    let done = Arc::new(Mutex::new(Acknowledged::default()));
-    let mut seed = 7_u64;
-    for round in 0..ROUNDS {
-        // After so many answers; the number is different in every round, and so is what
-        // the other clients are in the middle of.
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let answers = 1 + (seed >> 33) % 60;
-        let serving = home.serve(&["--heartbeat-flush", "100ms"]);
-        if round % 8 == 7 {
-            renew_all(&serving, &mut done.lock().unwrap());
-        }
-        let (tell, told) = unbounded();
-        let (address, key) = (serving.address, serving.key().to_owned());
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|_| {
-                let (key, done, tell) = (key.clone(), Arc::clone(&done), tell.clone());
-                std::thread::spawn(move || press(address, &key, &done, &tell))
-            })
-            .collect();
-        for _ in 0..answers {
-            told.recv_timeout(PATIENCE).unwrap();
-        }
-        serving.kill();
-        clients.into_iter().for_each(|client| client.join().unwrap());
-        assert_kept(&home, &done.lock().unwrap());
-    }
-    let serving = home.serve(&[]);
-    renew_all(&serving, &mut done.lock().unwrap());
-    serving.stop();
-    assert_kept(&home, &done.lock().unwrap());
-    assert!(done.lock().unwrap().registered.len() > 50, "the rounds did something");
-}
-
 /// The same command, in a process that is told of a full disk instead of being ended.
 fn told_of_limits(command: &std::process::Command) -> std::process::Command {
     let mut shell = std::process::Command::new("/bin/sh");
@@ -448,22 +341,4 @@ fn what_agents_said_while_the_disk_was_full_is_not_lost() {
     assert_eq!(decided, (&json!("paused"), &json!("auto_paused")));
     disk.serving.stop();
     disk.home.verify();
-}
-
-#[test]
-fn a_database_that_somebody_else_keeps_locked_is_waited_for() {
-    let home = Home::with(&quiet_fleet(1));
-    let serving = home.serve(&["--heartbeat-flush", "5m"]);
-    let other = rusqlite::Connection::open(home.path("roost.db")).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let unavailable = (503, "unavailable".to_owned());
-    assert_eq!(serving.post("/v1/hosts", &json!({})).refusal(), unavailable);
-    let token = home.token(&host(1));
-    assert_eq!(serving.beat(&host(1), &token).status, 204);
-    assert_eq!(serving.get("/v1/hosts").json().as_array().unwrap().len(), 1);
-    other.execute_batch("ROLLBACK").unwrap();
-    assert_eq!(serving.post("/v1/hosts", &json!({})).status, 201);
-    assert_eq!(serving.get("/readyz").status, 200);
-    serving.stop();
-    home.verify();
 }

@@ -192,7 +192,8 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
 
 /// Asks for a renewal only when one could be served right now.
 fn renew_or_wait(ready: &Ready, why: &str) -> Problem {
-    let can_renew = !ready.figures.is_failing() && !ready.pulse.stopping.load(Ordering::Relaxed);
+    let can_renew =
+        ready.figures.trouble().is_none() && !ready.pulse.stopping.load(Ordering::Relaxed);
     match can_renew {
         true => Problem::unauthorized(why),
         false => Problem::unavailable(format!("{why}, and it cannot be renewed right now")),

@@ -21,10 +21,10 @@ pub(super) fn readyz(ready: &Ready) -> Result<Response, Problem> {
     if ready.pulse.stopping.load(Ordering::Relaxed) {
         return Err(Problem::unavailable("shutting down"));
     }
-    read::revision(&*ready.read()?)?;
-    if ready.figures.is_failing() {
-        return Err(Problem::unavailable("the database refuses writes; see the log"));
+    if let Some(trouble) = ready.figures.trouble() {
+        return Err(Problem::unavailable(format!("the database cannot be used: {trouble}")));
     }
+    read::revision(&*ready.read()?)?;
     let since_round = ready.now().mono.0.saturating_sub(load(&ready.pulse.last_round_ms));
     if since_round > load(&ready.pulse.interval_ms).saturating_mul(2) {
         return Err(Problem::unavailable(format!(

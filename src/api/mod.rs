@@ -158,6 +158,8 @@ pub struct Problem {
     message: String,
     /// One more field, for programs.
     more: Option<(&'static str, serde_json::Value)>,
+    /// What the database was found to suffer from.
+    damage: Option<Box<StoreError>>,
 }
 
 impl Problem {
@@ -166,7 +168,7 @@ impl Problem {
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), more: None }
+        Problem { status, code, message: message.into(), more: None, damage: None }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -194,7 +196,9 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         log::error!("could not answer from the database: {error}");
-        Problem::unavailable("the database cannot be used right now; try again")
+        let problem = Problem::unavailable("the database cannot be used right now; try again");
+        let is_damage = matches!(error, StoreError::Damaged(_));
+        Problem { damage: is_damage.then(|| Box::new(error)), ..problem }
     }
 }
 

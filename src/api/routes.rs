@@ -12,7 +12,11 @@ use Door::{Admin, Agent, Key, Open};
 
 /// Answers once the database is open.
 pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
-    route(ready, request).unwrap_or_else(Response::from)
+    route(ready, request).unwrap_or_else(|problem| {
+        // Whoever finds damage finds it for all: nobody is sent to renew a token now.
+        problem.damage.iter().for_each(|damage| ready.figures.suffer(damage));
+        Response::from(problem)
+    })
 }
 
 /// Answers while it is not: alive, the page, which says that it waits, and 503 to everybody

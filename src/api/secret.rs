@@ -110,14 +110,17 @@ fn read_or_create(path: &Path, make: impl Fn() -> String) -> Result<String, Stor
     Ok(secret)
 }
 
-/// Writes beside and renames: a crash leaves a whole key or none.
+/// Writes beside and renames: a crash leaves a whole key or none, and a power cut does not
+/// take one back that was used.
 fn create(path: &Path, secret: &str) -> std::io::Result<()> {
     let new = path.with_extension("new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     writeln!(file, "{secret}")?;
     file.sync_all()?;
-    std::fs::rename(&new, path)
+    std::fs::rename(&new, path)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    std::fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

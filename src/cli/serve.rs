@@ -10,10 +10,17 @@ use crate::engine::{self, Running};
 use crate::logging;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a stop may take before what is left is cut.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to wait before a database that could not be opened is tried again. Larger: it
+/// comes back later than the disk; smaller: the log says the same more often.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// How often to look for a signal meanwhile.
+const LOOK_FOR_SIGNALS_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<Exit, Failure> {
     let fail = |what: &str| Failure::new(what.to_owned());
@@ -21,8 +28,9 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
         .map_err(|e| fail("could not watch for signals").because(e))?;
     config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     let paths = paths(config, &options.database);
-    let running =
-        engine::serve(config, &paths, clock()).map_err(|e| fail("could not start").because(e))?;
+    let mut wait = || stays(&mut signals);
+    let running = engine::serve(config, &paths, clock(), &mut wait)
+        .map_err(|e| fail("could not start").because(e))?;
     let scheme = if running.is_https() { "https" } else { "http" };
     let url = format!("{scheme}://{}", running.address());
     log::info!("listening on {url}, data in {}", paths.dir.display());
@@ -43,6 +51,18 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
         false => log::warn!("stopped; not everything ended by itself"),
     }
     Ok(Exit::Done)
+}
+
+/// Waits for a moment before the database is opened once more; false when told to stop.
+fn stays(signals: &mut Signals) -> bool {
+    let until = Instant::now() + OPEN_AGAIN_AFTER;
+    while Instant::now() < until {
+        if signals.pending().any(|signal| signal != SIGHUP) {
+            return false;
+        }
+        std::thread::sleep(LOOK_FOR_SIGNALS_EVERY);
+    }
+    true
 }
 
 /// Takes over what may change while running; a bad file changes nothing.

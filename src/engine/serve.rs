@@ -126,8 +126,14 @@ pub struct Running {
     _lock: Lock,
 }
 
-/// Starts everything.
-pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+/// Starts everything. While the disk takes no writes or somebody keeps the database locked,
+/// agents are answered and it is tried again after each `wait` that says so.
+pub fn serve(
+    config: &Config,
+    paths: &Paths,
+    clock: Arc<dyn Clock>,
+    wait: &mut dyn FnMut() -> bool,
+) -> Result<Running, StartError> {
     make_dir(&paths.dir)?;
     let lock = Lock::take(&Lock::path_for(&paths.db))?;
     // Plain text where somebody asked for TLS would be worse than not starting.
@@ -147,7 +153,17 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
     let server = ServerConfig { tls, ..ServerConfig::default() };
     let http = Server::start(vec![listener], api.clone(), server).map_err(StartError::System)?;
 
-    let core = Core::open(config, paths, Arc::clone(&clock))?;
+    let core = loop {
+        match Core::open(config, paths, Arc::clone(&clock)) {
+            Err(error) if error.may_pass() => {
+                log::error!("could not open the database: {error}; trying again");
+                if !wait() {
+                    return Err(error.into());
+                }
+            }
+            opened => break opened?,
+        }
+    };
     let Core { writer, presence, readers, tokens, admin, unfinished } = core;
     let (revision, figures, keys) = (writer.published(), writer.figures(), writer.keys());
     let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);

@@ -37,6 +37,10 @@ pub enum StoreError {
     Damaged(String),
     /// No space, a read-only file, or the disk failed: nothing was written.
     Disk(String),
+    /// A file cannot be opened: permissions, or the limit of open files.
+    CannotOpen(String),
+    /// The file that is open is no longer at this path: what is written would be lost.
+    Moved(PathBuf),
     /// Another process is writing and did not stop in time.
     Busy,
     /// A file could not be read or written.
@@ -58,6 +62,32 @@ impl StoreError {
     /// A file error with its path.
     pub fn io(path: impl Into<PathBuf>, error: &std::io::Error) -> StoreError {
         StoreError::Io { path: path.into(), message: error.to_string() }
+    }
+
+    /// Whether the database as a whole cannot be used as it is now, whatever was asked of it.
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            StoreError::Damaged(_)
+            | StoreError::Disk(_)
+            | StoreError::CannotOpen(_)
+            | StoreError::Moved(_)
+            | StoreError::Busy
+            | StoreError::Io { .. } => true,
+            StoreError::Missing(_)
+            | StoreError::Foreign(_)
+            | StoreError::NewerSchema { .. }
+            | StoreError::OlderSchema { .. }
+            | StoreError::Held { .. }
+            | StoreError::BadRow(_)
+            | StoreError::Sqlite(_)
+            | StoreError::Stopped => false,
+        }
+    }
+
+    /// Whether waiting may help: a disk can be freed, a lock released. Anything else needs a
+    /// hand that starts the program again.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, StoreError::Disk(_) | StoreError::Busy)
     }
 }
 
@@ -93,6 +123,17 @@ impl fmt::Display for StoreError {
             StoreError::Disk(what) => {
                 write!(f, "the disk refused a write ({what}); free space or repair it")
             }
+            StoreError::CannotOpen(what) => write!(
+                f,
+                "a file of the database cannot be opened ({what}); \
+                 check its directory's permissions and the limit of open files"
+            ),
+            StoreError::Moved(path) => write!(
+                f,
+                "the database that is open is no longer at {}; put it back with its log, \
+                 or stop roost and restore a backup",
+                path.display()
+            ),
             StoreError::Busy => f.write_str("another process keeps the database locked; try again"),
             StoreError::Io { path, message } => write!(f, "{}: {message}", path.display()),
             StoreError::BadRow(what) => {
@@ -118,9 +159,8 @@ impl From<rusqlite::Error> for StoreError {
         }
         match error.sqlite_error_code() {
             Some(Code::NotADatabase | Code::DatabaseCorrupt) => StoreError::Damaged(text),
-            Some(Code::DiskFull | Code::ReadOnly | Code::SystemIoFailure | Code::CannotOpen) => {
-                StoreError::Disk(text)
-            }
+            Some(Code::DiskFull | Code::ReadOnly | Code::SystemIoFailure) => StoreError::Disk(text),
+            Some(Code::CannotOpen) => StoreError::CannotOpen(text),
             Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
             Some(_) | None => StoreError::Sqlite(text),
         }

@@ -14,6 +14,8 @@ pub mod journal;
 pub mod keys;
 pub mod lifecycle;
 pub mod open;
+mod owed;
+mod place;
 pub mod presence;
 pub mod read;
 pub mod reports;

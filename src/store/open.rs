@@ -54,13 +54,10 @@ impl Lock {
     /// when another process has it.
     pub fn take(path: &Path) -> Result<Lock, StoreError> {
         let io = |e: std::io::Error| StoreError::io(path, &e);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(io)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // On a disk that takes no writes the lock still tells who is alone.
+        let mut file = options.open(path).or_else(|e| File::open(path).map_err(|_| io(e)))?;
         if let Err(error) = file.try_lock() {
             return Err(match error {
                 std::fs::TryLockError::WouldBlock => {
@@ -73,9 +70,9 @@ impl Lock {
                 std::fs::TryLockError::Error(error) => io(error),
             });
         }
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        if let Err(error) = say_pid(&mut file) {
+            log::warn!("could not write our process id to {}: {error}", path.display());
+        }
         Ok(Lock { _file: file })
     }
 
@@ -92,6 +89,13 @@ impl Lock {
             None => db.with_extension("lock"),
         }
     }
+}
+
+/// For people: the lock counts without it.
+fn say_pid(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
 }
 
 /// Opens the database at `path` for the one writer; makes it when `create` is set and

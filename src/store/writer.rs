@@ -11,6 +11,8 @@ use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
+use super::owed::Owed;
+use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
 use crate::model::host::{Host, Intent};
@@ -24,7 +26,7 @@ use crate::plan::placement::NoHost;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -170,13 +172,26 @@ pub struct WriterFigures {
     pub failures: AtomicU64,
     /// Rows changed.
     pub rows: AtomicU64,
-    failing: AtomicBool,
+    trouble: Mutex<Option<StoreError>>,
 }
 
 impl WriterFigures {
-    /// Whether the last transaction that wrote, or tried to, failed.
-    pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+    /// Why the database cannot be relied on: what the last transaction that wrote, or tried
+    /// to, failed of. Damage that was found is never over.
+    pub fn trouble(&self) -> Option<StoreError> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what ails the database.
+    pub fn suffer(&self, error: &StoreError) {
+        self.set_trouble(Some(error.clone()));
+    }
+
+    fn set_trouble(&self, trouble: Option<StoreError>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*known, Some(StoreError::Damaged(_))) {
+            *known = trouble;
+        }
     }
 }
 
@@ -199,9 +214,11 @@ pub struct Writer {
     full_sync: bool,
     /// What must be told to others once the transaction is committed, or taken back.
     pub(super) after: Vec<After>,
-    /// Announcements that a failed transaction could not keep. The agents have forgotten
-    /// them, so they wait here until they can be written.
-    owed: Vec<SandboxId>,
+    /// Announcements that a failed transaction could not keep.
+    owed: Owed,
+    /// A command of this batch found the database in trouble.
+    suffered: bool,
+    place: Option<Place>,
 }
 
 /// What follows a commit; dropped or undone when it fails.
@@ -238,6 +255,7 @@ impl Writer {
         let published = Arc::new(Revision::default());
         published.publish(revision);
         let keys = Arc::new(Keys::load(&conn)?);
+        let place = Place::of(&conn)?;
         Ok(Writer {
             conn,
             keys,
@@ -252,7 +270,9 @@ impl Writer {
             figures: Arc::default(),
             full_sync: false,
             after: Vec::new(),
-            owed: Vec::new(),
+            owed: Owed::default(),
+            suffered: false,
+            place,
         })
     }
 
@@ -296,7 +316,7 @@ impl Writer {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
         let durable = tasks.iter().any(|task| task.durable);
-        let told: Vec<SandboxId> = tasks.iter().flat_map(|task| &task.told).copied().collect();
+        let told: Vec<Told> = tasks.iter().filter_map(|task| task.told.clone()).collect();
         let before = self.revision;
         let rows_before = self.rows_written();
         let mut answers: Vec<Answer> = Vec::with_capacity(tasks.len());
@@ -304,7 +324,7 @@ impl Writer {
         let owed = std::mem::take(&mut self.owed);
         let result = self.begin(durable).and_then(|()| {
             // Announcements that an earlier transaction could not keep.
-            self.note_drained(&owed, began)?;
+            self.note_drained(&owed.ids(), began)?;
             for task in tasks.by_ref() {
                 answers.push((task.run)(Ok(self)));
             }
@@ -312,8 +332,8 @@ impl Writer {
         });
         let failed = result.err();
         if failed.is_some() {
-            self.owed.extend(owed);
-            self.owed.extend(told);
+            self.owed = owed;
+            told.into_iter().for_each(|told| self.owe(told));
         }
         let rows = self.rows_written() - rows_before;
         self.settle(before, failed.as_ref(), rows);
@@ -338,7 +358,28 @@ impl Writer {
             )?;
             self.full_sync = durable;
         }
-        Ok(self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([]).map(drop)?)
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.place.as_ref().map_or(Ok(()), Place::check)
+    }
+
+    /// Keeps announcements that cannot be written now. Of a host with too many it is only
+    /// known that it may have paused anything.
+    fn owe(&mut self, (host, ids): Told) {
+        if !self.owed.keep(host, ids) {
+            log::warn!("{host} announces more than can be kept until it can be written");
+            self.presence.answer_lost(host);
+        }
+    }
+
+    /// A command that fails of the database makes the rest of its batch no proof that all
+    /// is well.
+    fn look_for_trouble<T>(&mut self, result: &Result<T, StoreError>) {
+        if let Err(error) = result
+            && error.is_trouble()
+        {
+            self.suffered = true;
+            self.figures.suffer(error);
+        }
     }
 
     fn commit(&mut self, before: u64) -> Result<(), StoreError> {
@@ -352,8 +393,9 @@ impl Writer {
     /// Tells everybody what is true now, or takes back what was not written.
     fn settle(&mut self, before: u64, failed: Option<&StoreError>, rows: u64) {
         let after = std::mem::take(&mut self.after);
+        let suffered = std::mem::take(&mut self.suffered);
         if let Some(error) = failed {
-            self.figures.failing.store(true, Ordering::Relaxed);
+            self.figures.suffer(error);
             log::error!("could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
@@ -366,8 +408,8 @@ impl Writer {
             return;
         }
         // With nothing to write a transaction succeeds on a full disk too.
-        if rows > 0 {
-            self.figures.failing.store(false, Ordering::Relaxed);
+        if rows > 0 && !suffered {
+            self.figures.set_trouble(None);
         }
         let counter = if rows > 0 { &self.figures.commits } else { &self.figures.idle };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -463,11 +505,14 @@ impl Writer {
 struct Task {
     /// Power loss after the answer must not undo it (`synchronous=FULL`).
     durable: bool,
-    /// Ids that an agent announced with it and will not announce again.
-    told: Vec<SandboxId>,
+    /// What an agent announced with it and will not announce again.
+    told: Option<Told>,
     /// Does it, or hears why it cannot be done.
     run: Run,
 }
+
+/// A host and ids that its agent announced.
+type Told = (HostId, Vec<SandboxId>);
 
 type Run = Box<dyn FnOnce(Result<&mut Writer, &StoreError>) -> Answer>;
 
@@ -476,16 +521,16 @@ impl Task {
         let now = envelope.now;
         match envelope.command {
             Command::Probed(probed, reply) => {
-                let told = probed.probe.drained().to_vec();
+                let told = (probed.host, probed.probe.drained().to_vec());
                 let kept = told.clone();
                 let task = Task::quick(reply, move |w| {
                     let result = w.probed(*probed, now);
                     if result.is_err() {
-                        w.owed.extend(kept);
+                        w.owe(kept);
                     }
                     result
                 });
-                Task { told, ..task }
+                Task { told: Some(told), ..task }
             }
             Command::MarkDown(hosts, reply) => Task::quick(reply, move |w| {
                 let down = |(host, heard)| w.mark_down(host, heard, now).transpose();
@@ -547,11 +592,15 @@ impl Task {
         work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + 'static,
     ) -> Task {
         let run: Run = Box::new(move |writer| {
-            let result = writer.map_err(StoreError::clone).and_then(work);
+            let result = writer.map_err(StoreError::clone).and_then(|writer| {
+                let result = work(writer);
+                writer.look_for_trouble(&result);
+                result
+            });
             // What a command found counts only when its transaction is committed.
             Box::new(move |failed| reply(failed.map_or(result, |error| Err(error.clone()))))
         });
-        Task { durable: false, told: Vec::new(), run }
+        Task { durable: false, told: None, run }
     }
 
     /// What must survive power loss once it is answered.

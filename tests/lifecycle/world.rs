@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "each test uses its part")]
 
 use crate::support::server::Serving;
+use crate::support::truth::check_host;
 use crate::support::{Home, PATIENCE, eventually};
 use roost::agent::wire::Method;
 use roost::clock::SystemClock;
@@ -303,7 +304,10 @@ impl World {
         }
         let rows = self.rows();
         for (host, credentials) in self.fleet.hosts().iter().zip(&self.hosts) {
-            check_host(host, &credentials.host_id.to_string(), &rows, strangers);
+            let host_id = credentials.host_id.to_string();
+            let here = rows.iter().filter(|(_, row)| row["host_id"] == host_id);
+            let here = here.map(|(id, row)| (*id, row["status"].as_str().unwrap()));
+            check_host(host, here, strangers);
         }
         assert!(self.fleet.shutdown(PATIENCE), "a call is still under way");
     }
@@ -328,29 +332,5 @@ fn check_history(home: &Home, rows: &BTreeMap<SandboxId, Value>) {
         let actions: Vec<&Value> =
             audit.as_array().unwrap().iter().map(|entry| &entry["action"]).collect();
         assert_eq!(actions.last(), Some(&&json!("create")), "the first entry of {id}");
-    }
-}
-
-fn check_host(
-    host: &SimHost,
-    host_id: &str,
-    rows: &BTreeMap<SandboxId, Value>,
-    strangers: &[SandboxId],
-) {
-    let here = rows.iter().filter(|(_, row)| row["host_id"] == host_id);
-    let mut expected: Vec<SandboxId> = strangers.to_vec();
-    for (&id, row) in here {
-        let (status, state) = (row["status"].as_str().unwrap(), host.state(id));
-        let fits = match status {
-            "running" => state == Some(SimState::Running),
-            "paused" => matches!(state, Some(SimState::Paused | SimState::Shelved)),
-            "stopped" | "error" => state.is_none(),
-            other => panic!("{id} is left {other}"),
-        };
-        assert!(fits, "{id} is {status} and really {state:?}");
-        expected.extend(state.map(|_| id));
-    }
-    for (id, state) in host.sandboxes() {
-        assert!(expected.contains(&id), "{id} is {state:?} on {host_id} and should not be");
     }
 }

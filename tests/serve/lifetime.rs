@@ -5,11 +5,10 @@
 
 use crate::support::agents::HungAgent;
 use crate::support::client::try_ask;
-use crate::support::server::Serving;
+use crate::support::server::{Serving, listening};
 use crate::support::{Done, Home, PATIENCE, eventually, host};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -300,22 +299,4 @@ fn agents_that_knock_during_the_start_are_asked_to_wait() {
     eventually("the database is open", || (beat().status == 204).then_some(()));
     child.kill().unwrap();
     child.wait().unwrap();
-}
-
-/// Where a process listens: the first of its sockets that does.
-fn listening(pid: u32) -> Option<SocketAddr> {
-    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
-    let sockets: Vec<String> = links
-        .filter_map(|link| {
-            link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned)
-        })
-        .collect();
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let listens = fields[3] == "0A" && sockets.iter().any(|inode| inode == fields[9]);
-        let port = fields[1].rsplit_once(':').filter(|_| listens)?.1;
-        Some(SocketAddr::from(([127, 0, 0, 1], u16::from_str_radix(port, 16).ok()?)))
-    })
 }

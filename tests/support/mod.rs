@@ -8,8 +8,10 @@
 
 pub mod agents;
 pub mod client;
+pub mod random;
 pub mod server;
 pub mod token;
+pub mod truth;
 
 use roost::model::id::{HostId, SandboxId};
 use serde_json::Value;
@@ -87,6 +89,11 @@ impl Home {
         let outer = tempfile::tempdir().unwrap();
         let dir = outer.path().join("data");
         Home { outer, dir }
+    }
+
+    /// A directory of somebody else's choosing, not made yet.
+    pub fn at(dir: PathBuf) -> Home {
+        Home { outer: tempfile::tempdir().unwrap(), dir }
     }
 
     /// A directory with a database made from this fixture.
