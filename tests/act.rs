@@ -360,7 +360,7 @@ fn health_is_for_scripts() {
     world.serving.take().unwrap().stop();
     let done = world.home.roost(&["health", "--url", &url]);
     expect![[r#"
-        roost: could not find URL ready: io: Connection refused (os error 111); start `roost serve`, or set ROOST_URL
+        roost: could not find URL ready: Connection refused (os error 111); start `roost serve`, or set ROOST_URL
         exit 1
     "#]].assert_eq(&told(&done).replace(&url, "URL"));
 }
@@ -378,7 +378,7 @@ fn without_the_right_key_or_the_server_nothing_is_done() {
     "#]].assert_eq(&with_key("roost_wrong"));
     let nowhere = ["sandboxes", "pause", &sandbox(1), "--wait", "--url", "http://127.0.0.1:1"];
     expect![[r#"
-        roost: could not pause cl-0000000000000000000000001: http://127.0.0.1:1: io: Connection refused (os error 111); start `roost serve`, or set ROOST_URL
+        roost: could not pause cl-0000000000000000000000001: http://127.0.0.1:1: Connection refused (os error 111); start `roost serve`, or set ROOST_URL
         exit 1
     "#]].assert_eq(&told(&world.home.roost(&nowhere)));
     assert_eq!(world.serving().get("/v1/capsules?all=true").json(), json!([]));

@@ -113,6 +113,18 @@ impl Failure {
     }
 }
 
+/// Whether the other side may have seen any of a request that failed, whoever was asked.
+pub fn may_be_sent(error: &ureq::Error) -> bool {
+    let not_resolved = matches!(
+        error,
+        ureq::Error::HostNotFound
+            | ureq::Error::BadUri(_)
+            | ureq::Error::Timeout(ureq::Timeout::Resolve)
+    );
+    let tagged = matches!(error, ureq::Error::Other(other) if other.is::<BeforeSending>());
+    !(not_resolved || tagged)
+}
+
 /// What a failed request says to people, whoever was asked.
 pub fn words(error: ureq::Error, deadline: Duration) -> String {
     Failure::of(error, deadline).detail

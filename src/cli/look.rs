@@ -121,7 +121,7 @@ pub(super) fn health(config: &Config, options: &Health) -> Result<Exit, Failure>
             let words = error["error"]["message"].as_str().map(str::to_owned);
             Some(words.unwrap_or_else(|| format!("it answered {}", answer.status)))
         }
-        Err(error) => Some(error.to_string()),
+        Err(error) => Some(error.clone()),
     };
     let mut value = json!({"url": url, "ready": why.is_none()});
     let text = match &why {

@@ -108,7 +108,8 @@ impl Operations {
         match input {
             Input::Work(work) => self.take_up(*work, now.mono),
             Input::Called(called) => self.called(*called, now),
-            Input::Written(_, Ok(_)) => {}
+            // What the agent lists now is known at once, not a probe interval later.
+            Input::Written(ended, Ok(_)) => self.effects.push(Effect::ProbeNow(ended.host)),
             Input::Written(ended, Err(error)) => {
                 log::error!("could not write how {} ended: {error}", ended.op);
                 self.rewrites.push((now.mono.after(REWRITE_AFTER), ended));
@@ -178,7 +179,7 @@ impl Operations {
         match after_call(progress(&work, attempts, now), call) {
             Next::Finish(status, reason) => {
                 let error = error.filter(|_| call != Call::Succeeded);
-                let ended = Ended { op: work.op, status, reason, details, error };
+                let ended = Ended { op: work.op, host: work.host, status, reason, details, error };
                 self.effects.push(Effect::Write(Box::new(ended)));
             }
             Next::CallAfter(delay) => self.wait(open, &work, now.mono.after(delay), now.mono),

@@ -104,6 +104,8 @@ pub enum Begun {
 pub struct Ended {
     /// Which one.
     pub op: OpId,
+    /// On which host.
+    pub host: HostId,
     /// The status that its sandbox gets.
     pub status: SandboxStatus,
     /// Why.

@@ -272,7 +272,9 @@ impl Script {
             OperationKind::Destroy => SandboxStatus::Stopped,
         };
         let reason = Reason::OperationSucceeded;
-        let ended = Ended { op, status, reason, details: None, error: None };
+        // The writer knows the host by the operation.
+        let host = HostId::from_u128(0);
+        let ended = Ended { op, host, status, reason, details: None, error: None };
         Command::Finish(Box::new(ended), self.done())
     }
 

@@ -4,7 +4,7 @@
 //! Never: prints anything; repeats a request by itself. Called by the commands that act,
 //! and by those that look for what only the running server knows.
 
-use crate::agent::transport::{Connect, words};
+use crate::agent::transport::{Connect, may_be_sent, words};
 use crate::api::secret;
 use crate::cli::args::Server;
 use crate::cli::output::Failure;
@@ -12,7 +12,7 @@ use crate::config::{API_KEY_FILE_VARIABLE, Config};
 use crate::http::trust_in;
 use serde_json::Value;
 use std::fmt::Display;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufReader, Read};
 use std::time::Duration;
 use ureq::http::{Method, Request, Response};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -127,12 +127,15 @@ impl ServerClient {
     }
 
     /// Looks, with the key if there is one; every status is an answer.
-    pub(in crate::cli) fn get(&self, path: &str) -> Result<Answer, ureq::Error> {
+    ///
+    /// # Errors
+    /// In words, when nobody answers.
+    pub(in crate::cli) fn get(&self, path: &str) -> Result<Answer, String> {
         let mut request = self.http.get(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
             request = request.header("X-API-Key", key);
         }
-        read(request.call()?)
+        request.call().and_then(read).map_err(|error| words(error, PATIENCE))
     }
 
     /// Asks for something: the JSON of a 2xx answer, null when it has no body.
@@ -197,19 +200,9 @@ impl ServerClient {
     }
 
     fn no_answer(&self, error: ureq::Error, patience: Duration) -> Trouble {
-        let refused =
-            matches!(&error, ureq::Error::Io(e) if e.kind() == ErrorKind::ConnectionRefused);
-        let not_reached = matches!(
-            error,
-            ureq::Error::HostNotFound
-                | ureq::Error::ConnectionFailed
-                | ureq::Error::BadUri(_)
-                | ureq::Error::Tls(_)
-                | ureq::Error::Rustls(_)
-                | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
-        );
+        let sent = may_be_sent(&error);
         let why = format!("{}: {}", self.base, words(error, patience));
-        if refused || not_reached { Trouble::Away(why) } else { Trouble::Cut(why) }
+        if sent { Trouble::Cut(why) } else { Trouble::Away(why) }
     }
 
     fn judge(&self, answer: Answer) -> Result<Value, Trouble> {

@@ -204,12 +204,15 @@ fn a_result_that_cannot_be_written_is_written_again() {
     world.seen();
     let ended = Ended {
         op: OpId::from_u128(1),
+        host: HostId::from_u128(1),
         status: SandboxStatus::Paused,
         reason: crate::model::sandbox::Reason::OperationSucceeded,
         details: None,
         error: None,
     };
-    world.handle(Input::Written(Box::new(ended), Err(StoreError::Stopped)));
+    world.handle(Input::Written(Box::new(ended.clone()), Err(StoreError::Stopped)));
     world.pass(1);
     assert_eq!(world.seen(), ["write paused"]);
+    world.handle(Input::Written(Box::new(ended), Ok(true)));
+    assert_eq!(world.seen(), ["probe"], "what it left is seen at once");
 }
