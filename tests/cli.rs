@@ -626,7 +626,7 @@ fn a_wrong_fixture_is_refused_with_its_place() {
         hosts[0].id: is missing
         hosts[0].status: "asleep": unknown host status "asleep"; allowed: pending, online, unreachable, draining, offline
         hosts[0].address: "nowhere": address has no port; expected host:port or http(s)://host[:port]
-        hosts[0].heartbeat_age_s: must be a number of seconds
+        hosts[0].heartbeat_age_s: must be a number of seconds up to 100000000000
         hosts[0].status: intent draining and liveness alive do not give this status
         sandboxes[0].status: "lost": unknown sandbox status "lost"; allowed: pending, starting, running, pausing, paused, resuming, stopping, stopped, missing, error, hibernated
         sandboxes[0].host_id: host-0000000000000000000000002 is not among the hosts
