@@ -9,6 +9,8 @@ mod support;
 
 #[path = "serve/agents.rs"]
 mod agents;
+#[path = "serve/hostile.rs"]
+mod hostile;
 #[path = "serve/lifetime.rs"]
 mod lifetime;
 #[path = "serve/monitor.rs"]
