@@ -115,6 +115,17 @@ CREATE TABLE refresh_tokens (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX refresh_tokens_by_host ON refresh_tokens (host_id);
 
+-- Keys of users. A revoked one is gone; the audit log remembers its name.
+CREATE TABLE api_keys (
+    id           TEXT PRIMARY KEY,
+    hash         BLOB NOT NULL UNIQUE CHECK (length(hash) = 32),
+    team_id      TEXT NOT NULL,
+    name         TEXT NOT NULL,
+    suffix       TEXT NOT NULL,          -- last digits of the key, to tell it from others
+    created_at   INTEGER NOT NULL,
+    last_used_at INTEGER                 -- to the minute; NULL: never
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE audit_logs (
     seq           INTEGER PRIMARY KEY,
     id            TEXT NOT NULL,
@@ -130,6 +141,9 @@ CREATE TABLE audit_logs (
     metadata      TEXT NOT NULL,         -- JSON object: from, to, reason, ...
     created_at    INTEGER NOT NULL
 ) STRICT;
+-- Both are followed by seq: a page of one team's or one resource's entries is one range.
+CREATE INDEX audit_logs_by_team ON audit_logs (team_id);
+CREATE INDEX audit_logs_by_resource ON audit_logs (resource_id);
 
 CREATE TABLE events (
     revision    INTEGER PRIMARY KEY,

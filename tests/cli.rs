@@ -116,7 +116,7 @@ fn hosts() {
         &home,
         &["hosts", "list", "--format", "json"],
         &expect![[r#"
-        [{"id":"host-0000000000000000000000001","type":"regular","status":"online","liveness":"alive","intent":"active","degraded":false,"provider":"own","availability_zone":"attic","arch":"arm64","cpu_cores":4,"memory_mb":8192,"disk_gb":64,"address":"127.0.0.1:1","last_heartbeat_at":"TIME","created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"},{"id":"host-0000000000000000000000002","type":"regular","status":"unreachable","liveness":"unreachable","intent":"active","degraded":false,"address":"http://edge-2.example:50051","last_heartbeat_at":"TIME","created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"},{"id":"host-0000000000000000000000003","type":"regular","status":"draining","liveness":"alive","intent":"draining","degraded":true,"last_heartbeat_at":"TIME","created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"},{"id":"host-0000000000000000000000004","type":"regular","status":"pending","liveness":"alive","intent":"active","degraded":false,"created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"}]
+        [{"id":"host-0000000000000000000000001","team_id":"team-0000000000000000000000000","type":"regular","status":"online","liveness":"alive","intent":"active","degraded":false,"provider":"own","availability_zone":"attic","arch":"arm64","cpu_cores":4,"memory_mb":8192,"disk_gb":64,"address":"127.0.0.1:1","last_heartbeat_at":"TIME","created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"},{"id":"host-0000000000000000000000002","team_id":"team-0000000000000000000000000","type":"regular","status":"unreachable","liveness":"unreachable","intent":"active","degraded":false,"address":"http://edge-2.example:50051","last_heartbeat_at":"TIME","created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"},{"id":"host-0000000000000000000000003","team_id":"team-0000000000000000000000000","type":"regular","status":"draining","liveness":"alive","intent":"draining","degraded":true,"last_heartbeat_at":"TIME","created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"},{"id":"host-0000000000000000000000004","team_id":"team-0000000000000000000000000","type":"regular","status":"pending","liveness":"alive","intent":"active","degraded":false,"created_at":"2026-05-17T06:40:00.000Z","updated_at":"2026-05-17T06:40:00.000Z"}]
     "#]],
     );
     let id = host(1);
@@ -139,6 +139,7 @@ fn hosts() {
         memory_mb          8192
         provider           own
         status             online
+        team_id            team-0000000000000000000000000
         type               regular
         updated_at         2026-05-17T06:40:00.000Z
     "#]],
@@ -147,7 +148,7 @@ fn hosts() {
         &home,
         &[&one[..], &["--format", "json"]].concat(),
         &expect![[r#"
-        {"address":"127.0.0.1:1","arch":"arm64","availability_zone":"attic","cpu_cores":4,"created_at":"2026-05-17T06:40:00.000Z","degraded":false,"disk_gb":64,"id":"host-0000000000000000000000001","intent":"active","last_heartbeat_at":"TIME","liveness":"alive","memory_mb":8192,"provider":"own","status":"online","type":"regular","updated_at":"2026-05-17T06:40:00.000Z"}
+        {"address":"127.0.0.1:1","arch":"arm64","availability_zone":"attic","cpu_cores":4,"created_at":"2026-05-17T06:40:00.000Z","degraded":false,"disk_gb":64,"id":"host-0000000000000000000000001","intent":"active","last_heartbeat_at":"TIME","liveness":"alive","memory_mb":8192,"provider":"own","status":"online","team_id":"team-0000000000000000000000000","type":"regular","updated_at":"2026-05-17T06:40:00.000Z"}
     "#]],
     );
 }
@@ -177,7 +178,7 @@ fn sandboxes() {
         &home,
         &["sandboxes", "--status", "paused", "--format", "json"],
         &expect![[r#"
-        [{"id":"cl-0000000000000000000000002","status":"paused","host_id":"host-0000000000000000000000001","created_at":"2026-05-17T06:40:00.000Z","last_updated":"TIME","status_reason":"auto_paused"}]
+        [{"id":"cl-0000000000000000000000002","team_id":"team-0000000000000000000000000","status":"paused","host_id":"host-0000000000000000000000001","created_at":"2026-05-17T06:40:00.000Z","last_updated":"TIME","status_reason":"auto_paused"}]
     "#]],
     );
     check(
@@ -195,6 +196,7 @@ fn sandboxes() {
         metadata           {"kernel":"6.1"}
         started_at         2026-05-17T06:40:00.000Z
         status             running
+        team_id            team-0000000000000000000000000
         template           base
         timeout_sec        300
         vcpus              2
@@ -204,7 +206,7 @@ fn sandboxes() {
         &home,
         &["sandboxes", "show", &sandbox(4), "--format", "json"],
         &expect![[r#"
-        {"created_at":"2026-05-17T06:40:00.000Z","host_id":"host-0000000000000000000000003","id":"cl-0000000000000000000000004","last_updated":"TIME","status":"stopped"}
+        {"created_at":"2026-05-17T06:40:00.000Z","host_id":"host-0000000000000000000000003","id":"cl-0000000000000000000000004","last_updated":"TIME","status":"stopped","team_id":"team-0000000000000000000000000"}
     "#]],
     );
 }

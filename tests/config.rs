@@ -365,6 +365,10 @@ fn effective_settings_for_people_and_scripts() {
         zombies report default
         heartbeat_flush 10s default
         mass_guard_max 5m default
+        events_keep_age 30d default
+        events_keep_count 250000 default
+        audit_keep_age 0s default
+        stopped_keep_age 30d default
         agent_tls off default
         log info default
         log_format json --log-format"#]]

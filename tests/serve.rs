@@ -9,13 +9,23 @@ mod support;
 
 #[path = "serve/agents.rs"]
 mod agents;
+#[path = "serve/audit.rs"]
+mod audit;
+#[path = "serve/deletion.rs"]
+mod deletion;
 #[path = "serve/hostile.rs"]
 mod hostile;
+#[path = "serve/keys.rs"]
+mod keys;
 #[path = "serve/lifetime.rs"]
 mod lifetime;
 #[path = "serve/monitor.rs"]
 mod monitor;
 #[path = "serve/operators.rs"]
 mod operators;
+#[path = "serve/probes.rs"]
+mod probes;
 #[path = "serve/reports.rs"]
 mod reports;
+#[path = "serve/retention.rs"]
+mod retention;

@@ -49,16 +49,16 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
         memory_mb: fields.count("memory_mb")?.map(u64::from),
         disk_gb: fields.count("disk_gb")?.map(u64::from),
     };
-    let registered = ready
-        .write(|reply| Command::Register(Box::new(registration), reply))?
-        .ok_or_else(|| {
+    let host = ready.write(|reply| Command::Register(Box::new(registration), reply))?.ok_or_else(
+        || {
             Problem::unauthorized(
                 "the registration token is not valid; make a new one for the host",
             )
-        })?;
-    let host = registered.host.id;
-    let answer = json(201, &credentials(ready, registered.host, refresh_token));
-    (ready.wake)(Wake::Changed(host));
+        },
+    )?;
+    let id = host.id;
+    let answer = json(201, &credentials(ready, host, refresh_token));
+    (ready.wake)(Wake::Changed(id));
     answer
 }
 
@@ -70,7 +70,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
     let lenient = ready.presence.clock_is_suspect();
     let refreshed = ready.write(|reply| Command::Refresh { shown, fresh, lenient, reply })?;
     match refreshed {
-        Some(refreshed) => json(200, &credentials(ready, refreshed.host, refresh_token)),
+        Some(host) => json(200, &credentials(ready, host, refresh_token)),
         // A database without any host is an empty one: its agents must wait, not give up.
         None if ready.presence.is_empty() => {
             Err(Problem::unavailable("this database knows no host; restore the right one"))
@@ -141,19 +141,20 @@ pub(super) fn authenticate(ready: &Ready, request: &Request) -> Result<HostId, P
 }
 
 fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
+    let expired = ready.now().wall >= claims.expires_at;
     match ready.presence.lookup(claims.host) {
         // Whatever its signature: after a lost data directory agents must wait.
-        Beat::Unknown => return Err(unknown_host()),
-        Beat::Known { .. } | Beat::Deleted => {}
+        Beat::Unknown => Err(unknown_host()),
+        Beat::Known { .. } | Beat::Deleted if !claims.genuine => {
+            Err(renew_or_wait(ready, "the host token is not genuine"))
+        }
+        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect() => {
+            Err(renew_or_wait(ready, "the host token has expired"))
+        }
+        // Nothing is left to renew a deleted host's token with. An agent that was away for
+        // longer than its token lives must still hear that it was deleted.
+        Beat::Known { .. } | Beat::Deleted => Ok(claims.host),
     }
-    if !claims.genuine {
-        return Err(renew_or_wait(ready, "the host token is not genuine"));
-    }
-    let expired = ready.now().wall >= claims.expires_at;
-    if expired && !ready.presence.clock_is_suspect() {
-        return Err(renew_or_wait(ready, "the host token has expired"));
-    }
-    Ok(claims.host)
 }
 
 /// Asks for a renewal only when one could be served right now.

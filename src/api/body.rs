@@ -48,8 +48,16 @@ impl Fields {
     where
         T::Err: Display,
     {
-        let text = self.required(name)?;
-        text.parse().map_err(|e| Problem::invalid(format!("{name}: {e}")))
+        self.optional(name)?.ok_or_else(|| Problem::invalid(format!("{name} is required")))
+    }
+
+    /// A string that must say a `T`; `None` when missing or empty.
+    pub(super) fn optional<T: FromStr>(&self, name: &str) -> Result<Option<T>, Problem>
+    where
+        T::Err: Display,
+    {
+        let parsed = self.text(name)?.map(|text| text.parse()).transpose();
+        parsed.map_err(|e| Problem::invalid(format!("{name}: {e}")))
     }
 
     /// A moment: unix seconds, or RFC 3339 in UTC; `None` when missing.

@@ -2,14 +2,15 @@
 //!
 //! Never: talks to an agent itself.
 
+use super::access::Caller;
 use super::body::Fields;
-use super::hosts::operator;
+use super::query::Query;
 use super::view::CapsuleView;
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Request, Response};
-use crate::model::id::{PLATFORM_TEAM, SandboxId};
+use crate::model::id::SandboxId;
 use crate::model::operation::OperationKind;
-use crate::model::sandbox::SandboxStatus;
+use crate::model::sandbox::{Sandbox, SandboxStatus};
 use crate::plan::placement::NoHost;
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
@@ -29,7 +30,11 @@ const WIRE_NUMBER_MAX: u32 = i32::MAX as u32;
 const PING_DEADLINE: Duration = Duration::from_secs(5);
 
 /// `POST /v1/capsules`
-pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+pub(super) fn create(
+    ready: &Ready,
+    caller: &Caller,
+    request: &Request,
+) -> Result<Response, Problem> {
     let fields = Fields::read(&request.body)?;
     let count = |name: &str, least: u32, default: u32| {
         let count = fields.count(name)?.unwrap_or(default);
@@ -39,13 +44,13 @@ pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Probl
         Ok(count)
     };
     let new = NewSandbox {
-        team: PLATFORM_TEAM,
+        team: caller.owner(fields.optional("team_id")?)?,
         template: fields.text("template")?.unwrap_or_else(|| TEMPLATE_DEFAULT.to_owned()),
         vcpus: count("vcpus", 1, VCPUS_DEFAULT)?,
         memory_mb: count("memory_mb", 1, MEMORY_MB_DEFAULT)?,
         timeout_sec: count("timeout_sec", 0, 0)?,
         disk_size_mb: count("disk_size_mb", 1, DISK_SIZE_MB_DEFAULT)?,
-        actor: operator(),
+        actor: caller.actor(),
     };
     let created = ready.write(|reply| Command::CreateSandbox(Box::new(new), reply))?;
     let (sandbox, work) = created.map_err(no_host)?;
@@ -63,8 +68,14 @@ fn no_host(why: NoHost) -> Problem {
 }
 
 /// `POST /v1/capsules/{id}/pause`, `/resume`, and `DELETE /v1/capsules/{id}`
-pub(super) fn begin(ready: &Ready, id: &str, kind: OperationKind) -> Result<Response, Problem> {
-    let wish = Wish { sandbox: capsule_id(id)?, kind, team: None, actor: operator() };
+pub(super) fn begin(
+    ready: &Ready,
+    caller: &Caller,
+    id: &str,
+    kind: OperationKind,
+) -> Result<Response, Problem> {
+    let (team, actor) = (caller.team(), caller.actor());
+    let wish = Wish { sandbox: capsule_id(id)?, kind, team, actor };
     match ready.write(|reply| Command::Begin(Box::new(wish), reply))? {
         Begun::Started(sandbox, work) => {
             (ready.wake)(Wake::Work(work));
@@ -86,9 +97,8 @@ fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
 }
 
 /// `POST /v1/capsules/{id}/ping`
-pub(super) fn ping(ready: &Ready, id: &str) -> Result<Response, Problem> {
-    let sandbox = read::sandbox(&*ready.read()?, capsule_id(id)?)?;
-    let sandbox = sandbox.ok_or_else(|| Problem::not_found("capsule"))?;
+pub(super) fn ping(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
+    let sandbox = find(ready, caller, id)?;
     if sandbox.status != SandboxStatus::Running {
         return Err(invalid_state("ping", sandbox.status));
     }
@@ -105,31 +115,31 @@ fn capsule_id(id: &str) -> Result<SandboxId, Problem> {
 }
 
 /// `GET /v1/capsules[?all=true]`
-pub(super) fn list(ready: &Ready, query: &str) -> Result<Response, Problem> {
-    let mut filter = SandboxFilter::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=').unwrap_or((pair, "")) {
-            ("all", "true" | "1") => filter.all = true,
-            ("all", "false" | "0" | "") => filter.all = false,
-            ("all", _) => return Err(Problem::invalid("all must be true or false")),
-            ("host_id", id) => {
-                filter.host =
-                    Some(id.parse().map_err(|e| Problem::invalid(format!("host_id: {e}")))?);
-            }
-            ("status", word) => {
-                filter.status =
-                    Some(word.parse().map_err(|e| Problem::invalid(format!("status: {e}")))?);
-            }
-            _ => {}
-        }
-    }
+pub(super) fn list(ready: &Ready, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+    let query = Query::read(&request.query)?;
+    let filter = SandboxFilter {
+        team: caller.team(),
+        host: query.parsed("host_id")?,
+        status: query.parsed("status")?,
+        all: match query.text("all") {
+            Some("true" | "1") => true,
+            Some("false" | "0") | None => false,
+            Some(_) => return Err(Problem::invalid("all must be true or false")),
+        },
+    };
     let sandboxes = read::sandboxes(&*ready.read()?, &filter)?;
     let views: Vec<CapsuleView> = sandboxes.into_iter().map(CapsuleView::from).collect();
     json(200, &views)
 }
 
 /// `GET /v1/capsules/{id}`
-pub(super) fn show(ready: &Ready, id: &str) -> Result<Response, Problem> {
+pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
+    json(200, &CapsuleView::from(find(ready, caller, id)?))
+}
+
+/// A capsule; another team's is not there.
+fn find(ready: &Ready, caller: &Caller, id: &str) -> Result<Sandbox, Problem> {
     let sandbox = read::sandbox(&*ready.read()?, capsule_id(id)?)?;
-    json(200, &CapsuleView::from(sandbox.ok_or_else(|| Problem::not_found("capsule"))?))
+    let seen = sandbox.filter(|sandbox| caller.sees(sandbox.team_id));
+    seen.ok_or_else(|| Problem::not_found("capsule"))
 }

@@ -1,19 +1,36 @@
 //! Owns `/v1/hosts` for operators.
 //!
-//! Never: shows a token twice.
+//! Never: shows a token twice; waits for an agent without a bound.
 
+use super::access::{Caller, operator};
 use super::body::Fields;
-use super::view::HostView;
+use super::query::Query;
+use super::view::{HostView, ProbeView};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
-use crate::model::event::ActorType;
-use crate::model::host::{Host, Intent};
-use crate::model::id::{HostId, PLATFORM_TEAM};
+use crate::model::host::{Host, HostStatus, Intent};
+use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
+use crate::store::deletion::Deletion;
 use crate::store::identity::NewHost;
-use crate::store::journal::Actor;
-use crate::store::read;
+use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
 use serde::Serialize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long the agent of a deleted host may take to say that it ends. Larger: whoever
+/// deletes a dead host waits longer; smaller: a busy agent is logged as not reached. It
+/// hears of its end at its next heartbeat all the same.
+const TERMINATE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long whoever asks for a probe waits for it: two of the usual deadline, one that is
+/// in flight and the one that was asked for. Larger: a host behind many hung ones holds
+/// the client; smaller: a slow agent's answer is not seen.
+const PROBE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long that wait goes on before it looks whether there still is something to wait
+/// for. Larger: a server that stops waits for it; smaller: wake-ups for nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A host with a registration token, which is shown this once.
 #[derive(Serialize)]
@@ -26,17 +43,12 @@ fn with_token(ready: &Ready, host: &Host, registration_token: String) -> Result<
     json(201, &WithToken { host: HostView::of(host, &ready.presence), registration_token })
 }
 
-/// Whoever holds the operator's key.
-pub(super) fn operator() -> Actor {
-    Actor { kind: ActorType::ApiKey, id: None, name: Some("admin".to_owned()) }
-}
-
 /// `POST /v1/hosts`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let fields = Fields::read(&request.body)?;
     let token = secret::fresh();
     let new = NewHost {
-        team: PLATFORM_TEAM,
+        team: fields.optional("team_id")?.unwrap_or(PLATFORM_TEAM),
         kind: fields.text("type")?.unwrap_or_else(|| "regular".to_owned()),
         provider: fields.text("provider")?,
         availability_zone: fields.text("availability_zone")?,
@@ -57,6 +69,117 @@ pub(super) fn new_token(ready: &Ready, id: &str) -> Result<Response, Problem> {
     with_token(ready, &host.ok_or_else(|| Problem::not_found("host"))?, token)
 }
 
+/// What a deletion would destroy.
+#[derive(Serialize)]
+struct DeletePreview {
+    host: HostView,
+    /// How many.
+    sandboxes: usize,
+    sandbox_ids: Vec<SandboxId>,
+}
+
+/// `GET /v1/hosts/{id}/delete-preview`
+pub(super) fn delete_preview(ready: &Ready, id: &str) -> Result<Response, Problem> {
+    let id = host_id(id)?;
+    let reader = ready.read()?;
+    let host = read::host(&reader, id)?.ok_or_else(|| Problem::not_found("host"))?;
+    let active = SandboxFilter { host: Some(id), ..SandboxFilter::default() };
+    let sandbox_ids: Vec<SandboxId> =
+        read::sandboxes(&reader, &active)?.iter().map(|sandbox| sandbox.id).collect();
+    let host = HostView::of(&host, &ready.presence);
+    json(200, &DeletePreview { host, sandboxes: sandbox_ids.len(), sandbox_ids })
+}
+
+/// `DELETE /v1/hosts/{id}[?force=true]`
+pub(super) fn delete(ready: &Ready, id: &str, request: &Request) -> Result<Response, Problem> {
+    let (host, force, actor) = (host_id(id)?, forced(&request.query)?, operator());
+    match ready.write(|reply| Command::DeleteHost { host, force, actor, reply })? {
+        Deletion::NotFound => Err(Problem::not_found("host")),
+        Deletion::HasActive(ids) => {
+            let message = "the host has capsules; destroy them first, or add ?force=true";
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            Err(Problem::new(409, "has_active_sandboxes", message).with("sandbox_ids", ids))
+        }
+        Deletion::Deleted(host) => {
+            (ready.wake)(Wake::Changed(host.id));
+            terminate(ready, &host);
+            Ok(Response::empty(204))
+        }
+    }
+}
+
+fn forced(query: &str) -> Result<bool, Problem> {
+    match Query::read(query)?.text("force") {
+        Some("true" | "1") => Ok(true),
+        Some("false" | "0") | None => Ok(false),
+        Some(_) => Err(Problem::invalid("force must be true or false")),
+    }
+}
+
+/// Tells the agent of a deleted host. When it is not reached, the answer to its next
+/// heartbeat says the same.
+fn terminate(ready: &Ready, host: &Host) {
+    let Some(address) = &host.address else { return };
+    // Addresses move: whoever answers there now must not end in its place.
+    let moved = ready.read().and_then(|reader| Ok(read::hosts(&reader)?));
+    if moved.is_ok_and(|hosts| hosts.iter().any(|other| other.address.as_ref() == Some(address))) {
+        log::warn!("{} was deleted; another host is at {address}, so nobody is told", host.id);
+        return;
+    }
+    match ready.agent.terminate(address, TERMINATE_DEADLINE) {
+        Ok(()) => log::info!("{} was deleted; its agent destroys everything and ends", host.id),
+        Err(error) => {
+            log::warn!("{} was deleted; its agent will hear it when it beats: {error}", host.id);
+        }
+    }
+}
+
+/// What a probe that was asked for brought.
+#[derive(Serialize)]
+struct Probed {
+    host_id: HostId,
+    #[serde(flatten)]
+    probe: ProbeView,
+}
+
+/// `POST /v1/hosts/{id}/probe`
+pub(super) fn probe(ready: &Ready, id: &str) -> Result<Response, Problem> {
+    let host_id = host_id(id)?;
+    // What is in flight was asked before anybody wanted to know.
+    let since = ready.now().mono;
+    probed_as(ready, host_id)?;
+    (ready.wake)(Wake::ProbeNow(host_id));
+    loop {
+        let probe = ready.presence.wait_probe(host_id, since, LOOK_AGAIN);
+        let status = probed_as(ready, host_id)?;
+        if let Some(probe) = probe {
+            return json(200, &Probed { host_id, probe: ProbeView::live(probe, status) });
+        }
+        if ready.pulse.stopping.load(Ordering::Relaxed) {
+            return Err(Problem::unavailable("shutting down; the host was not probed"));
+        }
+        if ready.now().mono.since(since) >= PROBE_PATIENCE {
+            let message = "the probe did not end in time; last_probe of the host will show it";
+            return Err(Problem::new(504, "timed_out", message));
+        }
+    }
+}
+
+/// The status of a host that can be probed.
+fn probed_as(ready: &Ready, id: HostId) -> Result<HostStatus, Problem> {
+    let host = ready.presence.get(id).ok_or_else(|| Problem::not_found("host"))?;
+    let refuse =
+        |why: &str| Err(Problem::new(409, "invalid_state", format!("cannot probe: {why}")));
+    match (host.intent, host.active, host.address) {
+        (Intent::Offline, _, _) => refuse("the host is offline; undrain it first"),
+        (Intent::Active | Intent::Draining, false, _) => refuse("the host has never registered"),
+        (Intent::Active | Intent::Draining, true, None) => refuse("the host has no address"),
+        (Intent::Active | Intent::Draining, true, Some(_)) => {
+            Ok(HostStatus::derive(true, host.intent, host.liveness))
+        }
+    }
+}
+
 /// `POST /v1/hosts/{id}/drain`, `/undrain`, `/offline`
 pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Response, Problem> {
     let id = host_id(id)?;
@@ -67,16 +190,17 @@ pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Resp
 }
 
 /// `GET /v1/hosts`
-pub(super) fn list(ready: &Ready) -> Result<Response, Problem> {
+pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> {
     let hosts = read::hosts(&*ready.read()?)?;
-    let views: Vec<HostView> =
-        hosts.iter().map(|host| HostView::of(host, &ready.presence)).collect();
+    let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
+    let views: Vec<HostView> = seen.map(|host| HostView::of(host, &ready.presence)).collect();
     json(200, &views)
 }
 
 /// `GET /v1/hosts/{id}`
-pub(super) fn show(ready: &Ready, id: &str) -> Result<Response, Problem> {
+pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
     let host = read::host(&*ready.read()?, host_id(id)?)?;
+    let host = host.filter(|host| caller.sees(host.team_id));
     let host = host.ok_or_else(|| Problem::not_found("host"))?;
     json(200, &HostView::of(&host, &ready.presence))
 }

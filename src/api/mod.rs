@@ -5,11 +5,15 @@
 //! (`agents` says which), holds SQL, knows an engine thread. Called by the HTTP transport,
 //! from many threads at once.
 
+mod access;
 mod agents;
+mod audit;
 mod body;
 mod capsules;
 mod hosts;
+mod keys;
 mod metrics;
+mod query;
 mod routes;
 pub mod secret;
 mod stream;
@@ -23,6 +27,7 @@ use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::time::Now;
 use crate::store::StoreError;
+use crate::store::keys::Keys;
 use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
 use crate::store::read::{self, HistoryFilter, Reader, Readers};
@@ -78,6 +83,8 @@ pub struct Ready {
     pub tokens: TokenKey,
     /// The operator's key.
     pub admin: AdminKey,
+    /// Everybody else's keys.
+    pub keys: Arc<Keys>,
     /// The engine's pulse.
     pub pulse: Arc<Pulse>,
     /// For what a request asks of an agent while it waits.
@@ -142,17 +149,17 @@ pub struct Problem {
     status: u16,
     code: &'static str,
     message: String,
-    /// The newest revision, for whoever must begin anew.
-    newest: Option<u64>,
+    /// One more field, for programs.
+    more: Option<(&'static str, serde_json::Value)>,
 }
 
 impl Problem {
-    fn with_newest(self, newest: u64) -> Problem {
-        Problem { newest: Some(newest), ..self }
+    fn with(self, name: &'static str, value: impl Into<serde_json::Value>) -> Problem {
+        Problem { more: Some((name, value.into())), ..self }
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), newest: None }
+        Problem { status, code, message: message.into(), more: None }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -161,6 +168,10 @@ impl Problem {
 
     fn unauthorized(message: impl Into<String>) -> Problem {
         Problem::new(401, "unauthorized", message)
+    }
+
+    fn forbidden(message: impl Into<String>) -> Problem {
+        Problem::new(403, "forbidden", message)
     }
 
     fn not_found(what: &str) -> Problem {
@@ -183,9 +194,9 @@ impl From<StoreError> for Problem {
 impl From<Problem> for Response {
     fn from(problem: Problem) -> Response {
         let mut response = Response::error(problem.status, problem.code, &problem.message);
-        if let Some(newest) = problem.newest {
+        if let Some((name, value)) = problem.more {
             let error = serde_json::json!({"error": {"code": problem.code,
-                "message": problem.message, "newest_revision": newest}});
+                "message": problem.message, name: value}});
             response = Response::json(problem.status, error.to_string().into_bytes());
         }
         if problem.status == 503 {

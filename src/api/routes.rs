@@ -2,10 +2,13 @@
 //!
 //! Never: does the work of a resource.
 
-use super::{Problem, Ready, agents, capsules, hosts, metrics, stream};
-use crate::http::{Method, Request, Response};
+use super::access::Caller;
+use super::{Problem, Ready, agents, audit, capsules, hosts, keys, metrics, stream};
+use crate::http::Method::{self, Delete, Get, Post};
+use crate::http::{Request, Response};
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
+use Door::{Admin, Agent, Key, Open};
 
 /// Answers once the database is open.
 pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
@@ -23,7 +26,11 @@ pub(super) fn answer_while_opening(request: &Request) -> Response {
 
 /// Whether the answer has to wait for an agent.
 pub(super) fn waits_for_agent(request: &Request) -> bool {
-    matches!(segments(&request.path).as_slice(), ["v1", "capsules", _, "ping"])
+    match segments(&request.path).as_slice() {
+        ["v1", "capsules", _, "ping"] | ["v1", "hosts", _, "probe"] => true,
+        ["v1", "hosts", _] => request.method == Delete,
+        _ => false,
+    }
 }
 
 /// The parts of a path; a closing slash makes no difference.
@@ -31,90 +38,135 @@ fn segments(path: &str) -> Vec<&str> {
     path.trim_start_matches('/').trim_end_matches('/').split('/').collect()
 }
 
-fn route(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    use Method::{Get, Post};
+/// Who may go somewhere, and what answers them.
+enum Door {
+    /// Everybody.
+    Open(fn(&Ready) -> Answer),
+    /// Agents. What they show is judged where they are answered: some refusals kill.
+    Agent(fn(&Ready, &Request, &str) -> Answer),
+    /// Whoever has a key, for what its team owns; 401 for everybody else.
+    Key(fn(Asked<'_>) -> Answer),
+    /// The holder of the admin key; 403 for those with another.
+    Admin(fn(Asked<'_>) -> Answer),
+}
+
+type Answer = Result<Response, Problem>;
+
+/// A request of somebody who was let in.
+struct Asked<'a> {
+    ready: &'a Ready,
+    request: &'a Request,
+    caller: Caller,
+    /// What stands for `{id}` in the path; empty where there is none.
+    id: &'a str,
+}
+
+/// Method, path and door of everything that can be asked. The first that fits counts.
+const ROUTES: &[(Method, &str, Door)] = &[
+    (Get, "healthz", Open(|_| Ok(metrics::healthz()))),
+    (Get, "readyz", Open(metrics::readyz)),
+    (Get, "metrics", Open(metrics::metrics)),
+    (Post, "v1/hosts/register", Agent(|ready, request, _| agents::register(ready, request))),
+    (Post, "v1/hosts/auth/refresh", Agent(|ready, request, _| agents::refresh(ready, request))),
+    (Post, "v1/hosts/{id}/heartbeat", Agent(agents::heartbeat)),
+    (
+        Post,
+        "v1/hosts/sandbox-events",
+        Agent(|ready, request, _| agents::sandbox_event(ready, request)),
+    ),
+    (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
+    (Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
+    (Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
+    (Delete, "v1/hosts/{id}", Admin(|a| hosts::delete(a.ready, a.id, a.request))),
+    (Get, "v1/hosts/{id}/delete-preview", Admin(|a| hosts::delete_preview(a.ready, a.id))),
+    (Post, "v1/hosts/{id}/probe", Admin(|a| hosts::probe(a.ready, a.id))),
+    (Post, "v1/hosts/{id}/token", Admin(|a| hosts::new_token(a.ready, a.id))),
+    (Post, "v1/hosts/{id}/drain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Draining))),
+    (Post, "v1/hosts/{id}/undrain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Active))),
+    (Post, "v1/hosts/{id}/offline", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Offline))),
+    (Get, "v1/capsules", Key(|a| capsules::list(a.ready, &a.caller, a.request))),
+    (Post, "v1/capsules", Key(|a| capsules::create(a.ready, &a.caller, a.request))),
+    (Get, "v1/capsules/{id}", Key(|a| capsules::show(a.ready, &a.caller, a.id))),
+    (
+        Delete,
+        "v1/capsules/{id}",
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Destroy)),
+    ),
+    (
+        Post,
+        "v1/capsules/{id}/pause",
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Pause)),
+    ),
+    (
+        Post,
+        "v1/capsules/{id}/resume",
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume)),
+    ),
+    (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
+    (Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
+    (Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),
+    (Get, "v1/api-keys", Admin(|a| keys::list(a.ready))),
+    (Post, "v1/api-keys", Admin(|a| keys::create(a.ready, a.request))),
+    (Delete, "v1/api-keys/{id}", Admin(|a| keys::revoke(a.ready, a.id))),
+];
+
+fn route(ready: &Ready, request: &Request) -> Answer {
     let path = segments(&request.path);
     // The transport leaves a HEAD's body out.
     let method = if request.method == Method::Head { Get } else { request.method };
-    match (method, path.as_slice()) {
-        (Get, ["healthz"]) => Ok(metrics::healthz()),
-        (Get, ["readyz"]) => metrics::readyz(ready),
-        (Get, ["metrics"]) => metrics::metrics(ready),
-
-        (Post, ["v1", "hosts", "register"]) => agents::register(ready, request),
-        (Post, ["v1", "hosts", "auth", "refresh"]) => agents::refresh(ready, request),
-        (Post, ["v1", "hosts", id, "heartbeat"]) => agents::heartbeat(ready, request, id),
-
-        (Post, ["v1", "hosts", "sandbox-events"]) => agents::sandbox_event(ready, request),
-        (Get, ["v1", "events"]) => {
-            admin(ready, request).and_then(|()| stream::events(ready, request))
+    let mut there = ROUTES.iter().filter_map(|(m, p, door)| Some((m, door, fits(p, &path)?)));
+    let Some((_, door, id)) = there.find(|(m, _, _)| **m == method) else {
+        return Err(refuse(&path));
+    };
+    let asked = |caller| Asked { ready, request, caller, id };
+    match door {
+        Open(answer) => answer(ready),
+        Agent(answer) => answer(ready, request, id),
+        Key(answer) => answer(asked(Caller::of(ready, request)?)),
+        Admin(answer) => {
+            let caller = Caller::of(ready, request)?;
+            caller.must_be_admin()?;
+            answer(asked(caller))
         }
-
-        (Post, ["v1", "hosts", id, "drain"]) => {
-            admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Draining))
-        }
-        (Post, ["v1", "hosts", id, "undrain"]) => {
-            admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Active))
-        }
-        (Post, ["v1", "hosts", id, "offline"]) => {
-            admin(ready, request).and_then(|()| hosts::set_intent(ready, id, Intent::Offline))
-        }
-        (Post, ["v1", "hosts"]) => {
-            admin(ready, request).and_then(|()| hosts::create(ready, request))
-        }
-        (Get, ["v1", "hosts"]) => admin(ready, request).and_then(|()| hosts::list(ready)),
-        (Get, ["v1", "hosts", id]) => admin(ready, request).and_then(|()| hosts::show(ready, id)),
-        (Post, ["v1", "hosts", id, "token"]) => {
-            admin(ready, request).and_then(|()| hosts::new_token(ready, id))
-        }
-        (Get, ["v1", "capsules"]) => {
-            admin(ready, request).and_then(|()| capsules::list(ready, &request.query))
-        }
-        (Post, ["v1", "capsules"]) => {
-            admin(ready, request).and_then(|()| capsules::create(ready, request))
-        }
-        (Post, ["v1", "capsules", id, "pause"]) => {
-            admin(ready, request).and_then(|()| capsules::begin(ready, id, OperationKind::Pause))
-        }
-        (Post, ["v1", "capsules", id, "resume"]) => {
-            admin(ready, request).and_then(|()| capsules::begin(ready, id, OperationKind::Resume))
-        }
-        (Method::Delete, ["v1", "capsules", id]) => {
-            admin(ready, request).and_then(|()| capsules::begin(ready, id, OperationKind::Destroy))
-        }
-        (Post, ["v1", "capsules", id, "ping"]) => {
-            admin(ready, request).and_then(|()| capsules::ping(ready, id))
-        }
-        (Get, ["v1", "capsules", id]) => {
-            admin(ready, request).and_then(|()| capsules::show(ready, id))
-        }
-        (_, known) => Err(refuse(known)),
     }
+}
+
+/// What stands for `{id}` in a path of this pattern; `None` when the path is another.
+fn fits<'a>(pattern: &str, path: &[&'a str]) -> Option<&'a str> {
+    let mut id = "";
+    let mut path = path.iter();
+    for part in pattern.split('/') {
+        match (part, *path.next()?) {
+            ("{id}", found) => id = found,
+            (part, found) if part == found => {}
+            (_, _) => return None,
+        }
+    }
+    path.next().is_none().then_some(id)
 }
 
 /// A path that is known takes other methods; any other is nobody's.
 fn refuse(path: &[&str]) -> Problem {
-    let methods = match path {
-        ["healthz" | "readyz" | "metrics"] | ["v1", "events"] => "GET",
-        ["v1", "capsules"] | ["v1", "hosts"] => "GET, POST",
-        ["v1", "capsules", _] => "GET, DELETE",
-        ["v1", "capsules", _, "pause" | "resume" | "ping"] => "POST",
-        ["v1", "hosts", "register" | "sandbox-events"]
-        | ["v1", "hosts", "auth", "refresh"]
-        | ["v1", "hosts", _, "heartbeat" | "token" | "drain" | "undrain" | "offline"] => "POST",
-        ["v1", "hosts", _] => "GET",
-        _ => return Problem::not_found("path"),
-    };
+    let there = ROUTES.iter().filter(|(_, pattern, _)| fits(pattern, path).is_some());
+    let mut methods: Vec<&str> = there.map(|(method, _, _)| word(*method)).collect();
+    if methods.is_empty() {
+        return Problem::not_found("path");
+    }
+    methods.sort_unstable();
+    let methods = methods.join(", ");
     Problem::new(405, "method_not_allowed", format!("this path takes {methods}"))
 }
 
-/// Lets the operator's key through.
-fn admin(ready: &Ready, request: &Request) -> Result<(), Problem> {
-    match request.headers.get("x-api-key") {
-        Some(key) if ready.admin.is(key) => Ok(()),
-        Some(_) => Err(Problem::unauthorized("the API key is not valid")),
-        None => Err(Problem::unauthorized(
-            "an API key is needed: send X-API-Key; the first one is in admin.key in the data directory",
-        )),
+/// A method as it is written.
+fn word(method: Method) -> &'static str {
+    match method {
+        Get => "GET",
+        Post => "POST",
+        Method::Put => "PUT",
+        Delete => "DELETE",
+        Method::Head => "HEAD",
+        Method::Options => "OPTIONS",
+        Method::Patch => "PATCH",
+        Method::Other => "another method",
     }
 }

@@ -11,6 +11,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use subtle::ConstantTimeEq;
 
 /// Random bytes in a key or token: 256 bits.
 const SECRET_BYTES: usize = 32;
@@ -18,8 +19,7 @@ const SECRET_BYTES: usize = 32;
 /// What every API key begins with, so that scanners for leaked secrets know it.
 pub const API_KEY_PREFIX: &str = "roost_";
 
-/// SHA-256 of a secret: what is stored and compared. Two hashes may be compared in any
-/// way: what their difference tells of the secrets is nothing.
+/// SHA-256 of a secret: what is stored and compared.
 pub fn hash(secret: &str) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
@@ -50,9 +50,9 @@ impl AdminKey {
         AdminKey(hash(key))
     }
 
-    /// Whether `key` is this key.
-    pub fn is(&self, key: &str) -> bool {
-        hash(key) == self.0
+    /// Whether this is the [`hash`] of the key; takes the same time whatever it is.
+    pub fn is(&self, shown: &[u8; 32]) -> bool {
+        self.0.ct_eq(shown).into()
     }
 }
 
@@ -132,8 +132,8 @@ mod tests {
         let made = AdminKey::load_or_create(&path).unwrap();
         let text = read(&path).unwrap();
         assert!(text.starts_with(API_KEY_PREFIX) && text.len() == API_KEY_PREFIX.len() + 64);
-        assert!(made.is(&text) && !made.is("roost_") && !made.is(""));
-        assert!(AdminKey::load_or_create(&path).unwrap().is(&text));
+        assert!(made.is(&hash(&text)) && !made.is(&hash("roost_")) && !made.is(&hash("")));
+        assert!(AdminKey::load_or_create(&path).unwrap().is(&hash(&text)));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::write(&path, " \n").unwrap();
         assert!(AdminKey::load_or_create(&path).is_err(), "an empty key would let everybody in");

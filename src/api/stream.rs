@@ -3,9 +3,13 @@
 //! Never: drops an event silently (a cursor that is too old hears 410), holds up the
 //! writer: it reads the database like every other reader.
 
+use super::access::Caller;
+use super::query::Query;
 use super::view::EventView;
 use super::{Problem, Ready, load_newest};
 use crate::http::{Body, Request, Response, StreamWriter};
+use crate::store::StoreError;
+use crate::store::keys::Keys;
 use crate::store::read::{self, HistoryFilter, Readers};
 use crate::store::writer::Revision;
 use std::io;
@@ -23,36 +27,35 @@ const WAIT: Duration = Duration::from_secs(1);
 const PAGE: u32 = 200;
 
 /// `GET /v1/events?after=REV&sandbox_id=&host_id=`
-pub(super) fn events(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let mut filter = HistoryFilter { limit: PAGE, ..HistoryFilter::default() };
-    let mut after = None;
-    for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let wrong = |e: &dyn std::fmt::Display| Problem::invalid(format!("{name}: {e}"));
-        match name {
-            _ if value.is_empty() => {}
-            "after" => after = Some(value.parse().map_err(|e| wrong(&e))?),
-            "host_id" => filter.host = Some(value.parse().map_err(|e| wrong(&e))?),
-            "sandbox_id" => filter.sandbox = Some(value.parse().map_err(|e| wrong(&e))?),
-            _ => {}
-        }
-    }
+pub(super) fn events(
+    ready: &Ready,
+    caller: Caller,
+    request: &Request,
+) -> Result<Response, Problem> {
+    let query = Query::read(&request.query)?;
+    let filter = HistoryFilter {
+        team: caller.team(),
+        host: query.parsed("host_id")?,
+        sandbox: query.parsed("sandbox_id")?,
+        limit: PAGE,
+    };
+    let mut after: Option<u64> = query.parsed("after")?;
     if let Some(last) = request.headers.get("last-event-id") {
         let wrong = |_| Problem::invalid("Last-Event-ID must be a revision");
-        after = Some(last.parse::<u64>().map_err(wrong)?);
+        after = Some(last.parse().map_err(wrong)?);
     }
     let newest = ready.revision.newest();
     let seen = after.unwrap_or(newest).min(newest);
-    if let Some(oldest) = read::oldest_event(&*ready.read()?)?
-        && seen + 1 < oldest
-    {
+    if let Some(oldest) = is_gone(&ready.readers, seen)? {
         let message =
             format!("events before {oldest} are gone; read the state, then go on after {newest}");
-        return Err(Problem::new(410, "gone", message).with_newest(newest));
+        return Err(Problem::new(410, "gone", message).with("newest_revision", newest));
     }
     let feed = Feed {
         readers: ready.readers.clone(),
         revision: Arc::clone(&ready.revision),
+        keys: Arc::clone(&ready.keys),
+        caller,
         filter,
         seen,
     };
@@ -67,9 +70,17 @@ pub(super) fn events(ready: &Ready, request: &Request) -> Result<Response, Probl
     })
 }
 
+/// The oldest event that is kept, when some after `seen` are not.
+fn is_gone(readers: &Readers, seen: u64) -> Result<Option<u64>, StoreError> {
+    let oldest = read::oldest_event(&*readers.get()?)?;
+    Ok(oldest.filter(|oldest| seen + 1 < *oldest))
+}
+
 struct Feed {
     readers: Readers,
     revision: Arc<Revision>,
+    keys: Arc<Keys>,
+    caller: Caller,
     filter: HistoryFilter,
     seen: u64,
 }
@@ -85,7 +96,8 @@ impl Feed {
     fn feed(&mut self, out: &mut StreamWriter) -> io::Result<()> {
         out.write(b": listening\n\n")?;
         let mut spoken = Instant::now();
-        while !out.is_stopping() {
+        // A key that was revoked since hears no more.
+        while !out.is_stopping() && self.caller.still_counts(&self.keys) {
             if self.send_page(out)? {
                 spoken = Instant::now();
                 continue;
@@ -106,6 +118,11 @@ impl Feed {
             return Ok(false);
         }
         let page = load_newest(&self.readers, self.seen, &self.filter).map_err(io::Error::other)?;
+        // After the page was read: what is gone now may have been missing in it.
+        if is_gone(&self.readers, self.seen).map_err(io::Error::other)?.is_some() {
+            // Whoever comes back hears 410, and where to go on.
+            return Err(io::Error::other("events were given up before they were sent"));
+        }
         let full = page.len() as u32 == PAGE;
         let last = page.last().map(|event| event.revision);
         let mut text = String::new();

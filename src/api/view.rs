@@ -1,14 +1,15 @@
-//! Owns how hosts, sandboxes, events and audit entries look as JSON, to clients and on
+//! Owns how hosts, sandboxes, keys, events and audit entries look as JSON, to clients and on
 //! the command line alike. Empty fields are left out.
 //!
 //! Never: reads anything itself.
 
 use crate::model::event::{AuditEntry, Event};
 use crate::model::host::{Host, HostStatus, Intent, Liveness};
-use crate::model::id::{HostId, LogId, SandboxId, TeamId};
+use crate::model::id::{HostId, KeyId, LogId, SandboxId, TeamId};
 use crate::model::probe::LastProbe;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
+use crate::store::keys::ApiKey;
 use crate::store::presence::Presence;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -17,6 +18,7 @@ use serde_json::value::RawValue;
 #[derive(Debug, Clone, Serialize)]
 pub struct HostView {
     id: HostId,
+    team_id: TeamId,
     #[serde(rename = "type")]
     kind: String,
     status: HostStatus,
@@ -77,6 +79,7 @@ impl HostView {
     pub fn stored(host: &Host) -> HostView {
         HostView {
             id: host.id,
+            team_id: host.team_id,
             kind: host.kind.clone(),
             status: host.status(),
             liveness: host.liveness,
@@ -105,7 +108,7 @@ impl HostView {
 }
 
 impl ProbeView {
-    fn live(probe: LastProbe, status: HostStatus) -> ProbeView {
+    pub(super) fn live(probe: LastProbe, status: HostStatus) -> ProbeView {
         let took_ms = Some(u64::try_from(probe.took.as_millis()).unwrap_or(u64::MAX));
         match probe.outcome {
             Ok(sandboxes) => ProbeView {
@@ -133,6 +136,7 @@ impl ProbeView {
 #[derive(Debug, Clone, Serialize)]
 pub struct CapsuleView {
     id: SandboxId,
+    team_id: TeamId,
     status: SandboxStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     template: Option<String>,
@@ -165,6 +169,7 @@ impl From<Sandbox> for CapsuleView {
     fn from(sandbox: Sandbox) -> CapsuleView {
         CapsuleView {
             id: sandbox.id,
+            team_id: sandbox.team_id,
             status: sandbox.status,
             template: sandbox.template,
             vcpus: sandbox.vcpus,
@@ -180,6 +185,31 @@ impl From<Sandbox> for CapsuleView {
             last_updated: sandbox.status_changed_at,
             metadata: sandbox.metadata.and_then(|json| RawValue::from_string(json).ok()),
             status_reason: sandbox.status_reason,
+        }
+    }
+}
+
+/// An API key, without the key.
+#[derive(Debug, Clone, Serialize)]
+pub struct KeyView {
+    id: KeyId,
+    name: String,
+    team_id: TeamId,
+    key_suffix: String,
+    created_at: Wall,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_used_at: Option<Wall>,
+}
+
+impl From<ApiKey> for KeyView {
+    fn from(key: ApiKey) -> KeyView {
+        KeyView {
+            id: key.id,
+            name: key.name,
+            team_id: key.team,
+            key_suffix: key.suffix,
+            created_at: key.created_at,
+            last_used_at: key.last_used_at,
         }
     }
 }

@@ -25,8 +25,12 @@ const FOLLOW_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 pub(super) fn events(config: &Config, options: &Events) -> Result<Exit, Failure> {
     let interrupted = if options.follow { Some(interruption()?) } else { None };
     let conn = connect(config, &options.database)?;
-    let filter =
-        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let filter = HistoryFilter {
+        team: None,
+        host: options.host,
+        sandbox: options.sandbox,
+        limit: options.limit,
+    };
     // Read before the events: what is written in between is among them or follows them.
     let newest = read::revision(&conn).map_err(unreadable)?;
     let first = match options.after {

@@ -216,7 +216,8 @@ pub(super) fn host(config: &Config, options: &HostsShow) -> Result<Exit, Failure
 pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
     let now = clock().now().wall;
-    let filter = SandboxFilter { host: options.host, status: options.status, all: options.all };
+    let filter =
+        SandboxFilter { team: None, host: options.host, status: options.status, all: options.all };
     let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[
         Column::left("SANDBOX"),
@@ -271,8 +272,12 @@ fn fields(value: &Value) -> String {
 
 pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
-    let filter =
-        HistoryFilter { host: options.host, sandbox: options.sandbox, limit: options.limit };
+    let filter = HistoryFilter {
+        team: None,
+        host: options.host,
+        sandbox: options.sandbox,
+        limit: options.limit,
+    };
     let before = read::Before { seq: None, at: options.before };
     let entries = read::audit_before(&conn, before, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[

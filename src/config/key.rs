@@ -38,6 +38,14 @@ vocabulary! {
         HeartbeatFlush = "heartbeat_flush",
         /// How long a mass verdict is held.
         MassGuardMax = "mass_guard_max",
+        /// Age of events.
+        EventsKeepAge = "events_keep_age",
+        /// Number of events.
+        EventsKeepCount = "events_keep_count",
+        /// Age of audit entries.
+        AuditKeepAge = "audit_keep_age",
+        /// Age of what is over.
+        StoppedKeepAge = "stopped_keep_age",
         /// How we talk to agents.
         AgentTls = "agent_tls",
         /// Log filter.
@@ -76,6 +84,8 @@ const fn min(count: u64) -> Duration {
 
 const HOUR: Duration = min(60);
 const DAY: Duration = min(24 * 60);
+/// As calendars have it, so that it is written as such.
+const TEN_YEARS: Duration = Duration::from_secs(315_576_000);
 
 /// Every key, in the order of `Key::ALL` and of the documentation.
 pub const KEYS: [KeyInfo; Key::ALL.len()] = [
@@ -179,6 +189,37 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         rule: Rule::Span { min: s(0), max: DAY, field: |c| &mut c.mass_guard_max },
         live: true,
         about: "How long the verdict is held when most hosts fall silent at once; 0s never holds it.",
+    },
+    KeyInfo {
+        key: Key::EventsKeepAge,
+        default: "30d",
+        // Below an hour a client that reconnects has missed what it was to be told.
+        rule: Rule::Span { min: HOUR, max: TEN_YEARS, field: |c| &mut c.keep.events_age },
+        live: true,
+        about: "How long events are kept; a stream that asks for older ones is answered 410.",
+    },
+    KeyInfo {
+        key: Key::EventsKeepCount,
+        default: "250000",
+        // A hundred million events are about 17 GB.
+        rule: Rule::Count { min: 1, max: 100_000_000, field: |c| &mut c.keep.events_count },
+        live: true,
+        about: "How many events are kept, whatever their age; 250000 are about 45 MB.",
+    },
+    KeyInfo {
+        key: Key::AuditKeepAge,
+        default: "0s",
+        rule: Rule::Span { min: s(0), max: TEN_YEARS, field: |c| &mut c.keep.audit_age },
+        live: true,
+        about: "How long audit entries are kept; 0s keeps them for ever, about 3 MB for every 10000.",
+    },
+    KeyInfo {
+        key: Key::StoppedKeepAge,
+        default: "30d",
+        // Below an hour nobody sees what became of a sandbox.
+        rule: Rule::Span { min: HOUR, max: TEN_YEARS, field: |c| &mut c.keep.stopped_age },
+        live: true,
+        about: "How long sandboxes that are stopped or failed, finished operations and expired tokens are kept.",
     },
     KeyInfo {
         key: Key::AgentTls,

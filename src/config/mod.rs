@@ -24,7 +24,7 @@ pub use paths::Paths;
 pub use rule::{AgentTls, LogFormat, Rule, parse_span};
 pub use show::reference;
 
-use crate::model::policy::{HEARTBEAT_INTERVAL, Policy, PolicyName, ZombiePolicy};
+use crate::model::policy::{HEARTBEAT_INTERVAL, Keep, Policy, PolicyName, ZombiePolicy};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub struct Config {
     pub heartbeat_flush: Duration,
     /// How long the verdict on most of the fleet is held.
     pub mass_guard_max: Duration,
+    /// What of the past is kept.
+    pub keep: Keep,
     /// How we talk to agents.
     pub agent_tls: AgentTls,
     /// Which records are logged, in the syntax of env_logger.
@@ -98,6 +100,7 @@ impl Config {
             transient_grace: self.transient_grace,
             confirm_delay: self.confirm_delay,
             mass_guard_max: self.mass_guard_max,
+            keep: self.keep,
         }
     }
 
@@ -159,6 +162,7 @@ impl Config {
             zombies: ZombiePolicy::Report,
             heartbeat_flush: Duration::ZERO,
             mass_guard_max: Duration::ZERO,
+            keep: Keep::default(),
             agent_tls: AgentTls::Off,
             log: String::new(),
             log_format: LogFormat::Text,

@@ -27,6 +27,14 @@ const OVERSLEPT: Duration = Duration::from_secs(5);
 /// How long to wait before a write that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Time between two portions of the past that are given up. Larger: a busy fleet's history
+/// grows faster than it goes; smaller: nothing else gets to write in between.
+const PRUNE_NEXT: Duration = Duration::from_secs(20);
+
+/// Time until somebody looks for more once nothing was left to give up. Larger: a day's
+/// worth goes at once; smaller: an idle database is searched for nothing.
+const PRUNE_AGAIN: Duration = Duration::from_secs(3600);
+
 /// What can happen.
 #[derive(Debug)]
 pub enum Input {
@@ -51,6 +59,8 @@ pub enum Input {
     MarkedUp(HostId, Result<bool, StoreError>),
     /// Heartbeats were flushed, or could not be.
     Flushed(Result<(), StoreError>),
+    /// A portion of the past was given up, or could not be. True: there may be more.
+    Pruned(Result<bool, StoreError>),
     /// Other numbers count from now on.
     Decide {
         /// For decisions.
@@ -71,6 +81,8 @@ pub enum Effect {
     MarkUp(HostId),
     /// Write the heartbeats.
     Flush,
+    /// Give up what is not kept any longer.
+    Prune,
     /// Carry out an operation that the monitor began.
     Work(Box<Work>),
 }
@@ -84,6 +96,7 @@ pub struct Monitor {
     jumps: JumpDetector,
     flush_every: Duration,
     flush_at: Mono,
+    prune_at: Mono,
     judge_at: Mono,
     /// A verdict is being written; judging again would repeat it.
     marking: bool,
@@ -111,6 +124,7 @@ impl Monitor {
             jumps: JumpDetector::new(),
             flush_every,
             flush_at: now.after(flush_every),
+            prune_at: now,
             judge_at: now,
             marking: false,
             returning: Vec::new(),
@@ -196,7 +210,11 @@ impl Monitor {
                 self.schedule.set_interval(policy.probe_interval);
                 self.policy = policy;
                 self.judge_at = now;
+                self.prune_at = now;
             }
+            Input::Pruned(Ok(true)) => self.prune_at = now.after(PRUNE_NEXT),
+            Input::Pruned(Ok(false)) => {}
+            Input::Pruned(Err(error)) => log::error!("could not give up the past: {error}"),
             Input::Flushed(Ok(())) => {}
             Input::Flushed(Err(error)) => {
                 log::error!("could not flush heartbeats: {error}");
@@ -281,6 +299,10 @@ impl Monitor {
             self.flush_at = now.mono.after(self.flush_every);
             effects.push(Effect::Flush);
         }
+        if self.prune_at <= now.mono {
+            self.prune_at = now.mono.after(PRUNE_AGAIN);
+            effects.push(Effect::Prune);
+        }
         effects
     }
 
@@ -309,8 +331,10 @@ impl Monitor {
     /// When to look again if nothing happens before.
     pub fn next_wake(&mut self) -> Mono {
         let judge = (!self.marking).then_some(self.judge_at);
-        let wake =
-            judge.into_iter().chain(self.schedule.next_wake()).fold(self.flush_at, Mono::min);
+        let wake = judge
+            .into_iter()
+            .chain(self.schedule.next_wake())
+            .fold(self.flush_at.min(self.prune_at), Mono::min);
         self.wake_at = Some(wake);
         wake
     }
@@ -336,5 +360,36 @@ mod tests {
             assert!(at < wake && wake.since(at) <= Duration::from_secs(1), "{at:?} {wake:?}");
             at = wake;
         }
+    }
+    /// When what is wanted next is the past being given up, from now on.
+    fn next_prune(monitor: &mut Monitor, from: Mono) -> Duration {
+        loop {
+            let at = monitor.next_wake();
+            let effects = monitor.effects(Now { mono: at, wall: Wall(0) });
+            if effects.contains(&Effect::Prune) {
+                return at.since(from);
+            }
+        }
+    }
+
+    #[test]
+    fn the_past_is_given_up_portion_by_portion_and_then_seldom() {
+        let begin = Mono(1_000_000);
+        let (policy, presence) = (Policy::default(), Arc::new(Presence::default()));
+        let mut monitor =
+            Monitor::new(policy.clone(), presence, 4, Duration::from_secs(10), 0, begin);
+        assert_eq!(next_prune(&mut monitor, begin), Duration::ZERO, "at the start");
+        monitor.handle(begin, Input::Pruned(Ok(true)));
+        let next = begin.after(PRUNE_NEXT);
+        assert_eq!(next_prune(&mut monitor, begin), PRUNE_NEXT);
+        monitor.handle(next, Input::Pruned(Ok(false)));
+        assert_eq!(next_prune(&mut monitor, next), PRUNE_AGAIN);
+        let later = next.after(PRUNE_AGAIN);
+        monitor.handle(later, Input::Pruned(Err(StoreError::Busy)));
+        assert_eq!(next_prune(&mut monitor, later), PRUNE_AGAIN, "an error is no reason to hurry");
+
+        let now = later.after(PRUNE_AGAIN).after(Duration::from_secs(1));
+        monitor.handle(now, Input::Decide { policy, flush_every: Duration::from_secs(10) });
+        assert_eq!(monitor.next_wake(), now, "with other numbers at once");
     }
 }

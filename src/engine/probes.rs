@@ -39,7 +39,7 @@ impl Answered {
             Probe::Listed(listing) => Ok(listing.sandboxes.len()),
             Probe::Failed(failure) => Err(failure.clone()),
         };
-        LastProbe { at: self.now.wall, took: self.took, outcome }
+        LastProbe { asked_at: self.asked_at, at: self.now.wall, took: self.took, outcome }
     }
 }
 

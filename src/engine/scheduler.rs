@@ -11,7 +11,8 @@ use super::probes::{Answered, Job};
 use crate::api::Pulse;
 use crate::clock::{Clock, Reading};
 use crate::model::time::Now;
-use crate::store::apply::Probed;
+use crate::store::StoreError;
+use crate::store::apply::{Applied, Probed};
 use crate::store::presence::Presence;
 use crate::store::writer::{Command, WriterHandle};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -112,6 +113,10 @@ impl Scheduler {
                 let reply = Box::new(move |result| tell(Input::Flushed(result)));
                 self.writer.send(now, Command::Flush(reply));
             }
+            Effect::Prune => {
+                let reply = Box::new(move |result| tell(Input::Pruned(result)));
+                self.writer.send(now, Command::Prune(reply));
+            }
         }
     }
 }
@@ -123,13 +128,18 @@ pub(super) fn deliver(
     post: Sender<Mail>,
 ) -> Box<dyn Fn(Answered) + Send + Sync> {
     Box::new(move |answered: Answered| {
-        presence.note_probe(answered.host, answered.summary());
+        let mut summary = answered.summary();
         let Answered { host, revision, asked_at, now, took, probe } = answered;
         // Strict policy looks at no age.
         let age_cap = Some(presence.listening(now.mono));
         let probed = Probed { host, revision, asked_at, age_cap, probe };
-        let post = post.clone();
-        let reply = Box::new(move |result| {
+        let (post, noted) = (post.clone(), Arc::clone(&presence));
+        let reply = Box::new(move |result: Result<Applied, StoreError>| {
+            // The rows tell of a wrong host; by now what was found has been applied.
+            if let Ok(Applied { failure: Some(failure), .. }) = &result {
+                summary.outcome = Err(failure.clone());
+            }
+            noted.note_probe(host, summary);
             drop(post.send(Mail::input(Input::Ended { host, took, result })));
         });
         writer.send(now, Command::Probed(Box::new(probed), reply));

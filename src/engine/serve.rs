@@ -126,7 +126,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
 
     let core = Core::open(config, paths, Arc::clone(&clock))?;
     let Core { writer, presence, readers, tokens, admin, unfinished } = core;
-    let (revision, figures) = (writer.published(), writer.figures());
+    let (revision, figures, keys) = (writer.published(), writer.figures(), writer.keys());
     let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
     let writer_thread = spawn("writer", move || writer.run(&commands))?;
     let writer = WriterHandle::new(queue);
@@ -195,6 +195,7 @@ pub fn serve(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Ru
         presence,
         tokens,
         admin,
+        keys,
         pulse: Arc::clone(&pulse),
         agent,
         wake: wake(post.clone(), op_post.clone()),

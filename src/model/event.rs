@@ -79,6 +79,8 @@ vocabulary! {
         Host = "host",
         /// A sandbox.
         Sandbox = "sandbox",
+        /// An API key.
+        ApiKey = "api_key",
     }
 }
 
@@ -101,6 +103,8 @@ vocabulary! {
         Offline = "offline",
         /// Deleted.
         Delete = "delete",
+        /// A key that counts no more.
+        Revoke = "revoke",
         /// Paused.
         Pause = "pause",
         /// Resumed.

@@ -46,6 +46,38 @@ pub struct Policy {
     pub confirm_delay: Duration,
     /// How long the verdict on most of the fleet is held.
     pub mass_guard_max: Duration,
+    /// What of the past is kept.
+    pub keep: Keep,
+}
+
+/// How much of the past is kept. A fleet with two hundred sandboxes a day writes about
+/// 0.2 MB of events, 0.2 MB of audit entries and 0.2 MB of rows that are over: with the
+/// defaults some 80 MB after a year, most of it the audit log, which is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Age of an event. Larger: the database grows; smaller: a client that was away for
+    /// longer must read the state anew.
+    pub events_age: Duration,
+    /// Events, whatever their age. Larger: a flapping fleet fills the disk, about 170
+    /// bytes an event; smaller: as above.
+    pub events_count: usize,
+    /// Age of an audit entry; zero: for ever.
+    pub audit_age: Duration,
+    /// Age of what is over: sandboxes that are stopped or failed, operations, tokens.
+    /// Smaller: nobody can look up any more what became of a sandbox.
+    pub stopped_age: Duration,
+}
+
+impl Default for Keep {
+    fn default() -> Keep {
+        let month = Duration::from_secs(30 * 24 * 3600);
+        Keep {
+            events_age: month,
+            events_count: 250_000,
+            audit_age: Duration::ZERO,
+            stopped_age: month,
+        }
+    }
 }
 
 /// Time between two heartbeats of an agent; fixed in the agents.
@@ -83,6 +115,7 @@ impl Default for Policy {
             transient_grace: Duration::from_secs(120),
             confirm_delay: Duration::from_secs(3),
             mass_guard_max: Duration::from_secs(300),
+            keep: Keep::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Never: wire JSON, retries. Made by `agent`, read by `plan` and `store`.
 
 use super::id::SandboxId;
-use super::time::Wall;
+use super::time::{Mono, Wall};
 use super::vocabulary;
 use std::fmt;
 use std::time::Duration;
@@ -72,6 +72,8 @@ pub struct Details {
 /// What the last probe of a host brought, for people to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastProbe {
+    /// When the agent was asked.
+    pub asked_at: Mono,
     /// When it ended.
     pub at: Wall,
     /// How long the agent took.

@@ -151,6 +151,8 @@ pub enum Reason {
     OperationFailed,
     /// The agent has no snapshot of it.
     SnapshotGone,
+    /// Its host was deleted with everything on it.
+    HostDeleted,
     /// Somebody else's words.
     Other(Box<str>),
 }
@@ -176,6 +178,7 @@ impl Reason {
         Reason::OperationSucceeded,
         Reason::OperationFailed,
         Reason::SnapshotGone,
+        Reason::HostDeleted,
     ];
 
     /// The word in SQL, JSON and logs.
@@ -199,6 +202,7 @@ impl Reason {
             Reason::OperationSucceeded => "operation_succeeded",
             Reason::OperationFailed => "operation_failed",
             Reason::SnapshotGone => "snapshot_gone",
+            Reason::HostDeleted => "host_deleted",
             Reason::Other(words) => words,
         }
     }

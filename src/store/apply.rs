@@ -784,6 +784,7 @@ impl Writer {
                 beat.execute(params![host.id.to_string(), at, host.contact_gap])?;
             }
             drop(beat);
+            w.flush_keys()?;
             w.extend_tokens_after_jump(now)?;
             let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
             Ok(listened.execute([now.wall.0]).map(drop)?)

@@ -70,20 +70,6 @@ pub struct Registration {
     pub disk_gb: Option<u64>,
 }
 
-/// A registration that was accepted.
-#[derive(Debug, Clone)]
-pub struct Registered {
-    /// The host as it is now.
-    pub host: Host,
-}
-
-/// A renewal that was accepted.
-#[derive(Debug, Clone)]
-pub struct Refreshed {
-    /// The host as it is now.
-    pub host: Host,
-}
-
 impl Writer {
     /// Adds a pending host with its first registration token.
     pub(super) fn create_host(&mut self, new: NewHost, now: Now) -> Result<Host, StoreError> {
@@ -154,7 +140,7 @@ impl Writer {
         &mut self,
         registration: Registration,
         now: Now,
-    ) -> Result<Option<Registered>, StoreError> {
+    ) -> Result<Option<Host>, StoreError> {
         let sql = "DELETE FROM registration_tokens WHERE hash = ?1 AND expires_at > ?2 \
                    RETURNING host_id";
         self.in_savepoint(|w| {
@@ -171,7 +157,7 @@ impl Writer {
             w.insert_refresh_token(host, registration.refresh, None, now.wall)?;
             let host = w.journal_registration(host, now)?;
             w.after.push(After::HostRegistered { host: Box::new(host.clone()), now });
-            Ok(Some(Registered { host }))
+            Ok(Some(host))
         })
     }
 
@@ -255,7 +241,7 @@ impl Writer {
         fresh: TokenHash,
         lenient: bool,
         now: Now,
-    ) -> Result<Option<Refreshed>, StoreError> {
+    ) -> Result<Option<Host>, StoreError> {
         let found: Option<(HostId, Option<TokenHash>)> = self
             .conn
             .prepare_cached(
@@ -290,7 +276,7 @@ impl Writer {
                       ORDER BY created_at DESC, id LIMIT ?3)",
                 )?
                 .execute(params![shown, id.to_string(), SUCCESSORS_MAX as i64])?;
-            Ok(Some(Refreshed { host }))
+            Ok(Some(host))
         })
     }
 

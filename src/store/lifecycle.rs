@@ -9,7 +9,7 @@ use super::rows;
 use super::writer::{After, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::HostStatus;
-use crate::model::id::{HostId, OpId, SandboxId, TeamId};
+use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
@@ -171,7 +171,7 @@ impl Writer {
         new: NewSandbox,
         now: Now,
     ) -> Result<Result<(Sandbox, Work), NoHost>, StoreError> {
-        let (hosts, candidates) = self.candidates()?;
+        let (hosts, candidates) = self.candidates(new.team)?;
         let need = Need { vcpus: new.vcpus, memory_mb: u64::from(new.memory_mb) };
         let host = match place(&candidates, need) {
             Ok(at) => hosts[at],
@@ -209,18 +209,20 @@ impl Writer {
         })
     }
 
-    /// Hosts that take new sandboxes, and what is on them.
-    fn candidates(&self) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
+    /// Hosts that take new sandboxes of a team, its own and the platform's, and what is on
+    /// them.
+    fn candidates(&self, team: TeamId) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
         let sql = format!(
             "SELECT h.id, h.cpu_cores, h.memory_mb, coalesce(sum(s.vcpus), 0), \
              coalesce(sum(s.memory_mb), 0) FROM hosts h LEFT JOIN sandboxes s \
              ON s.host_id = h.id AND s.status IN {HOLDS_A_MICROVM} \
              WHERE h.registered_at IS NOT NULL AND h.intent = 'active' AND h.liveness = 'alive' \
              AND h.rejoining = 0 AND h.degraded = 0 AND h.address IS NOT NULL \
+             AND h.team_id IN (?1, ?2) \
              GROUP BY h.id ORDER BY h.id"
         );
         let mut select = self.conn.prepare_cached(&sql)?;
-        let mut rows_of = select.query([])?;
+        let mut rows_of = select.query([team.to_string(), PLATFORM_TEAM.to_string()])?;
         let (mut hosts, mut candidates) = (Vec::new(), Vec::new());
         while let Some(row) = rows_of.next()? {
             hosts.push(rows::id(row, 0)?);
@@ -324,7 +326,7 @@ impl Writer {
     }
 
     /// The event of a change, and its audit entry when it gets one.
-    fn write_change(
+    pub(super) fn write_change(
         &mut self,
         change: &Change<'_>,
         action: Option<AuditAction>,
@@ -345,7 +347,9 @@ impl Writer {
         })?;
         let Some(action) = action else { return Ok(()) };
         let status = match action {
-            AuditAction::Destroy | AuditAction::Delete => AuditStatus::Warning,
+            AuditAction::Destroy | AuditAction::Delete | AuditAction::Revoke => {
+                AuditStatus::Warning
+            }
             AuditAction::Error => AuditStatus::Error,
             AuditAction::Create
             | AuditAction::Register
@@ -543,9 +547,9 @@ impl Writer {
 }
 
 /// A change of status that an operation makes.
-struct Change<'a> {
-    sandbox: &'a Sandbox,
-    from: Option<SandboxStatus>,
-    to: SandboxStatus,
-    reason: &'a Reason,
+pub(super) struct Change<'a> {
+    pub(super) sandbox: &'a Sandbox,
+    pub(super) from: Option<SandboxStatus>,
+    pub(super) to: SandboxStatus,
+    pub(super) reason: &'a Reason,
 }

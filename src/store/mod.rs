@@ -5,15 +5,19 @@
 //! transaction), talks to an agent or a client.
 
 pub mod apply;
+pub mod audit;
+pub mod deletion;
 pub mod error;
 pub mod fixture;
 pub mod identity;
 pub mod journal;
+pub mod keys;
 pub mod lifecycle;
 pub mod open;
 pub mod presence;
 pub mod read;
 pub mod reports;
+pub mod retention;
 mod rows;
 pub mod verify;
 pub mod writer;

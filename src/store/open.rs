@@ -18,7 +18,8 @@ use std::time::Duration;
 pub const SCHEMA: &str = include_str!("../../schema.sql");
 
 /// Steps from an empty database to the current schema.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 
 /// `PRAGMA application_id`: "Roos" in ASCII, so that `file` and we know our own.
 const APPLICATION_ID: i32 = 0x526f_6f73;
@@ -218,6 +219,74 @@ mod tests {
         }
         assert_eq!(schema_of(&fresh), schema_of(&migrated));
         assert!(schema_of(&fresh).len() > 10);
+    }
+
+    /// A file as version 1 left it: the released schema, its marks, a row in every table.
+    fn version_1(path: &Path) -> Connection {
+        let conn = Connection::open(path).unwrap();
+        conn.execute_batch(MIGRATIONS[0]).unwrap();
+        conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        conn.pragma_update(None, "user_version", 1).unwrap();
+        conn.pragma_update(None, "journal_mode", "WAL").unwrap();
+        conn.execute_batch(
+            "INSERT INTO state VALUES (1, 1, 5000, 1, 'boot', 1000); \
+             INSERT INTO hosts (id, team_id, type, intent, liveness, revision, created_at, \
+                 updated_at) VALUES ('h', 't', 'regular', 'active', 'alive', 0, 1, 2); \
+             INSERT INTO tombstones VALUES ('gone', 3); \
+             INSERT INTO sandboxes (host_id, id, team_id, status, status_changed_at, revision, \
+                 created_at) VALUES ('h', 's', 't', 'running', 4, 1, 5); \
+             INSERT INTO auto_pause_inbox VALUES ('h', 's', 1, 6); \
+             INSERT INTO operations (id, sandbox_id, host_id, kind, created_at, deadline_at) \
+                 VALUES ('o', 's', 'h', 'pause', 7, 8); \
+             INSERT INTO registration_tokens VALUES (x'01', 'htok', 'h', 9, 10); \
+             INSERT INTO refresh_tokens VALUES (x'02', 'hrt', 'h', NULL, 11, 12); \
+             INSERT INTO audit_logs VALUES (1, 'l', 't', 'system', NULL, NULL, 'sandbox', 's', \
+                 'adopt', 'team', 'warning', '{\"revision\":1}', 13); \
+             INSERT INTO events VALUES (1, 14, 'sandbox.running', 'h', 's', 't', NULL, \
+                 'running', 'adopted', 'system')",
+        )
+        .unwrap();
+        conn
+    }
+
+    /// Every row of the tables of version 1, as text.
+    fn rows_of(conn: &Connection) -> Vec<String> {
+        let v1 = Connection::open_in_memory().unwrap();
+        v1.execute_batch(MIGRATIONS[0]).unwrap();
+        let mut names = v1.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'").unwrap();
+        let names = names.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        let mut all = Vec::new();
+        for name in names.map(Result::unwrap) {
+            let mut select = conn.prepare(&format!("SELECT * FROM {name}")).unwrap();
+            let columns = select.column_count();
+            let mut rows = select.query([]).unwrap();
+            while let Some(row) = rows.next().unwrap() {
+                let value = |at| row.get::<_, rusqlite::types::Value>(at).unwrap();
+                all.push(format!("{name} {:?}", (0..columns).map(value).collect::<Vec<_>>()));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn a_database_of_version_1_is_migrated_with_all_that_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("roost.db");
+        let before = rows_of(&version_1(&path));
+        assert_eq!(before.len(), 10, "a row in every table: {before:#?}");
+        let older = StoreError::OlderSchema { found: 1, known: schema_version() };
+        assert_eq!(open_reader(&path).map(drop), Err(older), "nobody reads it unmigrated");
+
+        let migrated = open_writer(&path, false, Wall(99)).unwrap();
+        assert_eq!(version(&migrated), Ok(schema_version()));
+        assert_eq!(rows_of(&migrated), before);
+        assert_eq!(crate::store::verify::verify(&migrated).unwrap(), [] as [&str; 0]);
+        let fresh = Connection::open_in_memory().unwrap();
+        fresh.execute_batch(SCHEMA).unwrap();
+        assert_eq!(schema_of(&migrated), schema_of(&fresh));
+        drop(migrated);
+        let again = open_writer(&path, false, Wall(100)).unwrap();
+        assert_eq!((version(&again), rows_of(&again)), (Ok(schema_version()), before));
     }
 
     #[test]

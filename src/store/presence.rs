@@ -11,7 +11,7 @@ use crate::model::probe::LastProbe;
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::liveness::Silence;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A clock that moved by more than this against the last flush is not believed.
@@ -76,6 +76,8 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Presence {
     inner: Mutex<Inner>,
+    /// A probe was noted, or a host deleted.
+    news: Condvar,
 }
 
 /// What one flush has to write for one host.
@@ -188,6 +190,19 @@ impl Presence {
         if let Some(entry) = self.lock().hosts.get_mut(&host) {
             entry.last_probe = Some(probe);
         }
+        self.news.notify_all();
+    }
+
+    /// Waits until a probe of the host that was asked at `since` or later is noted, or the
+    /// host is deleted, or the patience is over; gives that probe.
+    pub fn wait_probe(&self, host: HostId, since: Mono, patience: Duration) -> Option<LastProbe> {
+        let waits = |inner: &mut Inner| {
+            let entry = inner.hosts.get(&host);
+            entry.is_some_and(|entry| entry.probe_since(since).is_none())
+        };
+        let waited = self.news.wait_timeout_while(self.lock(), patience, waits);
+        let inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        inner.hosts.get(&host).and_then(|entry| entry.probe_since(since)).cloned()
     }
 
     /// What the last probe of a host brought since we started.
@@ -286,7 +301,6 @@ impl Presence {
     /// Takes over what the database says of a host after a commit.
     pub(super) fn update(&self, host: &Host, now: Now) {
         let mut inner = self.lock();
-        inner.deleted.remove(&host.id);
         let entry = inner.hosts.entry(host.id).or_insert_with(|| Entry::remembered(host, now));
         entry.now.active = host.is_active();
         entry.now.intent = host.intent;
@@ -305,6 +319,15 @@ impl Presence {
             entry.now.last_heartbeat_at = Some(now.wall);
             entry.dirty = true;
         }
+    }
+
+    /// Forgets a host that was deleted, but for its id: its agent must be told.
+    pub(super) fn delete(&self, host: HostId) {
+        let mut inner = self.lock();
+        inner.hosts.remove(&host);
+        inner.deleted.insert(host);
+        drop(inner);
+        self.news.notify_all();
     }
 
     pub(super) fn set_liveness(&self, host: HostId, liveness: Liveness) {
@@ -369,6 +392,10 @@ impl Entry {
         // An observation is due every interval, with a tenth of jitter.
         let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
         self.gap || self.silent_too_long(now) || now.since(self.observed_at) >= question_overdue
+    }
+
+    fn probe_since(&self, since: Mono) -> Option<&LastProbe> {
+        self.last_probe.as_ref().filter(|probe| probe.asked_at >= since)
     }
 
     fn silent_too_long(&self, now: Mono) -> bool {

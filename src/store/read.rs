@@ -8,7 +8,7 @@ use super::open::open_reader;
 use super::rows;
 use crate::model::event::{AuditEntry, Event};
 use crate::model::host::Host;
-use crate::model::id::{HostId, SandboxId};
+use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
 use r2d2_sqlite::SqliteConnectionManager;
@@ -73,6 +73,8 @@ impl Readers {
 /// Which sandboxes to list.
 #[derive(Debug, Clone, Default)]
 pub struct SandboxFilter {
+    /// Of one team only.
+    pub team: Option<TeamId>,
     /// Of one host only.
     pub host: Option<HostId>,
     /// In one status only.
@@ -84,6 +86,8 @@ pub struct SandboxFilter {
 /// Which events or audit entries to list.
 #[derive(Debug, Clone, Default)]
 pub struct HistoryFilter {
+    /// Of one team only.
+    pub team: Option<TeamId>,
     /// About this host or its sandboxes.
     pub host: Option<HostId>,
     /// About this sandbox.
@@ -130,6 +134,9 @@ pub fn sandboxes(conn: &Connection, filter: &SandboxFilter) -> Result<Vec<Sandbo
         sql.push_str(clause);
         values.extend(value.map(Value::Text));
     };
+    if let Some(team) = filter.team {
+        and(" AND team_id = ?", Some(team.to_string()));
+    }
     if let Some(host) = filter.host {
         and(" AND host_id = ?", Some(host.to_string()));
     }
@@ -198,6 +205,10 @@ fn events(
          reason, actor FROM events WHERE {from}"
     );
     let mut values = Vec::new();
+    if let Some(team) = filter.team {
+        sql.push_str(" AND team_id = ?");
+        values.push(Value::Text(team.to_string()));
+    }
     if let Some(host) = filter.host {
         sql.push_str(" AND host_id = ?");
         values.push(Value::Text(host.to_string()));
@@ -242,11 +253,11 @@ pub fn audit_before(
     before: Before,
     filter: &HistoryFilter,
 ) -> Result<Vec<AuditEntry>, StoreError> {
-    let mut sql = String::from(
-        "SELECT seq, id, team_id, actor_type, actor_id, actor_name, resource_type, resource_id, \
-         action, scope, status, metadata, created_at FROM audit_logs WHERE 1",
-    );
+    let mut sql = format!("SELECT {AUDIT} FROM audit_logs WHERE 1");
     let mut values = Vec::new();
+    if let Some(team) = filter.team {
+        sql.push_str(&format!(" AND team_id = '{team}'"));
+    }
     if let Some(seq) = before.seq {
         sql.push_str(&format!(" AND seq < {seq}"));
     }
@@ -263,22 +274,29 @@ pub fn audit_before(
     }
     sql.push_str(&format!(" ORDER BY seq DESC LIMIT {}", filter.limit));
     let mut select = conn.prepare(&sql)?;
-    collect(select.query(params_from_iter(values))?, |row| {
-        Ok(AuditEntry {
-            seq: rows::unsigned(row, 0)?,
-            id: rows::id(row, 1)?,
-            team_id: rows::id(row, 2)?,
-            actor_type: rows::parsed(row, 3)?,
-            actor_id: row.get(4)?,
-            actor_name: row.get(5)?,
-            resource_type: rows::parsed(row, 6)?,
-            resource_id: row.get(7)?,
-            action: rows::parsed(row, 8)?,
-            scope: row.get(9)?,
-            status: rows::parsed(row, 10)?,
-            metadata: row.get(11)?,
-            created_at: rows::wall(row, 12)?,
-        })
+    collect(select.query(params_from_iter(values))?, audit_entry)
+}
+
+/// Columns of an audit entry, in the order that [`audit_entry`] reads.
+pub(super) const AUDIT: &str = "seq, id, team_id, actor_type, actor_id, actor_name, \
+    resource_type, resource_id, action, scope, status, metadata, created_at";
+
+/// Reads an audit entry; columns of [`AUDIT`].
+pub(super) fn audit_entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
+    Ok(AuditEntry {
+        seq: rows::unsigned(row, 0)?,
+        id: rows::id(row, 1)?,
+        team_id: rows::id(row, 2)?,
+        actor_type: rows::parsed(row, 3)?,
+        actor_id: row.get(4)?,
+        actor_name: row.get(5)?,
+        resource_type: rows::parsed(row, 6)?,
+        resource_id: row.get(7)?,
+        action: rows::parsed(row, 8)?,
+        scope: row.get(9)?,
+        status: rows::parsed(row, 10)?,
+        metadata: row.get(11)?,
+        created_at: rows::wall(row, 12)?,
     })
 }
 

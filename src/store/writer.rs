@@ -6,13 +6,15 @@
 
 use super::StoreError;
 use super::apply::{Applied, Probed};
-use super::identity::{NewHost, Refreshed, Registered, Registration, TokenHash};
+use super::deletion::Deletion;
+use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
+use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
 use super::presence::Presence;
 use super::reports::AgentReport;
 use crate::model::host::{Host, Intent};
-use crate::model::id::{HostId, OpId, SandboxId};
+use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
@@ -51,7 +53,7 @@ pub enum Command {
     /// An operator wants another registration token for a host.
     NewRegistrationToken(HostId, TokenHash, Reply<Option<Host>>),
     /// An agent registers.
-    Register(Box<Registration>, Reply<Option<Registered>>),
+    Register(Box<Registration>, Reply<Option<Host>>),
     /// An agent renews its tokens.
     Refresh {
         /// Hash of the token that was shown.
@@ -61,7 +63,7 @@ pub enum Command {
         /// The clock is not to be believed: an expired token counts.
         lenient: bool,
         /// What came of it.
-        reply: Reply<Option<Refreshed>>,
+        reply: Reply<Option<Host>>,
     },
     /// A user wants a sandbox.
     CreateSandbox(Box<NewSandbox>, Reply<Result<(Sandbox, Work), NoHost>>),
@@ -84,64 +86,29 @@ pub enum Command {
     Report(Box<AgentReport>, Reply<bool>),
     /// An operator changes what is wanted of a host.
     SetIntent(HostId, Intent, Actor, Reply<Option<Host>>),
+    /// What is not kept any longer goes. True: at once more of it.
+    Prune(Reply<bool>),
+    /// An operator deletes a host.
+    DeleteHost {
+        /// Which.
+        host: HostId,
+        /// Also with sandboxes that are not over.
+        force: bool,
+        /// Who.
+        actor: Actor,
+        /// What came of it.
+        reply: Reply<Deletion>,
+    },
+    /// An operator makes an API key. `None`: there are too many.
+    CreateKey(Box<NewKey>, Reply<Option<ApiKey>>),
+    /// An operator revokes an API key. False: no such key.
+    RevokeKey(KeyId, Actor, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
     Decide(Policy),
     /// No more commands come; the writer ends.
     Stop,
-}
-
-impl Command {
-    /// Whether power loss after the answer must not undo it (`synchronous=FULL`).
-    fn is_durable(&self) -> bool {
-        match self {
-            Command::Probed(..)
-            | Command::MarkDown(..)
-            | Command::MarkUp(..)
-            | Command::Flush(..)
-            | Command::Look { .. }
-            | Command::Decide(..)
-            | Command::Stop => false,
-            Command::CreateHost(..)
-            | Command::NewRegistrationToken(..)
-            | Command::Register(..)
-            | Command::Refresh { .. }
-            | Command::CreateSandbox(..)
-            | Command::Begin(..)
-            | Command::Sent(..)
-            | Command::Report(..)
-            | Command::SetIntent(..)
-            | Command::EndServing(..)
-            | Command::Finish(..) => true,
-        }
-    }
-}
-
-impl Command {
-    /// Ids that an agent announced with this command and will not announce again.
-    fn told(&self) -> &[SandboxId] {
-        match self {
-            Command::Probed(probed, _) => probed.probe.drained(),
-            Command::MarkDown(..)
-            | Command::MarkUp(..)
-            | Command::Flush(..)
-            | Command::CreateHost(..)
-            | Command::NewRegistrationToken(..)
-            | Command::Register(..)
-            | Command::Refresh { .. }
-            | Command::CreateSandbox(..)
-            | Command::Begin(..)
-            | Command::Sent(..)
-            | Command::Look { .. }
-            | Command::Finish(..)
-            | Command::Report(..)
-            | Command::SetIntent(..)
-            | Command::EndServing(..)
-            | Command::Decide(..)
-            | Command::Stop => &[],
-        }
-    }
 }
 
 /// A command and when it was given.
@@ -219,6 +186,7 @@ pub struct Writer {
     pub(super) presence: Arc<Presence>,
     pub(super) records: HashMap<HostId, HostRecord>,
     pub(super) random: Random,
+    pub(super) keys: Arc<Keys>,
     /// Operations whose outcome looks at their hosts decide.
     pub(super) looking: HashMap<OpId, Looking>,
     pub(super) revision: u64,
@@ -238,8 +206,12 @@ pub(super) enum After {
     Failed { host: HostId, record: HostRecord },
     HostChanged { host: Box<Host>, now: Now },
     HostRegistered { host: Box<Host>, now: Now },
+    HostDeleted(HostId),
     MarkedUnreachable(HostId),
     Flushed(Vec<super::presence::Flushed>),
+    KeysFlushed(Vec<KeyUse>),
+    KeyCreated(TokenHash, Box<ApiKey>),
+    KeyRevoked(KeyId),
     OperationClosed(OpId),
     AnswerLost(HostId),
 }
@@ -261,8 +233,10 @@ impl Writer {
         let looking = asked.map(|work| (work.op, Looking::since_ever())).collect();
         let published = Arc::new(Revision::default());
         published.publish(revision);
+        let keys = Arc::new(Keys::load(&conn)?);
         Ok(Writer {
             conn,
+            keys,
             policy,
             presence,
             records: HashMap::new(),
@@ -280,6 +254,11 @@ impl Writer {
     /// The newest committed revision, shared.
     pub fn published(&self) -> Arc<Revision> {
         Arc::clone(&self.published)
+    }
+
+    /// The API keys that count, shared.
+    pub fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys)
     }
 
     /// The figures, shared.
@@ -309,20 +288,20 @@ impl Writer {
 
     /// Carries out a batch in one transaction and answers every command.
     pub fn execute(&mut self, batch: Vec<Envelope>) {
-        if batch.is_empty() {
-            return;
-        }
-        let durable = batch.iter().any(|e| e.command.is_durable());
-        let told: Vec<SandboxId> = batch.iter().flat_map(|e| e.command.told()).copied().collect();
+        let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
+        let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
+        let durable = tasks.iter().any(|task| task.durable);
+        let told: Vec<SandboxId> = tasks.iter().flat_map(|task| &task.told).copied().collect();
         let before = self.revision;
         let rows_before = self.rows_written();
-        let mut batch = batch.into_iter();
-        let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+        let mut answers: Vec<Answer> = Vec::with_capacity(tasks.len());
+        let mut tasks = tasks.into_iter();
         let owed = std::mem::take(&mut self.owed);
         let result = self.begin(durable).and_then(|()| {
-            self.pay(&owed, batch.as_slice())?;
-            for envelope in batch.by_ref() {
-                answers.push(self.carry_out(envelope));
+            // Announcements that an earlier transaction could not keep.
+            self.note_drained(&owed, began)?;
+            for task in tasks.by_ref() {
+                answers.push((task.run)(Ok(self)));
             }
             self.commit(before)
         });
@@ -338,7 +317,7 @@ impl Writer {
         }
         // Not begun: every command that was not carried out is told why.
         let failed = failed.unwrap_or(StoreError::Stopped);
-        batch.for_each(|envelope| refuse(envelope.command, &failed));
+        tasks.for_each(|task| task.refuse(&failed));
     }
 
     fn rows_written(&self) -> u64 {
@@ -355,11 +334,6 @@ impl Writer {
             self.full_sync = durable;
         }
         Ok(self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([]).map(drop)?)
-    }
-
-    /// Writes the announcements that an earlier transaction could not.
-    fn pay(&mut self, owed: &[SandboxId], batch: &[Envelope]) -> Result<(), StoreError> {
-        batch.first().map_or(Ok(()), |first| self.note_drained(owed, first.now))
     }
 
     fn commit(&mut self, before: u64) -> Result<(), StoreError> {
@@ -405,10 +379,14 @@ impl Writer {
                 self.presence.set_liveness(host, crate::model::host::Liveness::Alive);
             }
             After::Flushed(hosts) => self.presence.unflushed(&hosts),
+            After::KeysFlushed(used) => self.keys.unflushed(&used),
             After::Observed { .. }
             | After::Failed { .. }
             | After::HostChanged { .. }
             | After::HostRegistered { .. }
+            | After::HostDeleted(_)
+            | After::KeyCreated(..)
+            | After::KeyRevoked(_)
             | After::OperationClosed(_)
             | After::AnswerLost(_) => {}
         }
@@ -425,6 +403,10 @@ impl Writer {
             }
             After::HostChanged { host, now } => self.presence.update(&host, now),
             After::HostRegistered { host, now } => self.presence.registered(&host, now),
+            After::HostDeleted(host) => {
+                self.records.remove(&host);
+                self.presence.delete(host);
+            }
             After::AnswerLost(host) => self.presence.answer_lost(host),
             After::OperationClosed(op) => {
                 self.looking.remove(&op);
@@ -433,89 +415,9 @@ impl Writer {
                 // A run of failures with live heartbeats ends where these end.
                 self.records.entry(host).or_default().failures = 0;
             }
-            After::Flushed(_) => {}
-        }
-    }
-
-    fn carry_out(&mut self, envelope: Envelope) -> Answer {
-        let now = envelope.now;
-        match envelope.command {
-            Command::Probed(probed, reply) => {
-                let told = probed.probe.drained().to_vec();
-                let result = self.probed(*probed, now);
-                if result.is_err() {
-                    self.owed.extend(told);
-                }
-                answer(result, reply)
-            }
-            Command::MarkDown(hosts, reply) => {
-                let result = hosts
-                    .into_iter()
-                    .filter_map(|(host, heard)| self.mark_down(host, heard, now).transpose())
-                    .collect();
-                answer(result, reply)
-            }
-            Command::MarkUp(host, reply) => {
-                let result = self.mark_up(host, now);
-                answer(result, reply)
-            }
-            Command::Flush(reply) => {
-                let result = self.flush(now);
-                answer(result, reply)
-            }
-            Command::CreateHost(new, reply) => {
-                let result = self.create_host(new, now);
-                answer(result, reply)
-            }
-            Command::NewRegistrationToken(host, token, reply) => {
-                let result = self.new_registration_token(host, token, now);
-                answer(result, reply)
-            }
-            Command::Register(registration, reply) => {
-                let result = self.register(*registration, now);
-                answer(result, reply)
-            }
-            Command::Refresh { shown, fresh, lenient, reply } => {
-                let result = self.refresh(shown, fresh, lenient, now);
-                answer(result, reply)
-            }
-            Command::CreateSandbox(new, reply) => {
-                let result = self.create_sandbox(*new, now);
-                answer(result, reply)
-            }
-            Command::Begin(wish, reply) => {
-                let result = self.begin_wished(*wish, now);
-                answer(result, reply)
-            }
-            Command::Sent(op, reply) => {
-                let result = self.sent(op, now);
-                answer(result, reply)
-            }
-            Command::Look { op, refused, reply } => {
-                let result = self.look(op, refused, now);
-                answer(result, reply)
-            }
-            Command::Finish(ended, reply) => {
-                let result = self.finish(&ended, now);
-                answer(result, reply)
-            }
-            Command::Report(report, reply) => {
-                let result = self.report(*report, now);
-                answer(result, reply)
-            }
-            Command::SetIntent(host, intent, actor, reply) => {
-                let result = self.set_intent(host, intent, &actor, now);
-                answer(result, reply)
-            }
-            Command::EndServing(reply) => {
-                let result = self.conn.execute("UPDATE state SET serving = 0", []);
-                answer(result.map(drop).map_err(StoreError::from), reply)
-            }
-            Command::Decide(policy) => {
-                self.policy = policy;
-                Box::new(|_| {})
-            }
-            Command::Stop => Box::new(|_| {}),
+            After::KeyCreated(hash, key) => self.keys.add(hash, *key),
+            After::KeyRevoked(key) => self.keys.remove(key),
+            After::Flushed(_) | After::KeysFlushed(_) => {}
         }
     }
 
@@ -551,36 +453,112 @@ impl Writer {
     }
 }
 
-/// Pairs what a command found with the fate of its transaction.
-fn answer<T: Send + 'static>(result: Result<T, StoreError>, reply: Reply<T>) -> Answer {
-    Box::new(move |failed| {
-        reply(match failed {
-            None => result,
-            Some(error) => Err(error.clone()),
-        });
-    })
+/// What a command comes down to. The one place that says for every command whether it is
+/// durable and what is done; refusing it is the same for all.
+struct Task {
+    /// Power loss after the answer must not undo it (`synchronous=FULL`).
+    durable: bool,
+    /// Ids that an agent announced with it and will not announce again.
+    told: Vec<SandboxId>,
+    /// Does it, or hears why it cannot be done.
+    run: Run,
 }
 
-fn refuse(command: Command, error: &StoreError) {
-    let error = error.clone();
-    match command {
-        Command::Probed(_, reply) => reply(Err(error)),
-        Command::MarkDown(_, reply) => reply(Err(error)),
-        Command::MarkUp(_, reply) => reply(Err(error)),
-        Command::Flush(reply) => reply(Err(error)),
-        Command::CreateHost(_, reply) => reply(Err(error)),
-        Command::NewRegistrationToken(_, _, reply) => reply(Err(error)),
-        Command::Register(_, reply) => reply(Err(error)),
-        Command::Refresh { reply, .. } => reply(Err(error)),
-        Command::CreateSandbox(_, reply) => reply(Err(error)),
-        Command::Begin(_, reply) => reply(Err(error)),
-        Command::Sent(_, reply) => reply(Err(error)),
-        Command::Look { reply, .. } => reply(Err(error)),
-        Command::Finish(_, reply) => reply(Err(error)),
-        Command::Report(_, reply) => reply(Err(error)),
-        Command::SetIntent(_, _, _, reply) => reply(Err(error)),
-        Command::EndServing(reply) => reply(Err(error)),
-        Command::Decide(_) | Command::Stop => {}
+type Run = Box<dyn FnOnce(Result<&mut Writer, &StoreError>) -> Answer>;
+
+impl Task {
+    fn of(envelope: Envelope) -> Task {
+        let now = envelope.now;
+        match envelope.command {
+            Command::Probed(probed, reply) => {
+                let told = probed.probe.drained().to_vec();
+                let kept = told.clone();
+                let task = Task::quick(reply, move |w| {
+                    let result = w.probed(*probed, now);
+                    if result.is_err() {
+                        w.owed.extend(kept);
+                    }
+                    result
+                });
+                Task { told, ..task }
+            }
+            Command::MarkDown(hosts, reply) => Task::quick(reply, move |w| {
+                let down = |(host, heard)| w.mark_down(host, heard, now).transpose();
+                hosts.into_iter().filter_map(down).collect()
+            }),
+            Command::MarkUp(host, reply) => Task::quick(reply, move |w| w.mark_up(host, now)),
+            Command::Flush(reply) => Task::quick(reply, move |w| w.flush(now)),
+            Command::CreateHost(new, reply) => {
+                Task::durable(reply, move |w| w.create_host(new, now))
+            }
+            Command::NewRegistrationToken(host, token, reply) => {
+                Task::durable(reply, move |w| w.new_registration_token(host, token, now))
+            }
+            Command::Register(registration, reply) => {
+                Task::durable(reply, move |w| w.register(*registration, now))
+            }
+            Command::Refresh { shown, fresh, lenient, reply } => {
+                Task::durable(reply, move |w| w.refresh(shown, fresh, lenient, now))
+            }
+            Command::CreateSandbox(new, reply) => {
+                Task::durable(reply, move |w| w.create_sandbox(*new, now))
+            }
+            Command::Begin(wish, reply) => {
+                Task::durable(reply, move |w| w.begin_wished(*wish, now))
+            }
+            Command::Sent(op, reply) => Task::durable(reply, move |w| w.sent(op, now)),
+            Command::Look { op, refused, reply } => {
+                Task::quick(reply, move |w| w.look(op, refused, now))
+            }
+            Command::Finish(ended, reply) => Task::durable(reply, move |w| w.finish(&ended, now)),
+            Command::Report(report, reply) => Task::durable(reply, move |w| w.report(*report, now)),
+            Command::SetIntent(host, intent, actor, reply) => {
+                Task::durable(reply, move |w| w.set_intent(host, intent, &actor, now))
+            }
+            Command::Prune(reply) => Task::quick(reply, move |w| w.prune(now)),
+            Command::DeleteHost { host, force, actor, reply } => {
+                Task::durable(reply, move |w| w.delete_host(host, force, &actor, now))
+            }
+            Command::CreateKey(new, reply) => {
+                Task::durable(reply, move |w| w.create_key(*new, now))
+            }
+            Command::RevokeKey(key, actor, reply) => {
+                Task::durable(reply, move |w| w.revoke_key(key, &actor, now))
+            }
+            Command::EndServing(reply) => Task::durable(reply, |w| {
+                Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
+            }),
+            Command::Decide(policy) => Task::quick(Box::new(drop), move |w| {
+                w.policy = policy;
+                Ok(())
+            }),
+            Command::Stop => Task::quick(Box::new(drop), |_| Ok(())),
+        }
+    }
+
+    /// What power loss right after the answer may undo.
+    fn quick<T: Send + 'static>(
+        reply: Reply<T>,
+        work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + 'static,
+    ) -> Task {
+        let run: Run = Box::new(move |writer| {
+            let result = writer.map_err(StoreError::clone).and_then(work);
+            // What a command found counts only when its transaction is committed.
+            Box::new(move |failed| reply(failed.map_or(result, |error| Err(error.clone()))))
+        });
+        Task { durable: false, told: Vec::new(), run }
+    }
+
+    /// What must survive power loss once it is answered.
+    fn durable<T: Send + 'static>(
+        reply: Reply<T>,
+        work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + 'static,
+    ) -> Task {
+        Task { durable: true, ..Task::quick(reply, work) }
+    }
+
+    fn refuse(self, error: &StoreError) {
+        (self.run)(Err(error))(Some(error));
     }
 }
 
@@ -600,7 +578,7 @@ impl WriterHandle {
     /// command's reply hears [`StoreError::Stopped`].
     pub fn send(&self, now: Now, command: Command) {
         if let Err(unsent) = self.commands.send(Envelope { now, command }) {
-            refuse(unsent.into_inner().command, &StoreError::Stopped);
+            Task::of(unsent.into_inner()).refuse(&StoreError::Stopped);
         }
     }
 

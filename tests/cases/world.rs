@@ -354,6 +354,10 @@ impl World {
                 self.write(Command::Flush);
                 self.tell(Input::Flushed(Ok(())));
             }
+            Effect::Prune => {
+                let more = self.write(Command::Prune);
+                self.tell(Input::Pruned(Ok(more)));
+            }
             // Noted in `remember`; what operations do is not this runner's subject.
             Effect::Work(_) => {}
         }
@@ -378,7 +382,7 @@ impl World {
             Probe::Listed(listing) => Ok(listing.sandboxes.len()),
             Probe::Failed(failure) => Err(failure.clone()),
         };
-        plane.presence.note_probe(host, LastProbe { at: now.wall, took, outcome });
+        plane.presence.note_probe(host, LastProbe { asked_at, at: now.wall, took, outcome });
         let listening = plane.presence.listening(now.mono);
         let age_cap = (!self.policy.is_strict()).then_some(listening);
         self.note_answer(host, &probe);

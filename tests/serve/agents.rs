@@ -128,7 +128,7 @@ fn a_registration_gives_what_an_agent_needs() {
     let host = &credentials["host"];
     let expected = ["id", "type", "status", "liveness", "intent", "degraded", "provider", "arch"];
     let expected = expected.into_iter().chain(["cpu_cores", "memory_mb", "disk_gb", "address"]);
-    let expected = expected.chain(["last_heartbeat_at", "created_at", "updated_at"]);
+    let expected = expected.chain(["team_id", "last_heartbeat_at", "created_at", "updated_at"]);
     assert_eq!(keys(host), expected.collect());
     assert_eq!(host["status"], json!("online"));
     assert_eq!((&host["cpu_cores"], &host["memory_mb"]), (&json!(8), &json!(16384)));

@@ -150,7 +150,7 @@ const ROUNDS: usize = 10;
 
 /// A probe takes at most 16 MiB as it came and 16 MiB unpacked, eight at a time here, and the
 /// server itself; an answer of a gigabyte that is believed goes far beyond.
-const AGENTS_KIB_MAX: u64 = 320 * 1024;
+const AGENTS_KIB_MAX: u64 = 192 * 1024;
 
 #[test]
 fn hostile_agents_harm_only_their_own_hosts() {
@@ -397,7 +397,7 @@ fn lingering(serving: &Serving) -> Vec<TcpStream> {
 
 /// What waiting connections may hold (64 MiB), twice for what the allocator keeps, and the
 /// server itself.
-const CLIENTS_KIB_MAX: u64 = 192 * 1024;
+const CLIENTS_KIB_MAX: u64 = 128 * 1024;
 
 #[test]
 fn hostile_clients_keep_nobody_from_beating() {

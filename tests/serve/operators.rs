@@ -7,6 +7,7 @@ use crate::support::client::try_ask;
 use crate::support::{Home, host, sandbox};
 use roost::api::Api;
 use roost::http::{Server, ServerConfig};
+use roost::model::id::PLATFORM_TEAM;
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -55,14 +56,15 @@ fn hosts_look_as_documented_and_leave_out_what_is_empty() {
     }
     let heard = list[0]["last_heartbeat_at"].take();
     assert!(heard.as_str().unwrap().ends_with('Z'), "{heard}");
+    let team = PLATFORM_TEAM.to_string();
     let expected = json!([
-        {"id": host(1), "type": "metal", "status": "draining", "liveness": "alive",
-         "intent": "draining", "degraded": false, "provider": "own",
+        {"id": host(1), "team_id": team, "type": "metal", "status": "draining",
+         "liveness": "alive", "intent": "draining", "degraded": false, "provider": "own",
          "availability_zone": "attic", "arch": "arm64", "cpu_cores": 4, "memory_mb": 8192,
          "disk_gb": 64, "last_heartbeat_at": null, "created_at": CREATED,
          "updated_at": CREATED},
-        {"id": host(2), "type": "regular", "status": "pending", "liveness": "alive",
-         "intent": "active", "degraded": false, "created_at": CREATED, "updated_at": CREATED},
+        {"id": host(2), "team_id": team, "type": "regular", "status": "pending",
+         "liveness": "alive", "intent": "active", "degraded": false, "created_at": CREATED, "updated_at": CREATED},
     ]);
     assert_eq!(list, expected);
 }
@@ -77,14 +79,15 @@ fn capsules_look_as_documented_and_leave_out_what_is_empty() {
         assert_eq!((alone.status, &alone.json()), (200, &*row));
         assert!(row["last_updated"].take().as_str().unwrap().ends_with('Z'));
     }
+    let team = PLATFORM_TEAM.to_string();
     let expected = json!([
-        {"id": sandbox(1), "status": "paused", "template": "base", "vcpus": 2,
-         "memory_mb": 512, "timeout_sec": 300, "disk_size_mb": 2048, "host_id": host(1),
+        {"id": sandbox(1), "team_id": team, "status": "paused", "template": "base",
+         "vcpus": 2, "memory_mb": 512, "timeout_sec": 300, "disk_size_mb": 2048, "host_id": host(1),
          "guest_ip": "172.16.0.2", "host_ip": "10.11.0.2", "created_at": CREATED,
          "started_at": CREATED, "last_active_at": CREATED, "last_updated": null,
          "metadata": {"kernel": "6.1"}, "status_reason": "auto_paused"},
-        {"id": sandbox(2), "status": "hibernated", "host_id": host(1), "created_at": CREATED,
-         "last_updated": null},
+        {"id": sandbox(2), "team_id": team, "status": "hibernated", "host_id": host(1),
+         "created_at": CREATED, "last_updated": null},
     ]);
     assert_eq!(list, expected);
 }

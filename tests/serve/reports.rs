@@ -112,10 +112,10 @@ fn what_an_operator_wants_of_a_host_shows_and_is_undone() {
 }
 
 /// A client of the event stream.
-struct Stream(BufReader<TcpStream>);
+pub(crate) struct Stream(BufReader<TcpStream>);
 
 impl Stream {
-    fn open(serving: &Serving, query: &str, last: Option<&str>) -> Stream {
+    pub(crate) fn open(serving: &Serving, query: &str, last: Option<&str>) -> Stream {
         let mut socket = TcpStream::connect(serving.address()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let last = last.map_or_else(String::new, |id| format!("Last-Event-ID: {id}\r\n"));
@@ -126,14 +126,14 @@ impl Stream {
         Stream(BufReader::new(socket))
     }
 
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
     /// The next event: id, kind and data.
-    fn event(&mut self) -> (String, String, Value) {
+    pub(crate) fn event(&mut self) -> (String, String, Value) {
         let (mut id, mut kind) = (String::new(), String::new());
         loop {
             let line = self.line();
@@ -176,24 +176,4 @@ fn the_stream_shows_what_happens_and_is_resumed_where_it_broke_off() {
     // Open streams do not hold up a stop.
     serving.stop();
     home.verify();
-}
-
-#[test]
-fn a_cursor_that_is_too_old_is_told_where_to_go_on() {
-    let (home, _agents) = world(&["running", "running", "running"]);
-    let serving = home.serve(&[]);
-    for n in 0..3 {
-        assert_eq!(report(&home, &serving, &event("sandbox.stopped", n)), 204);
-    }
-    serving.stop();
-    // What retention will do: the oldest events go.
-    let db = rusqlite::Connection::open(home.path("roost.db")).unwrap();
-    db.execute("DELETE FROM events WHERE revision < (SELECT max(revision) FROM events)", [])
-        .unwrap();
-    drop(db);
-    let serving = home.serve(&[]);
-    let answer = serving.get("/v1/events?after=0");
-    let newest = answer.json()["error"]["newest_revision"].as_u64();
-    assert_eq!((answer.status, newest), (410, Some(home.revision())));
-    serving.stop();
 }

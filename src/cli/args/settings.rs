@@ -32,6 +32,10 @@ impl KeySet for ServeKeys {
         Key::Zombies,
         Key::HeartbeatFlush,
         Key::MassGuardMax,
+        Key::EventsKeepAge,
+        Key::EventsKeepCount,
+        Key::AuditKeepAge,
+        Key::StoppedKeepAge,
         Key::AgentTls,
     ];
 }

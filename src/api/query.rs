@@ -1,0 +1,73 @@
+//! Owns how a request's query is read: every complaint names the parameter.
+//!
+//! Never: minds parameters that it does not know.
+
+use super::Problem;
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// The parameters of a query, decoded.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(super) fn read(query: &str) -> Result<Query, Problem> {
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        let pairs = pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let wrong = || Problem::invalid(format!("{name}: is not well percent-encoded"));
+            Ok((decoded(name).ok_or_else(wrong)?, decoded(value).ok_or_else(wrong)?))
+        });
+        Ok(Query(pairs.collect::<Result<_, Problem>>()?))
+    }
+
+    /// A parameter; the last of several. `None` when missing or empty.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().rfind(|(found, _)| found == name);
+        found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// A parameter that must say a `T`; `None` when missing or empty.
+    pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Problem>
+    where
+        T::Err: Display,
+    {
+        let parsed = self.text(name).map(str::parse).transpose();
+        parsed.map_err(|e| Problem::invalid(format!("{name}: {e}")))
+    }
+}
+
+/// Text without percent-encoding; `None` when that is broken or says no UTF-8.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded() {
+        let query = Query::read("a=1&&b=%3A%c3%a9&c&a=2&=x&%64=4").unwrap();
+        let text = |name| query.text(name);
+        assert_eq!((text("a"), text("b"), text("c")), (Some("2"), Some(":é"), None));
+        assert_eq!((text("d"), text("e")), (Some("4"), None));
+        assert_eq!(query.parsed::<u32>("a"), Ok(Some(2)));
+        assert_eq!(query.parsed::<u32>("c"), Ok(None));
+        let wrong = query.parsed::<u32>("b").unwrap_err();
+        assert!(wrong.message.starts_with("b: "), "{wrong:?}");
+        for broken in ["a=%", "a=%4", "a=%zz", "a=%ff", "%=1"] {
+            assert_eq!(Query::read(broken).err().map(|e| e.status), Some(400), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Owns how a host leaves for good: with its sandboxes, operations, announcements and
+//! tokens, in one transaction. What stays is its history and its tombstone.
+//!
+//! Never: tells the agent (`api` does, after the commit; a heartbeat hears it otherwise).
+//! Called by the writer.
+
+use super::StoreError;
+use super::journal::{Actor, Audit, Event};
+use super::lifecycle::Change;
+use super::read::{self, SandboxFilter};
+use super::rows;
+use super::writer::{After, Writer};
+use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
+use crate::model::host::Host;
+use crate::model::id::{HostId, OpId, SandboxId};
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::time::Now;
+use rusqlite::params;
+
+/// What came of the wish to delete a host.
+#[derive(Debug, Clone)]
+pub enum Deletion {
+    /// It is gone; as it was last.
+    Deleted(Box<Host>),
+    /// It has sandboxes that are not over, and was to be deleted without them only.
+    HasActive(Vec<SandboxId>),
+    /// No such host.
+    NotFound,
+}
+
+/// What is left of a host in the tables, but for its history. Sandboxes and tokens name
+/// the host, so they go first.
+const FORGET: &[&str] = &[
+    "DELETE FROM auto_pause_inbox WHERE host_id = ?1",
+    "DELETE FROM registration_tokens WHERE host_id = ?1",
+    "DELETE FROM refresh_tokens WHERE host_id = ?1",
+    "DELETE FROM sandboxes WHERE host_id = ?1",
+    "DELETE FROM hosts WHERE id = ?1",
+];
+
+impl Writer {
+    /// Deletes a host; `force`: also when it has sandboxes that are not over.
+    pub(super) fn delete_host(
+        &mut self,
+        id: HostId,
+        force: bool,
+        actor: &Actor,
+        now: Now,
+    ) -> Result<Deletion, StoreError> {
+        let Some(host) = self.host(id)? else { return Ok(Deletion::NotFound) };
+        let of_host = SandboxFilter { host: Some(id), all: true, ..SandboxFilter::default() };
+        let sandboxes = read::sandboxes(&self.conn, &of_host)?;
+        let is_active = |sandbox: &&Sandbox| !sandbox.status.is_over();
+        let active: Vec<SandboxId> = sandboxes.iter().filter(is_active).map(|s| s.id).collect();
+        if !active.is_empty() && !force {
+            return Ok(Deletion::HasActive(active));
+        }
+        self.in_savepoint(|w| {
+            w.close_operations_of(id, now)?;
+            let left = sandboxes.iter().filter(|s| s.status != SandboxStatus::Stopped);
+            let mut destroyed = 0;
+            for sandbox in left {
+                w.journal_end_of(sandbox, actor, now)?;
+                destroyed += 1;
+            }
+            w.journal_deletion(&host, destroyed, actor, now)?;
+            w.conn
+                .prepare_cached("INSERT INTO tombstones (host_id, deleted_at) VALUES (?1, ?2)")?
+                .execute(params![id.to_string(), now.wall.0])?;
+            for sql in FORGET {
+                w.conn.prepare_cached(sql)?.execute([id.to_string()])?;
+            }
+            w.after.push(After::HostDeleted(id));
+            Ok(Deletion::Deleted(Box::new(host)))
+        })
+    }
+
+    fn close_operations_of(&mut self, host: HostId, now: Now) -> Result<(), StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT id FROM operations WHERE host_id = ?1 AND finished_at IS NULL",
+        )?;
+        let open: Vec<OpId> = select
+            .query_map([host.to_string()], |row| rows::id(row, 0))?
+            .collect::<Result<_, _>>()?;
+        drop(select);
+        for op in open {
+            self.close_operation(op, Some("the host was deleted"), now.wall)?;
+        }
+        Ok(())
+    }
+
+    /// The last that is written of a sandbox; its row goes with the host's.
+    fn journal_end_of(
+        &mut self,
+        sandbox: &Sandbox,
+        actor: &Actor,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let change = Change {
+            sandbox,
+            from: Some(sandbox.status),
+            to: SandboxStatus::Stopped,
+            reason: &Reason::HostDeleted,
+        };
+        self.write_change(&change, Some(AuditAction::Destroy), actor, now)
+    }
+
+    fn journal_deletion(
+        &mut self,
+        host: &Host,
+        destroyed: usize,
+        actor: &Actor,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let (from, to, reason) = (host.status(), "deleted", Reason::Requested);
+        let mut journal = self.journal(now, actor);
+        let revision = journal.event(&Event {
+            kind: EventKind::HostDeleted,
+            host: host.id,
+            sandbox: None,
+            team: host.team_id,
+            from: Some(from.as_str()),
+            to: Some(to),
+            reason: &reason,
+        })?;
+        let id = host.id.to_string();
+        journal.audit(&Audit {
+            team: host.team_id,
+            resource: (ResourceType::Host, &id),
+            action: AuditAction::Delete,
+            status: AuditStatus::Warning,
+            metadata: &format!(
+                r#"{{"from":"{from}","to":"{to}","reason":"{reason}","revision":{revision},"sandboxes_destroyed":{destroyed}}}"#
+            ),
+        })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::host::{HostStatus, Intent};
+    use crate::model::operation::OperationKind;
+    use crate::model::policy::Policy;
+    use crate::model::probe::{Listing, Probe};
+    use crate::model::time::{Mono, Wall};
+    use crate::store::apply::Probed;
+    use crate::store::fixture;
+    use crate::store::lifecycle::{Begun, Wish};
+    use crate::store::open::open_writer;
+    use crate::store::presence::{Beat, Presence};
+    use crate::store::verify::verify;
+    use crate::store::writer::{Command, Envelope};
+    use crossbeam_channel::unbounded;
+    use std::sync::Arc;
+    use tempfile::TempDir;
+
+    const NOW: Now = Now { mono: Mono(1_000_000), wall: Wall(1_790_000_000_000) };
+
+    fn host(n: u128) -> HostId {
+        HostId::from_u128(n)
+    }
+
+    fn sandbox(n: u128) -> SandboxId {
+        SandboxId::from_u128(n)
+    }
+
+    /// Two hosts; the first has a sandbox in each of these statuses, from 1 on.
+    fn world(statuses: &[&str]) -> (Writer, Arc<Presence>, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut conn = open_writer(&dir.path().join("roost.db"), true, NOW.wall).unwrap();
+        let hosts = [1, 2].map(|n| {
+            serde_json::json!({"id": host(n), "status": "online", "heartbeat_age_s": 5,
+                "address": "127.0.0.1:1"})
+        });
+        let row = |(n, status): (usize, &&str)| serde_json::json!({"id": sandbox(n as u128 + 1), "host_id": host(1), "status": status});
+        let sandboxes: Vec<_> = statuses.iter().enumerate().map(row).collect();
+        let fleet = serde_json::json!({"hosts": hosts, "sandboxes": sandboxes}).to_string();
+        let fleet = fixture::parse(&fleet, NOW.wall).unwrap();
+        fixture::load(&mut conn, &fleet).unwrap();
+        let hosts = read::hosts(&conn).unwrap();
+        let presence = Arc::new(Presence::load(&hosts, [], None, false, NOW));
+        let writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
+        (writer, presence, dir)
+    }
+
+    fn delete(n: u128, force: bool, reply: crate::store::writer::Reply<Deletion>) -> Command {
+        Command::DeleteHost { host: host(n), force, actor: Actor::SYSTEM, reply }
+    }
+
+    fn execute(writer: &mut Writer, commands: Vec<Command>) {
+        let envelope = |command| Envelope { now: NOW, command };
+        writer.execute(commands.into_iter().map(envelope).collect());
+        assert_eq!(verify(&writer.conn).unwrap(), [] as [&str; 0]);
+    }
+
+    fn count(writer: &Writer, table: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        writer.conn.query_row(&sql, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn without_force_only_what_is_over_goes_along() {
+        let (mut writer, presence, _dir) = world(&["stopped", "error", "paused", "hibernated"]);
+        let (tell, told) = unbounded();
+        let ask = |tell: crossbeam_channel::Sender<_>| {
+            delete(1, false, Box::new(move |r| tell.send(r).unwrap()))
+        };
+        execute(&mut writer, vec![ask(tell.clone())]);
+        let Deletion::HasActive(ids) = told.recv().unwrap().unwrap() else { panic!("deleted") };
+        assert_eq!(ids, [sandbox(3), sandbox(4)]);
+        assert_eq!((writer.revision, count(&writer, "hosts")), (0, 2));
+        assert_eq!(presence.lookup(host(1)), Beat::Known { wake: false });
+
+        let over = "UPDATE sandboxes SET status = 'stopped' WHERE status <> 'error'";
+        writer.conn.execute_batch(over).unwrap();
+        execute(&mut writer, vec![ask(tell)]);
+        let Deletion::Deleted(gone) = told.recv().unwrap().unwrap() else { panic!("kept") };
+        assert_eq!((gone.id, gone.status()), (host(1), HostStatus::Online));
+        assert_eq!((count(&writer, "hosts"), count(&writer, "sandboxes")), (1, 0));
+        assert_eq!(count(&writer, "events"), 2, "the failed one's end and the host's");
+        assert_eq!(presence.lookup(host(1)), Beat::Deleted);
+    }
+
+    /// Everything about the host that is in the same transaction comes after its end.
+    #[test]
+    fn what_follows_a_deletion_in_one_transaction_finds_nothing() {
+        let (mut writer, presence, _dir) = world(&["running"]);
+        let (tell, told) = unbounded();
+        let begin = |n: u128, kind, tell: crossbeam_channel::Sender<String>| {
+            let wish = Wish { sandbox: sandbox(n), kind, team: None, actor: Actor::SYSTEM };
+            let reply = move |begun: Result<Begun, StoreError>| {
+                let word = match begun.unwrap() {
+                    Begun::Started(..) => "started",
+                    Begun::NotFound => "not found",
+                    Begun::Already(_) | Begun::InvalidState(_) | Begun::HostAway(_) => "other",
+                };
+                tell.send(word.to_owned()).unwrap();
+            };
+            Command::Begin(Box::new(wish), Box::new(reply))
+        };
+        let listing = Listing { sandboxes: Vec::new(), auto_paused: vec![sandbox(1)] };
+        let probed = Probed {
+            host: host(1),
+            revision: 0,
+            asked_at: NOW.mono,
+            age_cap: None,
+            probe: Probe::Listed(listing),
+        };
+        let say = |tell: &crossbeam_channel::Sender<String>| {
+            let tell = tell.clone();
+            move |what: String| tell.send(what).unwrap()
+        };
+        let (a, b, c, d, e) = (say(&tell), say(&tell), say(&tell), say(&tell), say(&tell));
+        presence.heartbeat(host(1), NOW);
+        execute(
+            &mut writer,
+            vec![
+                begin(1, OperationKind::Pause, tell.clone()),
+                delete(
+                    1,
+                    true,
+                    Box::new(move |r| a(format!("{}", matches!(r, Ok(Deletion::Deleted(_)))))),
+                ),
+                delete(
+                    1,
+                    true,
+                    Box::new(move |r| b(format!("{}", matches!(r, Ok(Deletion::NotFound))))),
+                ),
+                begin(1, OperationKind::Destroy, tell.clone()),
+                Command::Probed(
+                    Box::new(probed),
+                    Box::new(move |r| c(format!("{}", r.unwrap().observed))),
+                ),
+                Command::MarkUp(host(1), Box::new(move |r| d(format!("{}", r.unwrap())))),
+                Command::SetIntent(
+                    host(1),
+                    Intent::Draining,
+                    Actor::SYSTEM,
+                    Box::new(move |r| e(format!("{:?}", r.unwrap()))),
+                ),
+                Command::Flush(Box::new(|r| r.unwrap())),
+            ],
+        );
+        let told: Vec<String> = told.try_iter().collect();
+        assert_eq!(told, ["started", "true", "true", "not found", "false", "false", "None"]);
+        assert_eq!(presence.heartbeat(host(1), NOW), Beat::Deleted);
+        let open = "operations WHERE finished_at IS NULL";
+        let left = ["sandboxes", "auto_pause_inbox", open].map(|table| count(&writer, table));
+        assert_eq!(left, [0, 0, 0]);
+        let mut select = writer.conn.prepare("SELECT kind FROM events ORDER BY revision").unwrap();
+        let kinds: Vec<String> =
+            select.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(kinds, ["sandbox.pausing", "sandbox.stopped", "host.deleted"]);
+    }
+
+    #[test]
+    fn a_deletion_that_cannot_be_written_leaves_the_host() {
+        let (mut writer, presence, _dir) = world(&["running"]);
+        // The last step fails: the host's row is held by something else.
+        writer
+            .conn
+            .execute_batch(
+                "CREATE TABLE holds (host_id TEXT REFERENCES hosts (id)); \
+                 INSERT INTO holds SELECT id FROM hosts",
+            )
+            .unwrap();
+        let (tell, told) = unbounded();
+        execute(
+            &mut writer,
+            vec![delete(1, true, Box::new(move |r| tell.send(r.is_err()).unwrap()))],
+        );
+        assert!(told.recv().unwrap());
+        let left = ["hosts", "sandboxes", "tombstones", "events", "audit_logs"];
+        assert_eq!(left.map(|table| count(&writer, table)), [2, 1, 0, 0, 0]);
+        assert_eq!(presence.heartbeat(host(1), NOW), Beat::Known { wake: false });
+    }
+}

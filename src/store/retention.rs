@@ -1,0 +1,346 @@
+//! Owns what of the past is given up, when, and in which portions.
+//!
+//! Never: gives up the newest entry of a history, an entry before an older one, or what an
+//! unfinished operation or an announcement still needs; writes when nothing is due. The
+//! writer calls it when the monitor says that it is time.
+
+use super::StoreError;
+use super::presence::CLOCK_JUMP;
+use super::writer::Writer;
+use crate::model::time::{Now, Wall};
+use rusqlite::params;
+use std::time::Duration;
+
+/// Rows that one transaction gives up at most. Larger: heartbeat flushes and answers of
+/// agents wait behind it on a slow card; smaller: a busy fleet's history is given up more
+/// slowly than it grows.
+pub const PRUNE_ROWS_MAX: usize = 500;
+
+/// A history: its entries are given up from the oldest on.
+struct History {
+    table: &'static str,
+    key: &'static str,
+    written_at: &'static str,
+}
+
+const EVENTS: History = History { table: "events", key: "revision", written_at: "at" };
+const AUDIT: History = History { table: "audit_logs", key: "seq", written_at: "created_at" };
+
+/// What is over: whatever became so before `?1`, at most `?2` rows of each.
+const OVER: &[&str] = &[
+    "DELETE FROM sandboxes WHERE (host_id, id) IN (SELECT host_id, id FROM sandboxes s \
+     WHERE s.status IN ('stopped', 'error') AND s.status_changed_at < ?1 \
+     AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
+         AND o.sandbox_id = s.id AND o.finished_at IS NULL) \
+     AND NOT EXISTS (SELECT 1 FROM auto_pause_inbox i WHERE i.host_id = s.host_id \
+         AND i.sandbox_id = s.id) LIMIT ?2)",
+    "DELETE FROM operations WHERE id IN \
+     (SELECT id FROM operations WHERE finished_at < ?1 LIMIT ?2)",
+    "DELETE FROM registration_tokens WHERE hash IN \
+     (SELECT hash FROM registration_tokens WHERE expires_at < ?1 LIMIT ?2)",
+    "DELETE FROM refresh_tokens WHERE hash IN \
+     (SELECT hash FROM refresh_tokens WHERE expires_at < ?1 LIMIT ?2)",
+];
+
+impl Writer {
+    /// Gives up what the policy does not keep any longer, at most [`PRUNE_ROWS_MAX`] rows.
+    /// True when it stopped there and more may be due.
+    pub(super) fn prune(&mut self, now: Now) -> Result<bool, StoreError> {
+        self.in_savepoint(|w| Ok(w.prune_rows(now, PRUNE_ROWS_MAX)? == PRUNE_ROWS_MAX))
+    }
+
+    fn prune_rows(&self, now: Now, rows_max: usize) -> Result<usize, StoreError> {
+        let keep = self.policy.keep;
+        let before = |age: Duration| self.is_dated(now).then(|| now.wall.before(age));
+        let older = |at: Wall, than: Option<Wall>| than.is_some_and(|than| at < than);
+
+        let (events_from, newest) = (before(keep.events_age), self.revision);
+        let too_many = |revision: u64| revision + keep.events_count as u64 <= newest;
+        let mut rows = self.prune_history(&EVENTS, rows_max, |revision, at| {
+            too_many(revision) || older(at, events_from)
+        })?;
+        let audit_from = before(keep.audit_age).filter(|_| !keep.audit_age.is_zero());
+        rows += self.prune_history(&AUDIT, rows_max - rows, |_, at| older(at, audit_from))?;
+        if let Some(over) = before(keep.stopped_age) {
+            for sql in OVER {
+                let left = (rows_max - rows) as i64;
+                rows += self.conn.prepare_cached(sql)?.execute(params![over.0, left])?;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Whether ages can be told. A clock that jumped is believed again when it went on
+    /// for a day: a wrong one is set right by then, which makes it suspect anew.
+    fn is_dated(&self, now: Now) -> bool {
+        !self.presence.clock_is_suspect() || self.presence.listening(now.mono) > CLOCK_JUMP
+    }
+
+    /// Gives up the oldest entries of a history up to the first that is not due. Without
+    /// the newest: it says where the history stands.
+    fn prune_history(
+        &self,
+        history: &History,
+        rows_max: usize,
+        is_due: impl Fn(u64, Wall) -> bool,
+    ) -> Result<usize, StoreError> {
+        let History { table, key, written_at } = history;
+        let mut select = self.conn.prepare_cached(&format!(
+            "SELECT {key}, {written_at} FROM {table} \
+             WHERE {key} < (SELECT max({key}) FROM {table}) ORDER BY {key} LIMIT ?1"
+        ))?;
+        let mut oldest = select.query([rows_max as i64])?;
+        let mut last = None;
+        while let Some(row) = oldest.next()? {
+            let key = super::rows::unsigned(row, 0)?;
+            if !is_due(key, super::rows::wall(row, 1)?) {
+                break;
+            }
+            last = Some(key as i64);
+        }
+        let Some(last) = last else { return Ok(0) };
+        let sql = format!("DELETE FROM {table} WHERE {key} <= ?1");
+        Ok(self.conn.prepare_cached(&sql)?.execute([last])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::policy::{Keep, Policy};
+    use crate::model::time::Mono;
+    use crate::store::open::open_writer;
+    use crate::store::presence::Presence;
+    use crate::store::verify::verify;
+    use crate::store::writer::{Command, Envelope};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+    use tempfile::TempDir;
+
+    const DAY_S: i64 = 24 * 3600;
+    /// When the tests take place.
+    const NOW_S: i64 = 1000 * DAY_S;
+    const KEEP: Keep = Keep {
+        events_age: days(30),
+        events_count: 1_000_000,
+        audit_age: Duration::ZERO,
+        stopped_age: days(30),
+    };
+
+    const fn days(n: u64) -> Duration {
+        Duration::from_secs(n * 24 * 3600)
+    }
+
+    struct World {
+        writer: Writer,
+        _dir: TempDir,
+    }
+
+    impl World {
+        /// A database with one host. `listened_until_s`: when a server last listened.
+        fn new(keep: Keep, listened_until_s: i64) -> World {
+            let dir = tempfile::tempdir().unwrap();
+            let conn = open_writer(&dir.path().join("roost.db"), true, Wall(0)).unwrap();
+            let until = Some(Wall(listened_until_s * 1000));
+            let presence = Arc::new(Presence::load(&[], [], until, false, at(0)));
+            let policy = Policy { keep, ..Policy::default() };
+            let writer = Writer::new(conn, policy, presence).unwrap();
+            let world = World { writer, _dir: dir };
+            world.sql(
+                "INSERT INTO hosts (id,team_id,type,intent,liveness,revision,created_at,updated_at) \
+                 VALUES ('h','t','regular','active','alive',0,0,0)",
+            );
+            world
+        }
+
+        fn sql(&self, sql: &str) {
+            self.writer.conn.execute_batch(sql).unwrap();
+        }
+
+        /// Writes events of these ages; the newest last.
+        fn events(&mut self, ages_days: &[i64]) {
+            for age in ages_days {
+                self.writer.revision += 1;
+                let (revision, at) = (self.writer.revision, (NOW_S - age * DAY_S) * 1000);
+                self.sql(&format!(
+                    "INSERT INTO events VALUES \
+                     ({revision},{at},'host.up','h',NULL,'t',NULL,NULL,'r','system'); \
+                     UPDATE state SET revision = {revision}"
+                ));
+            }
+        }
+
+        fn sandbox(&self, id: &str, status: &str, age_days: i64) {
+            let at = (NOW_S - age_days * DAY_S) * 1000;
+            self.sql(&format!(
+                "INSERT INTO sandboxes \
+                 (host_id,id,team_id,status,status_changed_at,revision,created_at) \
+                 VALUES ('h','{id}','t','{status}',{at},0,0)"
+            ));
+        }
+
+        fn operation(&self, id: &str, sandbox: &str, finished_days: Option<i64>) {
+            let at = finished_days
+                .map_or("NULL".to_owned(), |d| ((NOW_S - d * DAY_S) * 1000).to_string());
+            self.sql(&format!(
+                "INSERT INTO operations \
+                 (id,sandbox_id,host_id,kind,created_at,deadline_at,finished_at) \
+                 VALUES ('{id}','{sandbox}','h','destroy',0,0,{at})"
+            ));
+        }
+
+        /// One portion, as the writer's thread does it. True: there may be more.
+        fn prune(&mut self, now: Now) -> bool {
+            let (tell, told) = crossbeam_channel::unbounded();
+            let command = Command::Prune(Box::new(move |result| tell.send(result).unwrap()));
+            self.writer.execute(vec![Envelope { now, command }]);
+            assert_eq!(verify(&self.writer.conn).unwrap(), [] as [&str; 0]);
+            told.recv().unwrap().unwrap()
+        }
+
+        fn rows(&self) -> u64 {
+            self.writer.figures().rows.load(Ordering::Relaxed)
+        }
+
+        fn list(&self, sql: &str) -> Vec<String> {
+            let mut select = self.writer.conn.prepare(sql).unwrap();
+            let rows = select.query_map([], |row| row.get(0)).unwrap();
+            rows.collect::<Result<_, _>>().unwrap()
+        }
+
+        fn revisions(&self) -> Vec<String> {
+            self.list("SELECT CAST(revision AS TEXT) FROM events ORDER BY revision")
+        }
+    }
+
+    fn at(s: i64) -> Now {
+        Now { mono: Mono(1_000_000 + (s as u64) * 1000), wall: Wall((NOW_S + s) * 1000) }
+    }
+
+    #[test]
+    fn events_go_from_the_oldest_on_and_the_newest_stays() {
+        let mut world = World::new(KEEP, NOW_S);
+        // Written while the clock was wrong: what is behind it waits for its turn.
+        world.events(&[50, 31, 3, 40, 30]);
+        assert!(!world.prune(at(0)));
+        assert_eq!(world.revisions(), ["3", "4", "5"]);
+        let later = |days: i64| at(days * DAY_S);
+        world.prune(later(28));
+        assert_eq!(world.revisions(), ["5"], "thirty days and more, but the newest");
+        world.prune(later(300));
+        assert_eq!(world.revisions(), ["5"]);
+    }
+
+    #[test]
+    fn no_more_events_are_kept_than_allowed() {
+        let mut world = World::new(Keep { events_count: 3, ..KEEP }, NOW_S);
+        world.events(&[0; 10]);
+        world.prune(at(0));
+        assert_eq!(world.revisions(), ["8", "9", "10"]);
+        world.events(&[0]);
+        world.prune(at(0));
+        assert_eq!(world.revisions(), ["9", "10", "11"]);
+    }
+
+    #[test]
+    fn the_past_goes_in_portions() {
+        let mut world = World::new(Keep { events_count: 1, ..KEEP }, NOW_S);
+        world.events(&[0; 2 * PRUNE_ROWS_MAX + 8]);
+        for n in 0..5 {
+            world.sandbox(&format!("s{n}"), "stopped", 31);
+        }
+        let mut portions = Vec::new();
+        let mut more = true;
+        while more {
+            let before = world.rows();
+            more = world.prune(at(0));
+            portions.push((world.rows() - before) as usize);
+        }
+        assert_eq!(portions, [PRUNE_ROWS_MAX, PRUNE_ROWS_MAX, 7 + 5]);
+        assert_eq!(world.revisions().len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_written_when_nothing_is_due() {
+        let mut world = World::new(KEEP, NOW_S);
+        world.events(&[29, 5, 0]);
+        world.sandbox("s", "stopped", 29);
+        world.operation("o", "s", Some(29));
+        assert!(!world.prune(at(0)));
+        let figures = world.writer.figures();
+        let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        assert_eq!((count(&figures.commits), count(&figures.idle), world.rows()), (0, 1, 0));
+    }
+
+    #[test]
+    fn what_is_over_goes_unless_something_still_needs_it() {
+        let mut world = World::new(KEEP, NOW_S);
+        for (id, status, age) in [
+            ("a", "stopped", 31),
+            ("b", "error", 31),
+            ("c", "stopped", 29),
+            ("d", "running", 500),
+            ("e", "paused", 500),
+            ("f", "missing", 500),
+            ("g", "hibernated", 500),
+            ("h", "stopped", 31),
+            ("i", "error", 31),
+        ] {
+            world.sandbox(id, status, age);
+        }
+        world.operation("done", "a", Some(31));
+        world.operation("fresh", "a", Some(29));
+        world.operation("open", "h", None);
+        world.sql("INSERT INTO auto_pause_inbox VALUES ('h','i',0,0)");
+        for (hash, age) in [("old", 31), ("new", 29), ("valid", -1)] {
+            let at = (NOW_S - age * DAY_S) * 1000;
+            for table in ["registration_tokens", "refresh_tokens"] {
+                world.sql(&format!(
+                    "INSERT INTO {table} (hash,id,host_id,created_at,expires_at) \
+                     VALUES (CAST('{hash}' AS BLOB),'{hash}','h',0,{at})"
+                ));
+            }
+        }
+        assert!(!world.prune(at(0)));
+        let ids = |table: &str| world.list(&format!("SELECT id FROM {table} ORDER BY id"));
+        assert_eq!(ids("sandboxes"), ["c", "d", "e", "f", "g", "h", "i"]);
+        assert_eq!(ids("operations"), ["fresh", "open"]);
+        assert_eq!(ids("registration_tokens"), ["new", "valid"]);
+        assert_eq!(ids("refresh_tokens"), ["new", "valid"]);
+    }
+
+    #[test]
+    fn the_audit_log_is_kept_unless_somebody_says_otherwise() {
+        let mut world = World::new(KEEP, NOW_S);
+        for (seq, age) in [(1, 900), (2, 400), (3, 10), (4, 400)] {
+            let at = (NOW_S - age * DAY_S) * 1000;
+            world.sql(&format!(
+                "INSERT INTO audit_logs VALUES ({seq},'l{seq}','t','system',NULL,NULL,'host','h',\
+                 'marked_up','team','success','{{}}',{at})"
+            ));
+        }
+        let ids = |world: &World| world.list("SELECT id FROM audit_logs ORDER BY seq");
+        world.prune(at(0));
+        assert_eq!(ids(&world).len(), 4);
+        world.writer.policy.keep.audit_age = days(365);
+        world.prune(at(0));
+        assert_eq!(ids(&world), ["l3", "l4"]);
+    }
+
+    /// A clock that is wrong by years must not cost the history; its number is bounded
+    /// all the same.
+    #[test]
+    fn a_clock_that_is_not_believed_ages_nothing() {
+        let mut world = World::new(Keep { events_count: 3, ..KEEP }, NOW_S - 2 * DAY_S);
+        world.events(&[400; 5]);
+        world.sandbox("s", "stopped", 400);
+        let of =
+            |world: &World| (world.revisions().len(), world.list("SELECT id FROM sandboxes").len());
+        world.prune(at(0));
+        assert_eq!(of(&world), (3, 1));
+        world.prune(at(DAY_S));
+        assert_eq!(of(&world), (3, 1));
+        world.prune(at(DAY_S + 1));
+        assert_eq!(of(&world), (1, 0), "a day without another jump");
+    }
+}
