@@ -47,8 +47,9 @@ struct Ours {
     typ: String,
     host_id: HostId,
     sub: Option<HostId>,
-    iat: Option<i64>,
-    exp: i64,
+    /// Never before 1970.
+    iat: Option<u64>,
+    exp: u64,
 }
 
 /// What any token must say to be one: whoever made it, it names a host.
@@ -172,6 +173,8 @@ mod tests {
         assert_eq!(foreign(&header, &with("sub", json!(HostId::from_u128(1))), SECRET), named);
         assert_eq!(foreign(&header, &with("sub", json!(5)), SECRET), named);
         assert_eq!(foreign(&header, &with("iat", json!(6)), SECRET), named);
+        let ancient = Some(Claims { expires_at: Wall(-1000), ..named.unwrap() });
+        assert_eq!(foreign(&header, &with("exp", json!(-1)), SECRET), ancient);
         let keyed = jsonwebtoken::Header { kid: Some("1".to_owned()), ..header };
         assert_eq!(foreign(&keyed, &claims, SECRET), named);
     }
