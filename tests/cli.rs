@@ -597,6 +597,7 @@ fn a_wrong_fixture_is_refused_with_its_place() {
         "{\"hosts\": {}}".to_owned(),
         "{\"hosts\": [7]}".to_owned(),
         "{\"tombstones\": [\"x\"]}".to_owned(),
+        json!({"tombstones": [host(1), host(1)]}).to_string(),
         json!({"hosts": twice}).to_string(),
         changed("hosts", "id", json!("host-1")),
         changed("hosts", "id", json!(sandbox(1))),
@@ -621,6 +622,7 @@ fn a_wrong_fixture_is_refused_with_its_place() {
         hosts: must be a list
         hosts[0]: must be a JSON object
         tombstones[0]: id does not start with "host-"
+        tombstones[1]: host-0000000000000000000000001 is there already
         hosts[1].id: host-0000000000000000000000001 is there twice
         hosts[0].id: "host-1": id has 1 digits after its prefix instead of 25
         hosts[0].id: "cl-0000000000000000000000001": id does not start with "host-"
@@ -628,7 +630,7 @@ fn a_wrong_fixture_is_refused_with_its_place() {
         hosts[0].id: is missing
         hosts[0].status: "asleep": unknown host status "asleep"; allowed: pending, online, unreachable, draining, offline
         hosts[0].address: "nowhere": address has no port; expected host:port or http(s)://host[:port]
-        hosts[0].heartbeat_age_s: must be a number of seconds
+        hosts[0].heartbeat_age_s: must be a number of seconds up to 100000000000
         hosts[0].status: intent draining and liveness alive do not give this status
         sandboxes[0].status: "lost": unknown sandbox status "lost"; allowed: pending, starting, running, pausing, paused, resuming, stopping, stopped, missing, error, hibernated
         sandboxes[0].host_id: host-0000000000000000000000002 is not among the hosts

@@ -13,6 +13,8 @@ mod agents;
 mod audit;
 #[path = "serve/deletion.rs"]
 mod deletion;
+#[path = "serve/hostile.rs"]
+mod hostile;
 #[path = "serve/keys.rs"]
 mod keys;
 #[path = "serve/lifetime.rs"]

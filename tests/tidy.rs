@@ -219,8 +219,8 @@ fn private(file: &File) -> Vec<String> {
     }
     let registries =
         [("crates", "io"), ("pypi", "org"), ("npmjs", "org"), ("docker", "io"), ("golang", "org")];
-    // Cargo writes the public registry's name into its lock file, whatever was asked.
-    let lock_file = file.path == "Cargo.lock";
+    // Cargo writes the public registry's name into its lock files, whatever was asked.
+    let lock_file = file.path.ends_with("Cargo.lock");
     for host in registries.iter().map(|(name, end)| format!("{name}.{end}")) {
         if !lock_file && file.text.contains(&host) {
             wrong.push(format!("names the registry {host}"));

@@ -31,11 +31,28 @@ pub struct Claims {
     pub genuine: bool,
 }
 
+/// What [`sign`] writes and nothing else: a header that says more, `crit` for one, means
+/// something that we do not know.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Header {
     alg: String,
+    typ: Option<String>,
 }
 
+/// The claims that [`sign`] writes and nothing else.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ours {
+    typ: String,
+    host_id: HostId,
+    sub: Option<HostId>,
+    /// Never before 1970.
+    iat: Option<u64>,
+    exp: u64,
+}
+
+/// What any token must say to be one: whoever made it, it names a host.
 #[derive(Deserialize)]
 struct Payload {
     typ: String,
@@ -65,16 +82,28 @@ pub fn read(key: &TokenKey, token: &str) -> Option<Claims> {
     }
     let (signed, signature) = token.rsplit_once('.')?;
     let (header, payload) = signed.split_once('.')?;
-    let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
-    let payload: Payload = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    let header = URL_SAFE_NO_PAD.decode(header).ok()?;
+    let claims = URL_SAFE_NO_PAD.decode(payload).ok()?;
+    let payload: Payload = serde_json::from_slice(&claims).ok()?;
     if payload.typ != "host" {
         return None;
     }
     let signature = URL_SAFE_NO_PAD.decode(signature).unwrap_or_default();
     let genuine =
-        header.alg == "HS256" && hmac::verify(&key.0, signed.as_bytes(), &signature).is_ok();
+        is_ours(&header, &claims) && hmac::verify(&key.0, signed.as_bytes(), &signature).is_ok();
     let expires_at = Wall(payload.exp.saturating_mul(1000));
     Some(Claims { host: payload.host_id, expires_at, genuine })
+}
+
+fn is_ours(header: &[u8], claims: &[u8]) -> bool {
+    let header = serde_json::from_slice(header);
+    let claims = serde_json::from_slice(claims);
+    header.is_ok_and(|Header { alg, typ }| alg == "HS256" && typ.is_none_or(|typ| typ == "JWT"))
+        && claims.is_ok_and(|Ours { typ, host_id, sub, iat, exp }| {
+            typ == "host"
+                && sub.is_none_or(|sub| sub == host_id)
+                && iat.is_none_or(|iat| iat <= exp)
+        })
 }
 
 #[cfg(test)]
@@ -128,6 +157,26 @@ mod tests {
         assert_eq!(foreign(&hs256, &user, SECRET), None);
         let unnamed = json!({"typ": "host", "exp": 5});
         assert_eq!(foreign(&hs256, &unnamed, SECRET), None);
+    }
+
+    #[test]
+    fn a_token_that_says_more_than_ours_names_its_host_and_is_not_genuine() {
+        let claims = json!({"typ": "host", "host_id": host().to_string(), "exp": 5});
+        let header = jsonwebtoken::Header::new(Algorithm::HS256);
+        let named = Some(Claims { host: host(), expires_at: Wall(5000), genuine: false });
+        let with = |key: &str, value: Value| {
+            let mut claims = claims.clone();
+            claims[key] = value;
+            claims
+        };
+        assert_eq!(foreign(&header, &with("iss", json!("another")), SECRET), named);
+        assert_eq!(foreign(&header, &with("sub", json!(HostId::from_u128(1))), SECRET), named);
+        assert_eq!(foreign(&header, &with("sub", json!(5)), SECRET), named);
+        assert_eq!(foreign(&header, &with("iat", json!(6)), SECRET), named);
+        let ancient = Some(Claims { expires_at: Wall(-1000), ..named.unwrap() });
+        assert_eq!(foreign(&header, &with("exp", json!(-1)), SECRET), ancient);
+        let keyed = jsonwebtoken::Header { kid: Some("1".to_owned()), ..header };
+        assert_eq!(foreign(&keyed, &claims, SECRET), named);
     }
 
     #[test]

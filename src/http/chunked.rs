@@ -92,10 +92,13 @@ impl Chunked {
                     let Some(line) = line(input.unread(), TRAILER_BYTES_MAX - read)? else {
                         return Ok(Progress::More);
                     };
-                    let (bytes, last) = (line.len() + 2, line.is_empty());
+                    let (bytes, last, named) = (line.len() + 2, line.is_empty(), is_field(line));
                     input.consume(bytes);
                     if last {
                         return Ok(Progress::Done);
+                    }
+                    if !named {
+                        return Err(BAD_LINE);
                     }
                     At::Trailers((read + bytes).min(TRAILER_BYTES_MAX))
                 }
@@ -112,6 +115,14 @@ fn line(bytes: &[u8], bytes_max: usize) -> Result<Option<&[u8]>, Reject> {
     let line = bytes.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(BAD_LINE)?;
     let clean = line.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f));
     if clean { Ok(Some(line)) } else { Err(BAD_LINE) }
+}
+
+/// Whether a trailer has a name, as headers have. Another reader may take anything else for
+/// the beginning of the next request.
+fn is_field(line: &[u8]) -> bool {
+    let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
+    let in_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !name.is_empty() && name.len() < line.len() && name.iter().all(in_token)
 }
 
 /// The size a line says, and how many bytes of extensions follow it.
@@ -180,6 +191,9 @@ mod tests {
         check("1\nx", Err(BAD_LINE));
         check("1\r\r\n", Err(BAD_LINE));
         check("0\r\n\n", Err(BAD_LINE));
+        for no_field in ["GET / HTTP/1.1", "0", ": x", " a: b", "a : b", "a\u{e9}: b"] {
+            check(&format!("0\r\n{no_field}\r\n\r\n"), Err(BAD_LINE));
+        }
         check("1\r\nxy\r\n", Err(BAD_END));
         check("1\r\nx\n0\r\n\r\n", Err(BAD_END));
         check("11\r\n", Err(Reject::BodyTooLarge));

@@ -28,6 +28,8 @@ mod testing;
 mod timer;
 mod tls;
 mod token;
+#[doc(hidden)]
+pub mod transcript;
 mod transport;
 mod worker;
 

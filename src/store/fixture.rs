@@ -21,6 +21,10 @@ use std::str::FromStr;
 /// Age of a sandbox's status when the fixture does not say, in seconds.
 const STATUS_AGE_S: f64 = 600.0;
 
+/// Longest age in seconds: some three thousand years. Larger: milliseconds of it are lost
+/// on the way through a fixture. Smaller: rows from before a clock was set do not fit.
+const SPAN_S_MAX: f64 = 1e11;
+
 /// Why a fixture is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FixtureError {
@@ -97,11 +101,14 @@ pub fn parse(text: &str, now: Wall) -> Result<Fleet, FixtureError> {
             });
         }
     }
-    let tombstones = root
-        .strings("tombstones")?
-        .into_iter()
-        .map(|(place, text)| text.parse().map_err(|e| refused(place, &e)))
-        .collect::<Result<_, _>>()?;
+    let mut tombstones = Vec::new();
+    for (place, text) in root.strings("tombstones")? {
+        let host: HostId = text.parse().map_err(|e| refused(place.clone(), &e))?;
+        if !known.insert(host) {
+            return Err(FixtureError { place, reason: format!("{host} is there already") });
+        }
+        tombstones.push(host);
+    }
     let listened_until = root.age("listened_age_s", now)?;
     Ok(Fleet { hosts, sandboxes, tombstones, listened_until })
 }
@@ -244,7 +251,7 @@ fn parse_sandbox(
             let left = operation.seconds("deadline_in_s")?;
             let deadline = match left {
                 Some(left) => back(now, -left),
-                None => changed_at.after(kind.deadline()),
+                None => changed_at.after(kind.deadline()).min(back(now, -SPAN_S_MAX)),
             };
             Some((kind, deadline))
         }
@@ -254,7 +261,7 @@ fn parse_sandbox(
 
 fn back(now: Wall, age_s: f64) -> Wall {
     // Fixtures are made by hand: milliseconds are exact enough, and `as` saturates.
-    Wall(now.0.saturating_sub((age_s * 1000.0) as i64))
+    Wall(now.0.saturating_sub((age_s * 1000.0).round() as i64))
 }
 
 /// A JSON object that knows where it stands.
@@ -313,8 +320,9 @@ impl<'a> Object<'a> {
 
     fn seconds(&self, key: &str) -> Result<Option<f64>, FixtureError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let seconds = value.as_f64().filter(|s| s.is_finite());
-        seconds.map(Some).ok_or_else(|| self.wrong(key, "must be a number of seconds"))
+        let seconds = value.as_f64().filter(|s| s.abs() <= SPAN_S_MAX);
+        let reason = || format!("must be a number of seconds up to {SPAN_S_MAX}");
+        seconds.map(Some).ok_or_else(|| self.wrong(key, reason()))
     }
 
     fn age(&self, key: &str, now: Wall) -> Result<Option<Wall>, FixtureError> {

@@ -1,0 +1,7 @@
+//! Hands what the fuzzer makes up to the property in `properties/fixture.rs`.
+#![no_main]
+
+#[path = "../properties/fixture.rs"]
+mod property;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| property::holds(data));
