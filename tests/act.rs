@@ -340,6 +340,57 @@ fn hosts_are_drained_undrained_and_set_aside() {
 }
 
 #[test]
+fn a_host_is_probed_and_deleted_with_what_it_has() {
+    let world = World::new();
+    let host = world.fleet.hosts()[0].id().to_string();
+    let probed = world.roost(&["probe", &host]).ok();
+    assert!(probed.starts_with(&format!("{host}  listed 0 sandboxes in ")), "{probed}");
+    let sandbox = world.sandbox();
+    world.check(
+        &["hosts", "rm", &host],
+        &expect![[r#"
+            SANDBOX1
+            roost: could not delete HOST: it has 1 sandbox; destroy them first, or delete it together with them: --force
+            exit 1
+        "#]],
+    );
+    let deleted = world.roost(&["hosts", "rm", &host, "--force", "--yes"]).ok();
+    assert_eq!(deleted, format!("{host}  deleted\n"));
+    assert!(world.fleet.hosts()[0].has_exited(), "its agent was told to end");
+    world.check(
+        &["probe", &host],
+        &expect![[r#"
+            roost: could not probe HOST: no such host; `roost hosts` lists them
+            exit 1
+        "#]],
+    );
+    assert_eq!(world.serving().get(&format!("/v1/capsules/{sandbox}")).status, 404);
+}
+
+#[test]
+fn a_key_is_made_used_and_revoked() {
+    let world = World::new();
+    let of_team = ["--team", "team-0000000000000000000000007", "--format", "json"];
+    let made = world.roost(&[&["keys", "create", "ci"][..], &of_team].concat()).json();
+    let (id, key) = (made["api_key"]["id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    let with_it = |args: &[&str]| {
+        let mut command = world.command(args);
+        Done::of(command.env("ROOST_API_KEY", key).output().unwrap())
+    };
+    with_it(&["sandboxes", "create", "--wait"]).ok();
+    let refused = with_it(&["hosts", "add"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""), "{refused:?}");
+    assert!(!refused.stderr.contains(key), "{refused:?}");
+
+    let listed = world.roost(&["keys", "list", "--format", "json"]).json();
+    assert_eq!((listed[0]["id"].as_str(), &listed[0]["name"]), (Some(id), &json!("ci")));
+    assert!(!listed.to_string().contains(key));
+    assert_eq!(world.roost(&["keys", "revoke", id]).ok(), format!("{id}  revoked\n"));
+    assert_eq!(with_it(&["sandboxes", "create"]).code, 1);
+    assert_eq!(world.roost(&["keys", "list", "--format", "json"]).json(), json!([]));
+}
+
+#[test]
 fn health_is_for_scripts() {
     let mut world = World::new();
     world.check(

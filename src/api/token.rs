@@ -163,8 +163,8 @@ mod tests {
     fn a_token_that_says_more_than_ours_names_its_host_and_is_not_genuine() {
         let claims = json!({"typ": "host", "host_id": host().to_string(), "exp": 5});
         let header = jsonwebtoken::Header::new(Algorithm::HS256);
-        let claimed = Claims { host: host(), expires_at: Wall(5000), genuine: false };
-        let named = Some(claimed);
+        let expiring = |at| Some(Claims { host: host(), expires_at: Wall(at), genuine: false });
+        let named = expiring(5000);
         let with = |key: &str, value: Value| {
             let mut claims = claims.clone();
             claims[key] = value;
@@ -174,8 +174,7 @@ mod tests {
         assert_eq!(foreign(&header, &with("sub", json!(HostId::from_u128(1))), SECRET), named);
         assert_eq!(foreign(&header, &with("sub", json!(5)), SECRET), named);
         assert_eq!(foreign(&header, &with("iat", json!(6)), SECRET), named);
-        let ancient = Some(Claims { expires_at: Wall(-1000), ..claimed });
-        assert_eq!(foreign(&header, &with("exp", json!(-1)), SECRET), ancient);
+        assert_eq!(foreign(&header, &with("exp", json!(-1)), SECRET), expiring(-1000));
         let keyed = jsonwebtoken::Header { kid: Some("1".to_owned()), ..header };
         assert_eq!(foreign(&keyed, &claims, SECRET), named);
     }
