@@ -95,7 +95,7 @@ pub enum Command {
 
 impl Command {
     /// Whether power loss after the answer must not undo it (`synchronous=FULL`).
-    fn is_durable(&self) -> bool {
+    pub fn is_durable(&self) -> bool {
         match self {
             Command::Probed(..)
             | Command::MarkDown(..)
@@ -257,6 +257,16 @@ impl Writer {
         policy: Policy,
         presence: Arc<Presence>,
     ) -> Result<Writer, StoreError> {
+        Writer::with_random(conn, policy, presence, Random::new())
+    }
+
+    /// The same with a source of its own for ids.
+    pub fn with_random(
+        conn: Connection,
+        policy: Policy,
+        presence: Arc<Presence>,
+        random: Random,
+    ) -> Result<Writer, StoreError> {
         let revision: i64 = conn.query_row("SELECT revision FROM state", [], |row| row.get(0))?;
         let revision = u64::try_from(revision)
             .map_err(|_| StoreError::BadRow(format!("state.revision is {revision}")))?;
@@ -270,7 +280,7 @@ impl Writer {
             policy,
             presence,
             records: HashMap::new(),
-            random: Random::new(),
+            random,
             looking,
             late_pauses: HashMap::new(),
             revision,
