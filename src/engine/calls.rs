@@ -154,7 +154,7 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
     let Some(at) = presence.get(work.host).and_then(|host| host.address) else {
         return Outcome::Told(Call::NotReached, None, Some("the host has no address".to_owned()));
     };
-    let left = work.deadline_at.since(now.wall).max(CALL_DEADLINE_MIN);
+    let left = call_deadline(work, now);
     let result = match work.kind {
         OperationKind::Create => {
             agent.create(work.host, &at, &create_request(work), left).map(Some)
@@ -163,9 +163,7 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
             agent.resume(work.host, &at, &resume_request(work), left).map(Some)
         }
         OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
-        OperationKind::Destroy => {
-            agent.destroy(work.host, &at, work.sandbox, work.kind.deadline()).map(|()| None)
-        }
+        OperationKind::Destroy => agent.destroy(work.host, &at, work.sandbox, left).map(|()| None),
     };
     match result {
         Ok(details) => Outcome::Told(Call::Succeeded, details, None),
@@ -173,6 +171,19 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
             log::info!("{} of {} on {}: {error}", work.kind, work.sandbox, work.host);
             Outcome::Told(call_of(&error), None, Some(error.to_string()))
         }
+    }
+}
+
+/// How long a call may take: until the operation's deadline, and never longer than such an
+/// operation may take at all, whatever the clock on the wall says. A destroy has all of its
+/// time with each call.
+fn call_deadline(work: &Work, now: Now) -> Duration {
+    match work.kind {
+        OperationKind::Create | OperationKind::Pause | OperationKind::Resume => {
+            let left = work.deadline_at.since(now.wall);
+            left.clamp(CALL_DEADLINE_MIN, work.kind.deadline())
+        }
+        OperationKind::Destroy => work.kind.deadline(),
     }
 }
 

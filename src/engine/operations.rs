@@ -10,7 +10,7 @@ use crate::agent::wire::ConnectCode;
 use crate::model::id::{HostId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
-use crate::model::time::{Mono, Now};
+use crate::model::time::{Mono, Now, Wall};
 use crate::plan::operation::{
     Answer, Call, LOOK_BESIDE_AFTER, Next, Progress, after_call, is_looked_after,
 };
@@ -54,6 +54,8 @@ pub struct Job {
     pub work: Work,
     /// Calls made for it, this one included.
     pub attempts: u32,
+    /// What the operation overtook might still come true when this call began.
+    pub unsettled: bool,
 }
 
 /// One call that ended.
@@ -81,6 +83,11 @@ struct Open {
     work: Work,
     attempts: u32,
     state: State,
+    /// When its deadline passes. Measured from when we took it up: the clock on the wall
+    /// may be set to anything meanwhile.
+    expires_at: Mono,
+    /// Until when what it overtook may come true.
+    settles_at: Option<Mono>,
     /// Calls under way that this destroy overtook and that may make a microVM yet. One that
     /// ends without telling stays here, so that only time settles it.
     overtaken: Vec<OpId>,
@@ -106,7 +113,7 @@ impl Operations {
     /// Takes in what happened.
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {
-            Input::Work(work) => self.take_up(*work, now.mono),
+            Input::Work(work) => self.take_up(*work, now),
             Input::Called(called) => self.called(*called, now),
             // What the agent lists now is known at once, not a probe interval later.
             Input::Written(ended, Ok(_)) => self.effects.push(Effect::ProbeNow(ended.host)),
@@ -148,54 +155,59 @@ impl Operations {
 
     /// Begins at once, also beside a call for the same sandbox that hangs: agents work on
     /// one sandbox in order, and an operation that is over takes no answer any more.
-    fn take_up(&mut self, mut work: Work, now: Mono) {
+    fn take_up(&mut self, work: Work, now: Now) {
         if work.sent && work.kind != OperationKind::Destroy {
             // Asked before we started, perhaps carried out: looks decide.
             return self.effects.push(Effect::ProbeNow(work.host));
         }
         // What waits to be called again is overtaken, and was never carried out.
-        let waited = self.open.extract_if(.., |_, open| open.waits_for(work.sandbox));
-        if waited.count() > 0 {
-            work.settle_at = None;
-        }
+        let waited = self.open.extract_if(.., |_, open| open.waits_for(work.sandbox)).count() > 0;
+        let left = |until: Wall, at_most| now.mono.after(until.since(now.wall).min(at_most));
+        let settles_at = work.settle_at.filter(|at| !waited && now.wall <= *at);
         let makes = |open: &&Open| open.work.sandbox == work.sandbox && makes_a_microvm(&open.work);
-        let overtaken = self.open.values().filter(makes).map(|open| open.work.op).collect();
-        let op = work.op;
-        let state = State::Waiting(now);
-        let mut open = Open { work, attempts: 0, state, overtaken };
-        self.effects.push(open.call(now));
-        self.open.insert(op, open);
+        let mut open = Open {
+            attempts: 0,
+            state: State::Waiting(now.mono),
+            expires_at: left(work.deadline_at, work.kind.deadline()),
+            settles_at: settles_at.map(|at| left(at, OperationKind::Resume.deadline())),
+            overtaken: self.open.values().filter(makes).map(|open| open.work.op).collect(),
+            work,
+        };
+        self.effects.push(open.call(now.mono));
+        self.open.insert(open.work.op, open);
     }
 
     fn called(&mut self, called: Called, now: Now) {
-        let Called { job: Job { work, attempts }, outcome } = called;
-        let open = self.open.remove(&work.op);
+        let Called { job: Job { work, attempts: _, unsettled }, outcome } = called;
+        let Some(open) = self.open.remove(&work.op) else { return };
         let Outcome::Told(call, details, error) = outcome else {
             return self.settle(&work, now.mono);
         };
         if call != Call::Unknown {
             self.settle(&work, now.mono);
         }
-        match after_call(progress(&work, attempts, now), call) {
+        match after_call(open.progress(unsettled, now.mono), call) {
             Next::Finish(status, reason) => {
                 let error = error.filter(|_| call != Call::Succeeded);
                 let ended = Ended { op: work.op, host: work.host, status, reason, details, error };
                 self.effects.push(Effect::Write(Box::new(ended)));
             }
-            Next::CallAfter(delay) => self.wait(open, &work, now.mono.after(delay), now.mono),
+            Next::CallAfter(delay) => self.wait(open, unsettled, delay, now.mono),
             Next::Look(answer) => {
                 self.effects.push(Effect::Look(work.op, answer));
                 self.effects.push(Effect::ProbeNow(work.host));
             }
-            Next::LeaveToMonitor => self.effects.push(Effect::ProbeNow(work.host)),
+            Next::LeaveToMonitor => {
+                self.effects.push(Effect::Look(work.op, Answer::Unclear));
+                self.effects.push(Effect::ProbeNow(work.host));
+            }
         }
     }
 
-    fn wait(&mut self, open: Option<Open>, called: &Work, due: Mono, now: Mono) {
-        let Some(mut open) = open else { return };
+    fn wait(&mut self, mut open: Open, unsettled: bool, delay: Duration, now: Mono) {
         // Settled while it was called: nothing to wait for any more.
-        let settled = called.settle_at.is_some() && open.work.settle_at.is_none();
-        open.state = State::Waiting(if settled { now } else { due });
+        let settled = unsettled && open.settles_at.is_none();
+        open.state = State::Waiting(if settled { now } else { now.after(delay) });
         self.open.insert(open.work.op, open);
     }
 
@@ -204,7 +216,7 @@ impl Operations {
         for open in self.open.values_mut().filter(|open| open.overtaken.contains(&ended.op)) {
             open.overtaken.retain(|op| *op != ended.op);
             if open.overtaken.is_empty() {
-                open.work.settle_at = None;
+                open.settles_at = None;
                 if let State::Waiting(due) = &mut open.state {
                     *due = now.min(*due);
                 }
@@ -221,12 +233,24 @@ impl Open {
         }
     }
 
+    /// A call that began unsettled proves nothing until what it overtook is over.
+    fn progress(&self, unsettled: bool, now: Mono) -> Progress {
+        Progress {
+            kind: self.work.kind,
+            attempts: self.attempts,
+            expired: now > self.expires_at,
+            unsettled: unsettled && self.settles_at.is_none_or(|at| now <= at),
+        }
+    }
+
     /// Counts the call that this makes.
     fn call(&mut self, now: Mono) -> Effect {
         self.attempts += 1;
         let look_at = is_looked_after(self.work.kind).then(|| now.after(LOOK_BESIDE_AFTER));
         self.state = State::Calling { look_at };
-        Effect::Call(Box::new(Job { work: self.work.clone(), attempts: self.attempts }))
+        let unsettled = self.settles_at.is_some();
+        let (work, attempts) = (self.work.clone(), self.attempts);
+        Effect::Call(Box::new(Job { work, attempts, unsettled }))
     }
 }
 
@@ -234,15 +258,6 @@ fn makes_a_microvm(work: &Work) -> bool {
     match work.kind {
         OperationKind::Create | OperationKind::Resume => true,
         OperationKind::Pause | OperationKind::Destroy => false,
-    }
-}
-
-fn progress(work: &Work, attempts: u32, now: Now) -> Progress {
-    Progress {
-        kind: work.kind,
-        attempts,
-        expired: now.wall > work.deadline_at,
-        unsettled: work.settle_at.is_some_and(|at| now.wall <= at),
     }
 }
 

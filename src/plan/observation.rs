@@ -14,7 +14,7 @@ use crate::model::time::{Mono, Now, Wall};
 use std::time::Duration;
 
 /// How far in the future the time of a status may lie before the clock was set back.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 
 /// One row of the host, as the writer's transaction sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct Row {
     pub revision: u64,
     /// Whether an operation owns it.
     pub operation: OperationState,
+    /// Whether its operation is left over and shall be closed; it owns nothing any more.
+    pub left_over: bool,
     /// The operation whose outcome this look may tell; it was asked for before the look.
     pub looking: Option<LookingFor>,
     /// Whether the agent announced that it paused it (in the inbox, not proven stale).
@@ -165,6 +167,8 @@ impl AskAgain {
 pub struct HostPlan {
     /// Rows that change, in order of id.
     pub transitions: Vec<Transition>,
+    /// Rows whose operation is left over.
+    pub left_over: Vec<SandboxId>,
     /// What is asked of the agent once more.
     pub again: Vec<(SandboxId, Action)>,
     /// Rows whose stop is held because too many vanished at once.
@@ -252,10 +256,15 @@ impl Planner<'_> {
     fn row(&mut self, row: &Row, entry: Option<usize>, listing: &Listing) {
         if row.revision > self.question.revision || row.announced_since {
             self.plan.newer += 1;
+            // What earlier looks saw is not undone by one that says nothing.
+            self.plan.memory.sightings.extend(self.earlier(row.id).cloned());
             return;
         }
         if row.status == SandboxStatus::Running {
             self.running_rows += 1;
+        }
+        if row.left_over {
+            self.plan.left_over.push(row.id);
         }
         let report = match entry.map(|at| listing.sandboxes[at].state) {
             Some(ListedState::Running) => Report::Running,
@@ -275,6 +284,10 @@ impl Planner<'_> {
         match decision {
             Decision::Keep if waits => {
                 self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(LOOK_EVERY));
+                self.plan.memory.sightings.push(sighting);
+            }
+            // What its operation leaves open may be decided when the gap is long closed.
+            Decision::Keep if row.operation == OperationState::Live && sighting.contact_gap => {
                 self.plan.memory.sightings.push(sighting);
             }
             Decision::Keep => {}
@@ -300,7 +313,7 @@ impl Planner<'_> {
         let owned = row.operation == OperationState::Live;
         let waits = |l: &LookingFor| owned && row.status == transient(l.kind);
         let looking = row.looking.filter(waits)?;
-        Some(after_look(looking.kind, looking.answer, look.report, look.agreeing))
+        Some(after_look(looking.kind, looking.answer, look))
     }
 
     fn known(&self, row: &Row) -> Known {
@@ -318,12 +331,18 @@ impl Planner<'_> {
         }
     }
 
+    fn earlier(&self, id: SandboxId) -> Option<&Sighting> {
+        let at = self.memory.sightings.binary_search_by_key(&id, |s| s.id).ok()?;
+        Some(&self.memory.sightings[at])
+    }
+
     /// The sighting that this look makes of an earlier one of the same row, or its first.
     fn sighting(&self, id: SandboxId, what: Seen, revision: u64, gap: bool) -> Sighting {
         let now = self.question.now.mono;
-        let earlier = self.memory.sightings.binary_search_by_key(&id, |s| s.id);
-        let earlier = earlier.ok().map(|at| &self.memory.sightings[at]);
-        match earlier.filter(|s| s.what == what && s.revision == revision) {
+        let earlier = self.earlier(id).filter(|s| s.what == what);
+        // A wish that came between two looks undoes no gap that the first one saw.
+        let gap = gap || what == Seen::Absent && earlier.is_some_and(|s| s.contact_gap);
+        match earlier.filter(|s| s.revision == revision) {
             None => Sighting {
                 id,
                 what,

@@ -4,10 +4,12 @@
 //! Never: calls an agent. What it leaves open when the deadline passes, the table of
 //! `reconcile` settles.
 
-use super::reconcile::Report;
+use super::observation::CLOCK_TOLERANCE;
+use super::reconcile::{Look, OperationState, Report};
 use crate::model::operation::OperationKind;
 use crate::model::policy::CONFIRMATIONS;
 use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::model::time::Wall;
 use std::time::Duration;
 
 /// First delay before a call that did not reach the agent is made again; doubles.
@@ -101,6 +103,38 @@ pub const fn may_begin(kind: OperationKind, status: SandboxStatus) -> bool {
     }
 }
 
+/// Whether an operation is left over: its row has moved on, and no answer comes any more.
+/// It would own the sandbox for ever. `answer` is what is known when its host is looked at.
+pub fn is_left_over(
+    kind: OperationKind,
+    status: SandboxStatus,
+    state: OperationState,
+    answer: Option<Answer>,
+) -> bool {
+    let nobody_answers = match (state, answer) {
+        (OperationState::Expired, _) => true,
+        (OperationState::Live, Some(Answer::Unclear | Answer::Refusal)) => true,
+        (OperationState::Live, Some(Answer::Outstanding) | None) | (OperationState::None, _) => {
+            false
+        }
+    };
+    nobody_answers && status != transient(kind)
+}
+
+/// Whether an operation's time is over. `listened`: for how long we have listened; after a
+/// jump of the clock a deadline is not held against an operation before that is as long.
+/// One that begins in the future tells of a clock that was set back. A destroy goes on
+/// until the agent says that it is done.
+pub fn is_expired(
+    kind: OperationKind,
+    (created_at, deadline_at): (Wall, Wall),
+    now: Wall,
+    listened: Option<Duration>,
+) -> bool {
+    let past = now > deadline_at || created_at > now.after(CLOCK_TOLERANCE);
+    past && kind != OperationKind::Destroy && listened.is_none_or(|span| span > kind.deadline())
+}
+
 /// What follows from the agent's answer to a call.
 pub fn after_call(progress: Progress, call: Call) -> Next {
     use OperationKind::{Create, Destroy, Pause, Resume};
@@ -143,7 +177,7 @@ pub const fn is_looked_after(kind: OperationKind) -> bool {
 }
 
 /// What follows from a look at the host before the deadline; `None` while it is still
-/// open. `agreeing` counts looks in a row that said the same.
+/// open.
 ///
 /// While the answer is outstanding only what the agent shows to be done counts. What it
 /// does not list yet may be in the making, what it lists as running may be on its way to
@@ -151,18 +185,17 @@ pub const fn is_looked_after(kind: OperationKind) -> bool {
 pub fn after_look(
     kind: OperationKind,
     answer: Answer,
-    report: Report,
-    agreeing: u32,
+    look: Look,
 ) -> Option<(SandboxStatus, Reason)> {
     use Answer::{Outstanding, Refusal, Unclear};
     use OperationKind::{Create, Destroy, Pause, Resume};
-    let paused = || match report {
+    let paused = || match look.report {
         Report::AutoPaused => (SandboxStatus::Paused, Reason::AutoPaused),
         Report::Running | Report::Paused | Report::Absent => {
             (SandboxStatus::Paused, Reason::ListedPaused)
         }
     };
-    match (kind, report, answer) {
+    match (kind, look.report, answer) {
         (Create | Resume, Report::Running, _) => {
             Some((SandboxStatus::Running, Reason::ListedRunning))
         }
@@ -182,7 +215,11 @@ pub fn after_look(
         (Pause, Report::Absent, Outstanding) => None,
         (Pause, Report::Absent, Unclear) => Some((SandboxStatus::Paused, Reason::PauseFinished)),
         // It left the list and may be announced a moment later.
-        (Pause, Report::Absent, Refusal) if agreeing < CONFIRMATIONS => None,
+        (Pause, Report::Absent, Refusal) if look.agreeing < CONFIRMATIONS => None,
+        // It refused because it had paused everything before, and announced nothing.
+        (Pause, Report::Absent, Refusal) if look.contact_gap => {
+            Some((SandboxStatus::Paused, Reason::PresumedPaused))
+        }
         (Pause, Report::Absent, Refusal) => Some((SandboxStatus::Error, Reason::OperationFailed)),
 
         (Destroy, Report::Running | Report::Paused | Report::AutoPaused | Report::Absent, _) => {
@@ -229,10 +266,15 @@ mod tests {
         for &kind in OperationKind::ALL {
             for answer in [Answer::Outstanding, Answer::Unclear, Answer::Refusal] {
                 for report in REPORTS {
-                    let first = after_look(kind, answer, report, 1);
-                    let second = after_look(kind, answer, report, 2);
-                    let _ =
-                        writeln!(seen, "{kind} {answer:?} {report:?}: {first:?} then {second:?}");
+                    let after = |agreeing, contact_gap| {
+                        after_look(kind, answer, Look { report, agreeing, contact_gap })
+                    };
+                    let (first, second, gap) = (after(1, false), after(2, false), after(2, true));
+                    let _ = write!(seen, "{kind} {answer:?} {report:?}: {first:?} then {second:?}");
+                    let _ = match gap == second {
+                        true => writeln!(seen),
+                        false => writeln!(seen, ", after a gap {gap:?}"),
+                    };
                 }
             }
         }
@@ -243,7 +285,8 @@ mod tests {
     fn an_outstanding_answer_is_overruled_by_positive_evidence_only() {
         for &kind in OperationKind::ALL {
             for report in REPORTS {
-                let told = after_look(kind, Answer::Outstanding, report, 99);
+                let look = Look { report, agreeing: 99, contact_gap: true };
+                let told = after_look(kind, Answer::Outstanding, look);
                 let shown = match report {
                     Report::Running => Some(SandboxStatus::Running),
                     Report::Paused | Report::AutoPaused => Some(SandboxStatus::Paused),
@@ -251,8 +294,35 @@ mod tests {
                 };
                 assert!(told.is_none() || told.map(|(to, _)| to) == shown, "{kind} {report:?}");
             }
-            assert_eq!(after_look(kind, Answer::Outstanding, Report::Absent, 99), None);
         }
+    }
+
+    #[test]
+    fn a_deadline_passes_by_a_clock_that_is_believed() {
+        let at = |s: i64| Wall(1_000_000_000 + s * 1000);
+        let expired = |kind: OperationKind, now_s, listened_s| {
+            let deadline_s = kind.deadline().as_secs() as i64;
+            let listened = Some(Duration::from_secs(listened_s));
+            is_expired(kind, (at(0), at(deadline_s)), at(now_s), listened)
+        };
+        assert!(!expired(OperationKind::Create, 120, 9999));
+        assert!(expired(OperationKind::Create, 121, 9999));
+        assert!(!expired(OperationKind::Create, 121, 120), "perhaps only the clock moved");
+        assert!(expired(OperationKind::Create, -86_400, 121), "the clock was set back");
+        assert!(!expired(OperationKind::Create, -4, 9999));
+        assert!(!expired(OperationKind::Destroy, 999_999, 999_999), "never given up");
+    }
+
+    #[test]
+    fn what_is_left_over_owns_nothing() {
+        use OperationState::{Expired, Live};
+        let left =
+            |status, state, answer| is_left_over(OperationKind::Resume, status, state, answer);
+        assert!(left(SandboxStatus::Running, Live, Some(Answer::Unclear)));
+        assert!(left(SandboxStatus::Running, Expired, None));
+        assert!(!left(SandboxStatus::Running, Live, None), "the answer says more");
+        assert!(!left(SandboxStatus::Running, Live, Some(Answer::Outstanding)));
+        assert!(!left(SandboxStatus::Resuming, Expired, Some(Answer::Unclear)));
     }
 
     #[test]

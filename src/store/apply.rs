@@ -22,6 +22,7 @@ use crate::plan::observation::{
     AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Zombie, is_wrong_host, plan_host,
     strangers,
 };
+use crate::plan::operation::{is_expired, is_left_over};
 use crate::plan::reconcile::{Action, OperationState};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::path::Path;
@@ -193,6 +194,7 @@ impl Writer {
                 changed_at: rows::wall(row, 3)?,
                 revision: rows::unsigned(row, 4)?,
                 operation: OperationState::None,
+                left_over: false,
                 looking: None,
                 announced: false,
                 announced_since: false,
@@ -217,25 +219,28 @@ impl Writer {
         now: Wall,
     ) -> Result<(), StoreError> {
         let mut select = self.conn.prepare_cached(
-            "SELECT sandbox_id, deadline_at, id, kind FROM operations \
+            "SELECT sandbox_id, created_at, deadline_at, id, kind FROM operations \
              WHERE host_id = ?1 AND finished_at IS NULL",
         )?;
         let mut cursor = select.query([host])?;
         while let Some(operation) = cursor.next()? {
             let id: SandboxId = rows::id(operation, 0)?;
-            let deadline = rows::wall(operation, 1)?;
-            if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
-                let kind: OperationKind = rows::parsed(operation, 3)?;
-                // After a jump of the clock a deadline is not held against an operation
-                // before we have listened for as long.
-                let listened = probed.age_cap.is_none_or(|cap| cap > kind.deadline());
-                let expired = now > deadline && listened;
-                rows[at].operation =
-                    if expired { OperationState::Expired } else { OperationState::Live };
-                let looking = self.looking.get(&rows::id(operation, 2)?);
-                let told = looking.filter(|looking| looking.since <= probed.asked_at);
-                rows[at].looking = told.map(|looking| LookingFor { kind, answer: looking.answer });
+            let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) else { continue };
+            let times = (rows::wall(operation, 1)?, rows::wall(operation, 2)?);
+            let kind: OperationKind = rows::parsed(operation, 4)?;
+            let state = match is_expired(kind, times, now, probed.age_cap) {
+                true => OperationState::Expired,
+                false => OperationState::Live,
+            };
+            let looking = self.looking.get(&rows::id(operation, 3)?);
+            let told = looking.filter(|looking| looking.since <= probed.asked_at);
+            let row = &mut rows[at];
+            if is_left_over(kind, row.status, state, told.map(|told| told.answer)) {
+                row.left_over = true;
+                continue;
             }
+            row.operation = state;
+            row.looking = told.map(|looking| LookingFor { kind, answer: looking.answer });
         }
         Ok(())
     }
@@ -312,6 +317,7 @@ impl Writer {
             || !plan.spent.is_empty()
             || !drained.is_empty()
             || !plan.again.is_empty()
+            || !plan.left_over.is_empty()
             || (self.destroys_zombies() && !plan.zombies.is_empty())
             || news
             || recovered
@@ -321,6 +327,7 @@ impl Writer {
         if writes {
             (applied.transitions, applied.work) = self.in_savepoint(|w| {
                 w.note_drained(&drained, now)?;
+                w.close_left_over(host.id, &plan.left_over, now)?;
                 let written = w.write_transitions(host, &plan, listing, now)?;
                 w.spend(host.id, &plan.spent)?;
                 w.write_news(host, &plan, now)?;
@@ -358,6 +365,20 @@ impl Writer {
         )?;
         for id in ids {
             delete.execute([host.to_string(), id.to_string()])?;
+        }
+        Ok(())
+    }
+
+    fn close_left_over(
+        &mut self,
+        host: HostId,
+        ids: &[SandboxId],
+        now: Now,
+    ) -> Result<(), StoreError> {
+        for id in ids {
+            if let Some(work) = self.open_operation(host, *id)? {
+                self.close_operation(work.op, Some("the sandbox has moved on"), now.wall)?;
+            }
         }
         Ok(())
     }
@@ -665,8 +686,9 @@ impl Writer {
     }
 
     /// A status newer than an announcement outdates it, but not one that we only infer
-    /// from silence: announcements that count now still count at `revision`.
-    fn keep_announced(&mut self, host: &str, revision: u64) -> Result<(), StoreError> {
+    /// from silence, nor the wish for a pause: announcements that count now still count at
+    /// `revision`.
+    pub(super) fn keep_announced(&mut self, host: &str, revision: u64) -> Result<(), StoreError> {
         let mut update = self.conn.prepare_cached(
             "UPDATE auto_pause_inbox SET revision = ?2 WHERE host_id = ?1 AND revision >= \
              (SELECT s.revision FROM sandboxes s WHERE s.host_id = ?1 AND s.id = sandbox_id)",

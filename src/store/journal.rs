@@ -11,11 +11,17 @@ use crate::model::time::Wall;
 use ring::rand::{SecureRandom, SystemRandom};
 use rusqlite::{Connection, params};
 
-/// Random bytes for ids and tokens, fetched from the system in blocks.
+/// Random bytes for ids and tokens, fetched from their source in blocks.
 pub struct Random {
-    source: SystemRandom,
+    source: Source,
     block: [u8; Random::BLOCK],
     used: usize,
+}
+
+enum Source {
+    System(SystemRandom),
+    /// The same bytes for the same number: a simulation must take the same course twice.
+    Seeded(u64),
 }
 
 impl std::fmt::Debug for Random {
@@ -30,14 +36,36 @@ impl Random {
 
     /// A source that asks the system at first use.
     pub fn new() -> Random {
-        Random { source: SystemRandom::new(), block: [0; Random::BLOCK], used: Random::BLOCK }
+        Random::from(Source::System(SystemRandom::new()))
+    }
+
+    /// Bytes that anybody can foretell, for simulations only.
+    pub fn foreseeable(seed: u64) -> Random {
+        Random::from(Source::Seeded(seed))
+    }
+
+    fn from(source: Source) -> Random {
+        Random { source, block: [0; Random::BLOCK], used: Random::BLOCK }
+    }
+
+    fn fill(&mut self) {
+        match &mut self.source {
+            Source::System(system) => {
+                system.fill(&mut self.block).expect("the system gives random bytes");
+            }
+            Source::Seeded(seed) => {
+                for bytes in self.block.as_chunks_mut::<8>().0 {
+                    *bytes = splitmix64(seed).to_le_bytes();
+                }
+            }
+        }
+        self.used = 0;
     }
 
     /// Fresh random bytes. An operating system without randomness is beyond help: panics.
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         if self.used + N > Random::BLOCK {
-            self.source.fill(&mut self.block).expect("the system gives random bytes");
-            self.used = 0;
+            self.fill();
         }
         let mut out = [0; N];
         out.copy_from_slice(&self.block[self.used..self.used + N]);
@@ -49,6 +77,15 @@ impl Random {
     pub fn id<K: Kind>(&mut self) -> Id<K> {
         Id::from_random(self.bytes())
     }
+}
+
+/// Public domain, by Vigna: well spread, not secret.
+fn splitmix64(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 impl Default for Random {

@@ -296,6 +296,10 @@ impl Writer {
             settle_at = (makes_a_microvm && work.sent).then_some(work.deadline_at);
             self.close_operation(work.op, Some("overtaken by a destroy"), now.wall)?;
         }
+        if wish.kind == OperationKind::Pause {
+            // It may have paused itself already; then the agent will refuse.
+            self.keep_announced(&sandbox.host_id.to_string(), self.revision + 1)?;
+        }
         let audit = Some(audit_of_wish(wish.kind));
         let (to, reason) = (transient(wish.kind), Reason::Requested);
         self.move_whole(&mut sandbox, to, reason, now, |w, t| {

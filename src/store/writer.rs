@@ -246,6 +246,16 @@ impl Writer {
         policy: Policy,
         presence: Arc<Presence>,
     ) -> Result<Writer, StoreError> {
+        Writer::with_random(conn, policy, presence, Random::new())
+    }
+
+    /// The same with a source of its own for ids.
+    pub fn with_random(
+        conn: Connection,
+        policy: Policy,
+        presence: Arc<Presence>,
+        random: Random,
+    ) -> Result<Writer, StoreError> {
         let revision: i64 = conn.query_row("SELECT revision FROM state", [], |row| row.get(0))?;
         let revision = u64::try_from(revision)
             .map_err(|_| StoreError::BadRow(format!("state.revision is {revision}")))?;
@@ -262,7 +272,7 @@ impl Writer {
             policy,
             presence,
             records: HashMap::new(),
-            random: Random::new(),
+            random,
             looking,
             late_pauses: HashMap::new(),
             revision,

@@ -156,6 +156,33 @@ fn a_destroy_waits_for_what_it_overtook_when_nobody_says_how_that_ended() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_prolongs_nothing() {
+    let mut world = World::new();
+    let far = Wall(BEGIN_MS as i64).after(Duration::from_secs(30 * 86_400));
+    world.begin(Work { settle_at: Some(far), deadline_at: far, ..work(1, Destroy) });
+    for _ in 0..30 {
+        if let Some(at) = world.calls.iter().position(|job| job.work.kind == Destroy) {
+            world.pass(30);
+            assert_eq!(at, 0);
+            world.ends(Destroy, Call::Gone);
+            world.pass(0);
+        } else {
+            world.pass(30);
+        }
+    }
+    assert_eq!(world.seen().last().map(String::as_str), Some("write stopped"));
+
+    let mut world = World::new();
+    world.begin(Work { deadline_at: far, ..work(1, Create) });
+    while !world.calls.is_empty() {
+        world.ends(Create, Call::NotReached);
+        world.pass(30);
+    }
+    assert!(world.at_ms < BEGIN_MS + 200_000, "given up after its own time");
+    assert_eq!(world.seen().last().map(String::as_str), Some("probe"));
+}
+
+#[test]
 fn what_waited_to_be_asked_again_is_overtaken() {
     let mut world = World::new();
     world.begin(work(1, Create));

@@ -20,6 +20,7 @@ fn row(n: u128, status: SandboxStatus) -> Row {
         changed_at: Wall(0),
         revision: 5,
         operation: OperationState::None,
+        left_over: false,
         looking: None,
         announced: false,
         announced_since: false,
@@ -113,6 +114,57 @@ fn the_first_look_after_a_gap_decides_how_the_second_reads() {
     host.look(0, &listing(&[]));
     let second = host.look(3, &listing(&[]));
     assert_eq!(moves(&second), [(1, "paused", "presumed_paused".to_owned())]);
+}
+
+#[test]
+fn a_wish_between_two_looks_undoes_no_gap() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.contact_gap = true;
+    host.look(0, &listing(&[]));
+    // A user wants it paused; the agent, which has paused it unannounced, refuses.
+    let looking = Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal });
+    let (status, operation) = (SandboxStatus::Pausing, OperationState::Live);
+    host.rows[0] = Row { status, operation, revision: 17, looking, ..host.rows[0].clone() };
+    let outdated = host.look(3, &listing(&[]));
+    assert_eq!((moves(&outdated), outdated.newer), (vec![], 1));
+    host.rows[0].revision = 7;
+    assert_eq!(moves(&host.look(3, &listing(&[]))), vec![]);
+    let second = host.look(5, &listing(&[]));
+    assert_eq!(moves(&second), [(1, "paused", "presumed_paused".to_owned())]);
+
+    // Without a gap it is gone.
+    let mut host = Host { rows: host.rows, ..Host::new(Vec::new()) };
+    host.look(0, &listing(&[]));
+    let second = host.look(5, &listing(&[]));
+    assert_eq!(moves(&second), [(1, "error", "operation_failed".to_owned())]);
+}
+
+#[test]
+fn a_gap_that_an_operation_outlives_is_remembered() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Pausing)]);
+    host.rows[0].operation = OperationState::Live;
+    host.contact_gap = true;
+    assert_eq!(moves(&host.look(0, &listing(&[]))), vec![]);
+    host.rows[0].looking = Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal });
+    let later = host.look(60, &listing(&[]));
+    assert_eq!(moves(&later), [(1, "paused", "presumed_paused".to_owned())]);
+}
+
+#[test]
+fn what_a_late_pause_takes_is_paused_and_not_gone() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.rows[0].pause_outstanding = true;
+    host.look(0, &listing(&[]));
+    let second = host.look(3, &listing(&[]));
+    assert_eq!(moves(&second), [(1, "paused", "presumed_paused".to_owned())]);
+}
+
+#[test]
+fn an_operation_that_is_left_over_is_closed() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running), row(2, SandboxStatus::Running)]);
+    host.rows[0].left_over = true;
+    let plan = host.look(0, &listing(&[1, 2]));
+    assert_eq!((moves(&plan), plan.left_over), (vec![], vec![id(1)]));
 }
 
 #[test]
@@ -259,6 +311,7 @@ fn any_row() -> impl Strategy<Value = Row> {
             changed_at: Wall((100_000 - age_s as i64) * 1000),
             revision,
             operation,
+            left_over: false,
             looking: None,
             announced,
             announced_since: false,

@@ -1,0 +1,137 @@
+//! Owns the simulation: thousands of hours of hosts, faults, users and restarts from one
+//! seed, with the real monitor, operations, plan, writer and database in the middle, and
+//! what must hold checked at every change.
+//!
+//! Never: a thread inside a world, a sleep, a socket, the machine's clock.
+//!
+//! `ROOST_SIM_SEEDS=N` plays N seeds; `ROOST_SIM_SEED=S [ROOST_SIM_TRACE=1]` with the test
+//! `replay` plays one again. What is not simulated: HTTP in either direction (the API's
+//! answers to heartbeats are played as `api::agents` gives them), TLS (with it, a host that
+//! has another's address cannot be reached), the agents' wire JSON. `kill -9` keeps what
+//! the kernel has; a loss of power cuts the write-ahead log anywhere behind its last sync.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+#[path = "simulation/agent.rs"]
+mod agent;
+#[path = "simulation/chance.rs"]
+mod chance;
+#[path = "simulation/defect.rs"]
+mod defect;
+#[path = "simulation/fleet.rs"]
+mod fleet;
+#[path = "simulation/history.rs"]
+mod history;
+#[path = "simulation/judge.rs"]
+mod judge;
+#[path = "simulation/machine.rs"]
+mod machine;
+#[path = "simulation/network.rs"]
+mod network;
+#[path = "simulation/people.rs"]
+mod people;
+#[path = "simulation/plane.rs"]
+mod plane;
+#[path = "simulation/storm.rs"]
+mod storm;
+#[path = "simulation/world.rs"]
+mod world;
+
+use defect::Defect;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use world::{Course, pace_of, play};
+
+/// Seeds that `cargo test` plays.
+const SEEDS: u64 = 24;
+
+/// Seeds that every deliberate defect is played with, until one catches it.
+const DEFECT_SEEDS: std::ops::Range<u64> = 1..17;
+
+/// The pace of a world in which something happens all the time.
+const RESTLESS: u64 = 1;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// What is wrong with a course, and how to see it again.
+fn report(seed: u64, course: &Course) -> String {
+    let again = format!(
+        "ROOST_SIM_SEED={seed} ROOST_SIM_TRACE=1 cargo test --test simulation replay -- --nocapture"
+    );
+    format!("seed {seed}:\n  {}\n  {again}\n", course.violations.join("\n  "))
+}
+
+/// Plays seeds side by side, each world in one thread; gives what `play` gave, in order.
+fn play_all<T: Send>(seeds: &[u64], play: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let take = || seeds.get(next.fetch_add(1, Ordering::Relaxed));
+        let one = |seed: &u64| (*seed, play(*seed));
+        std::iter::from_fn(take).map(one).collect::<Vec<_>>()
+    };
+    let mut played: Vec<(u64, T)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    played.sort_by_key(|(seed, _)| *seed);
+    played.into_iter().map(|(_, one)| one).collect()
+}
+
+#[test]
+fn everything_holds_whatever_happens() {
+    let began = std::time::Instant::now();
+    let seeds: Vec<u64> = (1..=number("ROOST_SIM_SEEDS").unwrap_or(SEEDS)).collect();
+    let courses = play_all(&seeds, |seed| play(seed, pace_of(seed), None, false));
+    let seconds = began.elapsed().as_secs_f64();
+    let hours: f64 = courses.iter().map(|course| course.host_hours).sum();
+    let changes: u64 = courses.iter().map(|course| course.revisions).sum();
+    println!(
+        "{} seeds, {hours:.0} host-hours, {changes} changes in {seconds:.1} s: \
+         {:.0} host-hours a second",
+        seeds.len(),
+        hours / seconds
+    );
+    let failed = seeds.iter().zip(&courses).filter(|(_, course)| !course.violations.is_empty());
+    let reports: Vec<String> = failed.map(|(seed, course)| report(*seed, course)).collect();
+    let shown = reports.iter().take(20).cloned().collect::<String>();
+    assert!(reports.is_empty(), "{} of {} seeds fail\n{shown}", reports.len(), seeds.len());
+}
+
+#[test]
+fn replay() {
+    let Some(seed) = number("ROOST_SIM_SEED") else { return };
+    let defect = std::env::var("ROOST_SIM_DEFECT").ok();
+    let defect = Defect::ALL.iter().find(|(d, _)| Some(format!("{d:?}")) == defect);
+    let pace = if defect.is_some() { RESTLESS } else { pace_of(seed) };
+    let course = play(seed, pace, defect.map(|(d, _)| *d), number("ROOST_SIM_TRACE") == Some(1));
+    course.trace.iter().for_each(|line| println!("{line}"));
+    assert!(course.violations.is_empty(), "{}", report(seed, &course));
+}
+
+#[test]
+fn a_seed_takes_the_same_course_twice() {
+    let [first, second] = [play(5, 4, None, true), play(5, 4, None, true)];
+    assert!(first.trace.len() > 1000);
+    assert_eq!(first.trace, second.trace);
+}
+
+/// Without a defect the same seeds hold, so that what is caught is the defect.
+#[test]
+fn every_deliberate_defect_is_caught() {
+    let seeds: Vec<u64> = DEFECT_SEEDS.collect();
+    let fails = |seed, defect| !play(seed, RESTLESS, defect, false).violations.is_empty();
+    let without = play_all(&seeds, |seed| fails(seed, None));
+    assert_eq!(without, vec![false; seeds.len()]);
+    let mut missed = Vec::new();
+    for (defect, what) in Defect::ALL {
+        let caught = play_all(&seeds, |seed| fails(seed, Some(*defect)));
+        let caught = caught.into_iter().filter(|caught| *caught).count();
+        println!("{caught:>3} of {}  {defect:?}: {what}", seeds.len());
+        if caught == 0 {
+            missed.push(defect);
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}

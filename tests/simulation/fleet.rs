@@ -1,0 +1,99 @@
+//! Owns how a simulated fleet comes about: registered hosts in a fresh database.
+//!
+//! Never: anything after that.
+
+use crate::agent::{Agent, Habits};
+use crate::chance::Chance;
+use crate::people::somebody;
+use crate::world::{Heart, Link, Machine, TOKEN_LIFE};
+use roost::model::host::AgentAddress;
+use roost::model::id::PLATFORM_TEAM;
+use roost::model::policy::Policy;
+use roost::model::time::Now;
+use roost::store::identity::{NewHost, Registration};
+use roost::store::journal::Random;
+use roost::store::open::{begin_serving, open_writer};
+use roost::store::presence::Presence;
+use roost::store::writer::{Command, Envelope, Writer};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+
+/// A directory in memory where the system has one: what is simulated is not the disk.
+pub(crate) fn ram_dir() -> TempDir {
+    let made = tempfile::Builder::new().prefix("roost-simulation-").tempdir_in("/dev/shm");
+    made.or_else(|_| tempfile::tempdir()).expect("a directory can be made")
+}
+
+/// Hosts that registered long ago.
+pub(crate) fn settlers(
+    db: &std::path::Path,
+    policy: &Policy,
+    count: usize,
+    seed: u64,
+    chance: &mut Chance,
+    now: Now,
+) -> Vec<Machine> {
+    let conn = open_writer(db, true, now.wall).expect("the database is made");
+    begin_serving(&conn, None).expect("the start can be noted");
+    let random = Random::foreseeable(seed);
+    let presence = Arc::new(Presence::default());
+    let writer = Writer::with_random(conn, policy.clone(), presence, random);
+    let mut writer = writer.expect("the writer starts");
+    let machines = (0..count).map(|n| settle_one(&mut writer, n, chance, now)).collect();
+    let end = Command::EndServing(Box::new(|_| {}));
+    writer.execute(vec![Envelope { now, command: end }]);
+    machines
+}
+
+pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now: Now) -> Machine {
+    let token = [n as u8; 32];
+    let refresh_token = [n as u8 + 100; 32];
+    let new = NewHost {
+        team: PLATFORM_TEAM,
+        kind: "regular".to_owned(),
+        provider: None,
+        availability_zone: None,
+        token,
+        actor: somebody(),
+    };
+    let made = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&made);
+    let reply = Box::new(move |result| *keep.lock().expect("one thread") = Some(result));
+    let address: AgentAddress = format!("10.0.0.{}:50051", n + 1).parse().expect("an address");
+    let registration = Registration {
+        token,
+        refresh: refresh_token,
+        address,
+        arch: None,
+        cpu_cores: Some(64),
+        memory_mb: Some(65_536),
+        disk_gb: None,
+    };
+    let register = Command::Register(Box::new(registration), Box::new(|_| {}));
+    writer.execute(vec![Envelope { now, command: Command::CreateHost(new, reply) }]);
+    writer.execute(vec![Envelope { now, command: register }]);
+    let host = made.lock().expect("one thread").take().expect("an answer").expect("a host");
+    let habits = Habits {
+        lists_paused: chance.permille(400),
+        lists_slowly: chance.permille(300),
+        waits_for_creates: chance.permille(500),
+    };
+    Machine {
+        id: host.id,
+        agent: Agent::new(habits),
+        link: Link::GOOD,
+        heart: Heart {
+            failures: 0,
+            over: false,
+            pausing_until: 0,
+            token_expires_at: now.wall.after(TOKEN_LIFE),
+            refresh_token,
+        },
+        skew_ms: chance.within(0, 4_000) as i64 - 2_000,
+        reports: chance.permille(600),
+        heard_ms: None,
+        asked: BTreeMap::new(),
+        create_asked_ms: BTreeMap::new(),
+    }
+}

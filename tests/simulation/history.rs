@@ -1,0 +1,225 @@
+//! Owns what Roost says happened: reads events and audit entries as they are committed,
+//! holds them against each other, and follows every row by them.
+//!
+//! Never: knows what is true on the hosts (`world` does).
+
+use roost::model::event::{ActorType, EventKind};
+use roost::model::host::Host;
+use roost::model::id::{HostId, SandboxId};
+use roost::model::policy::Policy;
+use roost::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use roost::plan::history::audit_of_transition;
+use roost::store::Connection;
+use roost::store::open::open_reader;
+use roost::store::read::{self, SandboxFilter};
+use roost::store::verify::verify;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A row as its events have led it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) host: HostId,
+    pub(crate) status: SandboxStatus,
+    pub(crate) reason: Option<Reason>,
+}
+
+/// One change as it was committed.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) revision: u64,
+    pub(crate) kind: EventKind,
+    pub(crate) host: HostId,
+    pub(crate) sandbox: Option<SandboxId>,
+    pub(crate) from: Option<SandboxStatus>,
+    pub(crate) to: Option<SandboxStatus>,
+    pub(crate) reason: Reason,
+    pub(crate) by_user: bool,
+}
+
+/// An audit entry, as far as it is held against its change.
+struct Entry {
+    action: String,
+    status: String,
+    from: String,
+    to: String,
+    reason: String,
+}
+
+pub(crate) struct History {
+    conn: Connection,
+    policy: Policy,
+    pub(crate) revision: u64,
+    audited: i64,
+    pub(crate) rows: BTreeMap<SandboxId, Row>,
+    pub(crate) hosts: BTreeMap<HostId, Host>,
+}
+
+impl History {
+    /// Begins with what the database says.
+    pub(crate) fn of(db: &Path, policy: &Policy) -> History {
+        let conn = open_reader(db).expect("the database opens for reading");
+        let revision = read::revision(&conn).expect("the revision can be read");
+        let audited = conn
+            .query_row("SELECT coalesce(max(seq), 0) FROM audit_logs", [], |row| row.get(0))
+            .expect("the audit log can be read");
+        let (rows, hosts) = (rows(&conn), hosts(&conn));
+        History { conn, policy: policy.clone(), revision, audited, rows, hosts }
+    }
+
+    /// The same of a database that nobody has opened since the power was lost: its log must
+    /// be read anew.
+    pub(crate) fn of_writable(db: &Path, policy: &Policy) -> History {
+        let conn = Connection::open(db).expect("the database opens");
+        conn.query_row("SELECT 1 FROM state", [], |_| Ok(())).expect("the log can be read");
+        drop(conn);
+        History::of(db, policy)
+    }
+
+    /// What was committed since the last time. Says what is wrong with it.
+    pub(crate) fn follow(&mut self, newest: u64, wrong: &mut Vec<String>) -> Vec<Change> {
+        if newest == self.revision {
+            return Vec::new();
+        }
+        let changes = self.read_changes();
+        let mut entries = self.read_entries(wrong);
+        let expected: Vec<u64> = (self.revision + 1..=newest).collect();
+        if changes.iter().map(|change| change.revision).ne(expected) {
+            wrong.push(format!("revisions {}..={newest} have a gap", self.revision + 1));
+        }
+        for change in &changes {
+            self.apply(change, wrong);
+            self.compare(change, entries.remove(&change.revision), wrong);
+        }
+        for revision in entries.keys() {
+            wrong.push(format!("an audit entry tells of revision {revision}, which is no change"));
+        }
+        self.revision = newest;
+        changes
+    }
+
+    fn read_changes(&self) -> Vec<Change> {
+        let mut select = self
+            .conn
+            .prepare_cached(
+                "SELECT revision, kind, host_id, sandbox_id, from_status, to_status, reason, actor \
+                 FROM events WHERE revision > ?1 ORDER BY revision",
+            )
+            .expect("events can be read");
+        let rows = select.query_map([self.revision as i64], |row| {
+            let text = |at| row.get::<_, Option<String>>(at);
+            let status = |text: Option<String>| text.and_then(|text| text.parse().ok());
+            Ok(Change {
+                revision: row.get::<_, i64>(0)? as u64,
+                kind: row.get::<_, String>(1)?.parse().expect("a kind of event"),
+                host: row.get::<_, String>(2)?.parse().expect("a host's id"),
+                sandbox: text(3)?.map(|id| id.parse().expect("a sandbox's id")),
+                from: status(text(4)?),
+                to: status(text(5)?),
+                reason: Reason::from(row.get::<_, String>(6)?.as_str()),
+                by_user: row.get::<_, String>(7)? != ActorType::System.as_str(),
+            })
+        });
+        rows.and_then(Iterator::collect).expect("events can be read")
+    }
+
+    fn read_entries(&mut self, wrong: &mut Vec<String>) -> BTreeMap<u64, Entry> {
+        let mut select = self
+            .conn
+            .prepare_cached(
+                "SELECT seq, action, status, metadata FROM audit_logs WHERE seq > ?1 ORDER BY seq",
+            )
+            .expect("the audit log can be read");
+        let mut rows = select.query([self.audited]).expect("the audit log can be read");
+        let mut entries = BTreeMap::new();
+        while let Some(row) = rows.next().expect("the audit log can be read") {
+            let get = |at| row.get::<_, String>(at).expect("a text");
+            self.audited = row.get(0).expect("a number");
+            let metadata: Value = serde_json::from_str(&get(3)).expect("JSON");
+            let word = |key: &str| metadata[key].as_str().unwrap_or_default().to_owned();
+            let Some(revision) = metadata["revision"].as_u64() else { continue };
+            let entry = Entry {
+                action: get(1),
+                status: get(2),
+                from: word("from"),
+                to: word("to"),
+                reason: word("reason"),
+            };
+            if entries.insert(revision, entry).is_some() {
+                wrong.push(format!("revision {revision} is audited twice"));
+            }
+        }
+        entries
+    }
+
+    fn apply(&mut self, change: &Change, wrong: &mut Vec<String>) {
+        let (Some(id), Some(to)) = (change.sandbox, change.to) else {
+            return;
+        };
+        let row = Row { host: change.host, status: to, reason: Some(change.reason.clone()) };
+        let before = self.rows.insert(id, row).map(|row| row.status);
+        if before != change.from {
+            wrong.push(format!("{id} left {:?} and was {before:?}", change.from));
+        }
+    }
+
+    /// Every wish, every failure and every move that nobody wished is audited, once.
+    fn compare(&self, change: &Change, entry: Option<Entry>, wrong: &mut Vec<String>) {
+        let (Some(_), Some(to)) = (change.sandbox, change.to) else { return };
+        let from = change.from.map_or("none", SandboxStatus::as_str);
+        let told = entry.as_ref().is_none_or(|entry| {
+            (entry.from.as_str(), entry.to.as_str(), entry.reason.as_str())
+                == (from, to.as_str(), change.reason.as_str())
+        });
+        let expected = match (change.by_user, change.from) {
+            (true, _) | (false, None) => entry.is_some(),
+            (false, Some(from)) => {
+                let audit = audit_of_transition(from, to, &change.reason, &self.policy);
+                let found = entry.as_ref().map(|e| (e.action.as_str(), e.status.as_str()));
+                found == audit.map(|(action, status)| (action.as_str(), status.as_str()))
+            }
+        };
+        if !told || !expected {
+            wrong.push(format!("the audit log does not fit {change:?}"));
+        }
+    }
+
+    /// Holds the rows against where the events have led, and SQLite against itself.
+    pub(crate) fn verify(&mut self, wrong: &mut Vec<String>) {
+        if rows(&self.conn) != self.rows {
+            wrong.push("the rows are not where their events lead".to_owned());
+        }
+        wrong.extend(verify(&self.conn).expect("the database can be verified"));
+    }
+
+    pub(crate) fn look_at_hosts(&mut self) {
+        self.hosts = hosts(&self.conn);
+    }
+
+    /// Operations that are not over: kind, sandbox.
+    pub(crate) fn open_operations(&self) -> Vec<(String, SandboxId)> {
+        let mut select = self
+            .conn
+            .prepare("SELECT kind, sandbox_id FROM operations WHERE finished_at IS NULL")
+            .expect("operations can be read");
+        let rows = select.query_map([], |row| {
+            Ok((row.get(0)?, row.get::<_, String>(1)?.parse().expect("a sandbox's id")))
+        });
+        rows.and_then(Iterator::collect).expect("operations can be read")
+    }
+}
+
+fn rows(conn: &Connection) -> BTreeMap<SandboxId, Row> {
+    let all = SandboxFilter { all: true, ..SandboxFilter::default() };
+    let rows = read::sandboxes(conn, &all).expect("sandboxes can be read");
+    let row = |row: Sandbox| {
+        (row.id, Row { host: row.host_id, status: row.status, reason: row.status_reason })
+    };
+    rows.into_iter().map(row).collect()
+}
+
+fn hosts(conn: &Connection) -> BTreeMap<HostId, Host> {
+    let hosts = read::hosts(conn).expect("hosts can be read");
+    hosts.into_iter().map(|host| (host.id, host)).collect()
+}

@@ -1,0 +1,209 @@
+//! Owns what must hold: every change that Roost makes is held against what is true at that
+//! moment, and at the end everything must agree.
+//!
+//! Never: repairs or forgives anything.
+
+use crate::agent::Truth;
+use crate::history::Change;
+use crate::world::World;
+use roost::model::event::EventKind;
+use roost::model::host::Liveness;
+use roost::model::id::SandboxId;
+use roost::model::policy::{MASS_VANISH_MIN, ZombiePolicy};
+use roost::model::sandbox::{Reason, SandboxStatus};
+
+/// Three missed beats.
+const UNREACHABLE_AFTER_MS: u64 = 90_000;
+
+/// The longest that a verdict may take: three missed beats, the mass guard, another grace.
+const JUDGED_WITHIN_MS: u64 = 90_000 + 300_000 + 180_000 + 30_000;
+
+/// Longest deadline of a create.
+const CREATE_DEADLINE_MS: u64 = 120_000;
+
+impl World {
+    pub(crate) fn judge(&mut self, change: &Change) {
+        let (host, kind) = (self.machine_of(change.host), change.kind);
+        let Change { revision, reason, .. } = change;
+        let Some(id) = change.sandbox else {
+            self.note(|| format!("r{revision} host {host}: {kind} ({reason})"));
+            if kind == EventKind::HostDown {
+                self.judge_down(host);
+            }
+            if let Some(history) = &mut self.history {
+                history.look_at_hosts();
+            }
+            return;
+        };
+        let truth = self.machines[host].agent.truth(id);
+        let from = change.from.map_or("none", SandboxStatus::as_str);
+        self.note(|| {
+            format!("r{revision} {id} on {host}: {from} -> {kind} ({reason}), is {truth:?}")
+        });
+        if kind == EventKind::SandboxZombie {
+            self.zombies.insert(id);
+        }
+        // An answer that is older than the row it judges.
+        let told_paused = *reason == Reason::ListedPaused || *reason == Reason::AutoPaused;
+        let ran = change.from == Some(SandboxStatus::Running);
+        if ran && told_paused && truth == Truth::Running {
+            self.wrong(format!("{id} was marked paused ({reason}) and runs"));
+        }
+        if let (Some(from), Some(to)) = (change.from, change.to) {
+            self.judge_move(id, from, to, reason, truth);
+        }
+    }
+
+    /// What is over must be over in truth.
+    fn judge_move(
+        &mut self,
+        id: SandboxId,
+        from: SandboxStatus,
+        to: SandboxStatus,
+        reason: &Reason,
+        truth: Truth,
+    ) {
+        let over = to == SandboxStatus::Stopped || to == SandboxStatus::Error;
+        if !over || truth == Truth::Nothing {
+            return;
+        }
+        // A create that outlives its deadline is nobody's fault; it is reported as a zombie.
+        let late_create = from == SandboxStatus::Starting && *reason == Reason::NotStarted;
+        // Destroyed while its create goes on: the deadline of that create bounds it.
+        let overtaken = from == SandboxStatus::Stopping && truth == Truth::Making;
+        // An agent that is started anew within a minute forgets what it had to announce,
+        // and nothing tells that from microVMs that died with it.
+        let host = self.history.as_ref().map(|history| history.rows[&id].host);
+        let agent = host.map(|host| &self.machines[self.machine_of(host)].agent);
+        let forgotten = *reason == Reason::Vanished
+            && truth == Truth::Paused
+            && agent.is_some_and(|agent| agent.forgotten.contains(&id));
+        let unseen = *reason == Reason::Vanished && truth == Truth::Running && self.few_vanish(id);
+        if !late_create && !overtaken && !forgotten && !unseen {
+            self.wrong(format!("{id} went from {from} to {to} ({reason}) and is {truth:?}"));
+        }
+    }
+
+    /// Whether an agent that has lost sight of its microVMs has so few of them that no hold
+    /// applies; they are taken back when it finds them.
+    fn few_vanish(&self, id: SandboxId) -> bool {
+        let Some(history) = &self.history else { return false };
+        let host = history.rows[&id].host;
+        let agent = &self.machines[self.machine_of(host)].agent;
+        let vanished = history.rows.iter().filter(|(id, row)| {
+            row.host == host
+                && row.reason == Some(Reason::Vanished)
+                && agent.truth(**id) == Truth::Running
+        });
+        agent.blind && vanished.count() < MASS_VANISH_MIN
+    }
+
+    /// Nobody whose heartbeats arrive may be down.
+    fn judge_down(&mut self, host: usize) {
+        let now_ms = self.now_ms();
+        let silent_ms = self.machines[host].heard_ms.map_or(u64::MAX, |heard| now_ms - heard);
+        let listened_ms = now_ms - self.listening_ms;
+        if silent_ms <= UNREACHABLE_AFTER_MS || listened_ms < UNREACHABLE_AFTER_MS {
+            self.wrong(format!(
+                "host {host} is down, was heard {silent_ms} ms ago, listened for {listened_ms} ms"
+            ));
+        }
+    }
+
+    /// A heartbeat arrived: whoever was heard before must be up by now.
+    pub(crate) fn judge_beat(&mut self, host: usize) {
+        let now_ms = self.now_ms();
+        let calm_since = self.listening_ms.max(self.disk_failed_ms);
+        let Some(history) = &self.history else { return };
+        let down = |id| history.hosts.get(&id).is_some_and(|h| h.liveness == Liveness::Unreachable);
+        let heard = self.machines[host].heard_ms.is_some_and(|heard| {
+            // The beat before this one was heard too.
+            heard > calm_since && (1_000..60_000).contains(&(now_ms - heard))
+        });
+        if heard && !self.writes_wait() && down(self.machines[host].id) {
+            self.wrong(format!("host {host} beats and is down"));
+        }
+    }
+
+    /// Whoever is silent for long must be down.
+    pub(crate) fn judge_silence(&mut self) {
+        let now_ms = self.now_ms();
+        let calm_since = self.listening_ms.max(self.disk_failed_ms);
+        let steady_ms = if self.writes_wait() { 0 } else { now_ms - calm_since };
+        let runs = self.plane.is_some() && steady_ms > JUDGED_WITHIN_MS;
+        let Some(history) = self.history.as_ref().filter(|_| runs) else {
+            return;
+        };
+        let mut wrong = Vec::new();
+        for (at, machine) in self.machines.iter().enumerate() {
+            let up = history.hosts.get(&machine.id).is_some_and(|h| h.liveness == Liveness::Alive);
+            let silent_ms = now_ms - machine.heard_ms.unwrap_or(0).max(calm_since);
+            if up && silent_ms > JUDGED_WITHIN_MS {
+                wrong.push(format!("host {at} is silent for {silent_ms} ms and up"));
+            }
+        }
+        wrong.into_iter().for_each(|what| self.wrong(what));
+    }
+
+    /// A call came true: what was destroyed before must not have come to life.
+    pub(crate) fn judge_truth(&mut self, host: usize, id: SandboxId) {
+        let truth = self.machines[host].agent.truth(id);
+        let row = self.history.as_ref().and_then(|history| history.rows.get(&id));
+        let stopped = row.is_some_and(|row| row.status == SandboxStatus::Stopped);
+        let asked = self.machines[host].create_asked_ms.get(&id).copied().unwrap_or(0);
+        let in_time = self.now_ms() - asked <= CREATE_DEADLINE_MS;
+        if truth == Truth::Running && stopped && in_time && !self.clock_moved {
+            self.wrong(format!("{id} was destroyed and came to life"));
+        }
+    }
+
+    /// Faults ended long ago: rows and truth must agree.
+    pub(crate) fn judge_end(&mut self) {
+        let mut wrong = Vec::new();
+        let Some(history) = &mut self.history else {
+            return self.wrong("the control plane does not run at the end".to_owned());
+        };
+        history.verify(&mut wrong);
+        history.look_at_hosts();
+        for (id, row) in &history.rows {
+            let machine = self.machines.iter().find(|machine| machine.id == row.host);
+            let truth = machine.map_or(Truth::Nothing, |machine| machine.agent.truth(*id));
+            let zombie = self.policy.zombies == ZombiePolicy::Report && self.zombies.contains(id);
+            let forgotten = machine.is_some_and(|machine| machine.agent.forgotten.contains(id));
+            let presumed = row.reason == Some(Reason::PresumedPaused)
+                || row.reason == Some(Reason::PauseFinished)
+                || row.reason == Some(Reason::NotResumed)
+                || row.reason == Some(Reason::OperationFailed);
+            let fits = match (row.status, truth) {
+                (SandboxStatus::Running, Truth::Running) => true,
+                (SandboxStatus::Paused, Truth::Paused) => true,
+                // The first resume finds out.
+                (SandboxStatus::Paused, Truth::Nothing) => presumed,
+                (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Nothing) => true,
+                // It was made after all, unseen, and has paused since: nobody lists it.
+                (SandboxStatus::Error, Truth::Paused) => row.reason == Some(Reason::NotStarted),
+                (SandboxStatus::Stopped, Truth::Paused) if forgotten => true,
+                (SandboxStatus::Stopped | SandboxStatus::Error, _) => zombie,
+                _ => false,
+            };
+            if !fits {
+                let reason = row.reason.as_ref().map_or("", Reason::as_str);
+                wrong.push(format!("{id} is {} ({reason}) and in truth {truth:?}", row.status));
+            }
+        }
+        for host in history.hosts.values() {
+            if host.liveness != Liveness::Alive || host.rejoining || host.degraded {
+                wrong.push(format!("{} is not in order: {host:?}", host.id));
+            }
+        }
+        for (kind, id) in history.open_operations() {
+            wrong.push(format!("the {kind} of {id} does not end"));
+        }
+        let rows = &history.rows;
+        for (at, machine) in self.machines.iter().enumerate() {
+            let strangers = machine.agent.all().filter(|(id, _)| !rows.contains_key(id));
+            wrong.extend(strangers.map(|(id, truth)| format!("{id} on host {at} is {truth:?}")));
+        }
+        wrong.into_iter().for_each(|what| self.wrong(what));
+    }
+}

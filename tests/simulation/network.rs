@@ -1,0 +1,256 @@
+//! Owns the way between the control plane and the hosts: what arrives, when, and what is
+//! lost on the way.
+//!
+//! Never: knows what a message means to either side.
+
+use crate::agent::{Arrived, Out, Truth};
+use crate::plane::Want;
+use crate::world::{
+    Attention, BEGIN, CONNECT_TIMEOUT_MS, Event, MINUTE, Machine, PROBE_TIMEOUT_MS, SECOND, World,
+};
+use roost::agent::client::CallError;
+use roost::agent::wire::ConnectCode;
+use roost::model::id::{OpId, SandboxId};
+use roost::model::operation::OperationKind;
+use roost::model::probe::{Details, FailureKind, Probe, ProbeFailure};
+use roost::model::time::Wall;
+use roost::plan::report::ReportKind;
+use roost::store::reports::AgentReport;
+use std::time::Duration;
+
+impl World {
+    pub(crate) fn one_way(&mut self, host: usize) -> u64 {
+        let delay_ms = self.machines[host].link.delay_ms;
+        self.chance.within(1, delay_ms + 1)
+    }
+
+    pub(crate) fn is_lost(&mut self, host: usize) -> bool {
+        let lost = self.machines[host].link.lost;
+        self.chance.permille(lost)
+    }
+
+    /// A host that does not listen refuses at once; one that is cut off says nothing.
+    pub(crate) fn unreached_after(&mut self, host: usize) -> Option<u64> {
+        let Machine { agent, link, .. } = &self.machines[host];
+        match (agent.up, link.calls && link.taken_by.is_none()) {
+            (true, true) => None,
+            (false, true) => Some(5),
+            (_, false) => Some(CONNECT_TIMEOUT_MS),
+        }
+    }
+
+    pub(crate) fn send(&mut self, want: Want) {
+        let life = self.life;
+        match want {
+            Want::List(number, id) => {
+                let host = self.machine_of(id);
+                let fails = |kind, answer_lost| {
+                    let failure = ProbeFailure::new(kind, "as the simulation wants it");
+                    Probe::Failed(ProbeFailure { answer_lost, ..failure })
+                };
+                if let Some(other) = self.imposter(host) {
+                    let listing = self.machines[other].agent.list();
+                    return self.after(20, Event::Answer(life, number, Probe::Listed(listing)));
+                }
+                if let Some(after_ms) = self.unreached_after(host) {
+                    let failed = fails(FailureKind::Unreachable, false);
+                    return self.after(after_ms, Event::Answer(life, number, failed));
+                }
+                self.perhaps_meddle(host);
+                let timed_out = fails(FailureKind::TimedOut, true);
+                self.after(PROBE_TIMEOUT_MS, Event::Answer(life, number, timed_out));
+                let way = self.one_way(host);
+                if !self.is_lost(host) {
+                    self.after(way, Event::Listed(host, life, number));
+                }
+            }
+            Want::Call { number, op, host, sandbox, kind, timeout_s, within } => {
+                let host = self.machine_of(host);
+                if let Some(after_ms) = self.unreached_after(host) {
+                    let kind = FailureKind::Unreachable;
+                    let error = CallError::NotReached { kind, detail: String::new() };
+                    return self.after(after_ms, Event::Result(life, number, Err(error)));
+                }
+                self.count(host, op, sandbox, kind);
+                let gives_up = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+                self.after(gives_up, Event::Result(life, number, Err(unknown())));
+                let way = self.one_way(host);
+                let call = Arrived { number, kind, timeout_s };
+                match (self.is_lost(host), self.chance.permille(500)) {
+                    (false, _) => self.after(way, Event::Called(host, life, sandbox, call)),
+                    (true, true) => self.after(way, Event::Result(life, number, Err(unknown()))),
+                    (true, false) => {}
+                }
+            }
+        }
+    }
+
+    /// Who answers at the address of a host that belongs to another one now. With TLS
+    /// nobody does, and without it a host that has nothing could not be told apart.
+    pub(crate) fn imposter(&mut self, host: usize) -> Option<usize> {
+        let other = self.machines[host].link.taken_by?;
+        let Machine { agent, link, .. } = &self.machines[other];
+        let answers = agent.up && link.calls && link.hung_until <= self.now_ms();
+        let lists =
+            answers && agent.all().any(|(_, truth)| truth == Truth::Running) && !agent.blind;
+        (lists && !self.tls).then_some(other)
+    }
+
+    pub(crate) fn count(&mut self, host: usize, op: OpId, sandbox: SandboxId, kind: OperationKind) {
+        let now_ms = self.now_ms();
+        self.note(|| format!("  host {host} is asked to {kind} {sandbox}"));
+        let machine = &mut self.machines[host];
+        let asked = machine.asked.entry(op).or_default();
+        *asked += 1;
+        let repeated = *asked > 1 && kind != OperationKind::Destroy;
+        let mut twice = false;
+        if kind == OperationKind::Create {
+            twice = machine.create_asked_ms.insert(sandbox, now_ms).is_some();
+        }
+        if repeated || twice {
+            self.wrong(format!("{kind} of {sandbox} was asked for twice"));
+        }
+    }
+
+    /// A question arrives; a host that hangs looks at it later.
+    pub(crate) fn listed(&mut self, host: usize, life: u64, number: u64) {
+        let now_ms = self.now_ms();
+        let machine = &mut self.machines[host];
+        if machine.link.hung_until > now_ms {
+            let at = machine.link.hung_until;
+            return self.at(at, Event::Listed(host, life, number));
+        }
+        if !machine.agent.up {
+            return;
+        }
+        let listing = machine.agent.list();
+        let (listed, told) = (listing.sandboxes.len(), listing.auto_paused.len());
+        self.note(|| format!("  host {host} lists {listed}, announces {told}"));
+        if !self.machines[host].link.answers || self.is_lost(host) {
+            return;
+        }
+        let slowly = self.machines[host].agent.habits.lists_slowly;
+        let slow_ms = if slowly { self.chance.within(0, PROBE_TIMEOUT_MS) } else { 0 };
+        let way = self.one_way(host) + slow_ms;
+        if self.chance.permille(5) {
+            let again = Probe::Listed(listing.clone());
+            self.after(way * 2, Event::Answer(life, number, again));
+        }
+        self.after(way, Event::Answer(life, number, Probe::Listed(listing)));
+    }
+
+    pub(crate) fn called(&mut self, host: usize, life: u64, sandbox: SandboxId, call: Arrived) {
+        let now_ms = self.now_ms();
+        let now_unix = self.unix_of(host);
+        let machine = &mut self.machines[host];
+        if machine.link.hung_until > now_ms {
+            let at = machine.link.hung_until;
+            return self.at(at, Event::Called(host, life, sandbox, call));
+        }
+        if !machine.agent.up {
+            return self.after(1, Event::Result(life, call.number, Err(unknown())));
+        }
+        if machine.agent.blind || self.chance.permille(5) {
+            let code = ConnectCode::Unavailable;
+            let error = CallError::Refused { code, message: "starting".to_owned() };
+            return self.after(1, Event::Result(life, call.number, Err(error)));
+        }
+        let out = machine.agent.call(sandbox, call, now_unix, &mut self.chance);
+        self.comes_of(host, out);
+    }
+
+    pub(crate) fn answered(&mut self, life: u64, number: u64, probe: Probe) {
+        let now = self.now();
+        if life == self.life
+            && let Some(plane) = &mut self.plane
+        {
+            plane.answered(number, probe, now);
+        }
+    }
+
+    pub(crate) fn call_ended(
+        &mut self,
+        life: u64,
+        number: u64,
+        result: Result<Option<Details>, CallError>,
+    ) {
+        let now = self.now();
+        if life != self.life {
+            return;
+        }
+        let Some(plane) = &mut self.plane else { return };
+        let text = result.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned());
+        if let Some(work) = plane.called(number, result, now) {
+            self.note(|| format!("  {} of {}: {text}", work.kind, work.sandbox));
+        }
+    }
+
+    pub(crate) fn comes_of(&mut self, host: usize, out: Vec<Out>) {
+        let boot = self.machines[host].agent.boot;
+        for out in out {
+            match out {
+                Out::Later(span_ms, later) => self.after(span_ms, Event::Agent(host, boot, later)),
+                Out::Answer(number, result) => self.answer(host, number, result),
+                Out::Report(kind, sandbox) => self.send_report(host, kind, sandbox),
+            }
+        }
+    }
+
+    pub(crate) fn answer(
+        &mut self,
+        host: usize,
+        number: u64,
+        result: Result<Option<Details>, CallError>,
+    ) {
+        if !self.machines[host].link.answers || self.is_lost(host) {
+            if self.chance.permille(500) {
+                self.after(5, Event::Result(number >> 32, number, Err(unknown())));
+            }
+            return;
+        }
+        let way = self.one_way(host);
+        self.after(way, Event::Result(number >> 32, number, result));
+    }
+
+    /// Reports may be late, repeated or lost.
+    pub(crate) fn send_report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId) {
+        if !self.machines[host].reports || self.chance.permille(300) {
+            return;
+        }
+        let at = Wall(self.true_wall().0 + self.machines[host].skew_ms);
+        let at = Wall(at.unix_seconds() * 1000);
+        let late = if self.chance.permille(150) { 90 * SECOND } else { 200 };
+        let after = self.chance.within(1, late);
+        self.after(after, Event::Report(host, kind, sandbox, at));
+        if self.chance.permille(80) {
+            let after = self.chance.within(1, 5 * MINUTE);
+            self.after(after, Event::Report(host, kind, sandbox, at));
+        }
+    }
+
+    pub(crate) fn report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId, at: Wall) {
+        let now = self.now();
+        let reachable = self.machines[host].link.beats && self.attention == Attention::Listening;
+        let lost = self.is_lost(host);
+        if let Some(plane) = self.plane.as_mut().filter(|_| reachable && !lost) {
+            let host = self.machines[host].id;
+            let report =
+                AgentReport { host, sandbox, kind, at: Some(at), host_ip: None, error: None };
+            plane.report(now, report);
+            self.note(|| format!("{host} reports {kind} of {sandbox}"));
+        }
+    }
+
+    /// The right time, which the control plane's own clock may not show.
+    pub(crate) fn true_wall(&self) -> Wall {
+        BEGIN.after(Duration::from_millis(self.now_ms()))
+    }
+
+    pub(crate) fn unix_of(&self, host: usize) -> i64 {
+        Wall(self.true_wall().0 + self.machines[host].skew_ms).unix_seconds()
+    }
+}
+
+pub(crate) fn unknown() -> CallError {
+    CallError::Unknown { kind: FailureKind::TimedOut, detail: String::new() }
+}

@@ -1,0 +1,106 @@
+//! Owns users and operators: what they want at any moment, whether it fits or not.
+//!
+//! Never: looks behind the control plane.
+
+use crate::plane::Told;
+use crate::world::{Event, MINUTE, SECOND, World};
+use roost::engine::monitor::Input;
+use roost::model::event::ActorType;
+use roost::model::host::Intent;
+use roost::model::id::{PLATFORM_TEAM, SandboxId};
+use roost::model::operation::OperationKind;
+use roost::model::sandbox::SandboxStatus;
+use roost::store::journal::Actor;
+use roost::store::lifecycle::{NewSandbox, Wish};
+use roost::store::writer::Command;
+
+impl World {
+    pub(crate) fn user(&mut self) {
+        if !self.stormy {
+            return;
+        }
+        let usual = 240 * SECOND / self.machines.len() as u64;
+        let after = self.chance.within(SECOND, usual * self.pace);
+        self.after(after, Event::User);
+        let now = self.now();
+        let Some(history) = &self.history else { return };
+        let alive = |(id, row): (&SandboxId, &crate::history::Row)| {
+            let over = matches!(row.status, SandboxStatus::Stopped);
+            (!over).then_some((*id, row.status))
+        };
+        let rows: Vec<(SandboxId, SandboxStatus)> = history.rows.iter().filter_map(alive).collect();
+        let few = rows.len() < self.machines.len() * 7;
+        let create = few && self.chance.permille(600) || self.chance.permille(100);
+        let picked = self.chance.pick(&rows).copied();
+        let dice = self.chance.within(0, 100);
+        let (timeout, vcpus) = (self.chance.within(0, 1200), self.chance.within(1, 3) as u32);
+        let Some(plane) = self.plane.as_mut() else { return };
+        match picked.filter(|_| !create) {
+            None => {
+                let new = NewSandbox {
+                    team: PLATFORM_TEAM,
+                    template: "minimal".to_owned(),
+                    vcpus,
+                    memory_mb: 512,
+                    timeout_sec: if timeout < 120 { 0 } else { timeout as u32 },
+                    disk_size_mb: 1024,
+                    actor: somebody(),
+                };
+                let told = Told::Created;
+                plane.ask(now, told, |reply| Command::CreateSandbox(Box::new(new), reply));
+            }
+            Some((sandbox, status)) => {
+                let kind = match (status, dice) {
+                    (_, 0..12) => OperationKind::Destroy,
+                    (SandboxStatus::Error, 0..60) => OperationKind::Destroy,
+                    (SandboxStatus::Paused, _) => OperationKind::Resume,
+                    (_, _) => OperationKind::Pause,
+                };
+                self.wish(sandbox, kind);
+            }
+        }
+    }
+
+    /// Somebody resumes a sandbox while its host is asked for its list.
+    pub(crate) fn perhaps_meddle(&mut self, host: usize) {
+        if !self.stormy || !self.chance.permille(30) {
+            return;
+        }
+        let Some(history) = &self.history else { return };
+        let id = self.machines[host].id;
+        let paused = history
+            .rows
+            .iter()
+            .filter(|(_, row)| row.host == id && row.status == SandboxStatus::Paused);
+        let paused: Vec<SandboxId> = paused.map(|(id, _)| *id).collect();
+        if let Some(sandbox) = self.chance.pick(&paused).copied() {
+            let after = self.chance.within(0, SECOND);
+            self.after(after, Event::Wish(sandbox, OperationKind::Resume));
+        }
+    }
+
+    pub(crate) fn wish(&mut self, sandbox: SandboxId, kind: OperationKind) {
+        let now = self.now();
+        let Some(plane) = self.plane.as_mut() else { return };
+        let wish = Wish { sandbox, kind, team: None, actor: somebody() };
+        plane.ask(now, Told::Begun, |reply| Command::Begin(Box::new(wish), reply));
+    }
+
+    pub(crate) fn operator(&mut self) {
+        let after = self.chance.within(5 * MINUTE, 40 * MINUTE);
+        self.after(after, Event::Operator);
+        let now = self.now();
+        let host = self.chance.within(0, self.machines.len() as u64) as usize;
+        let drains = self.stormy && self.chance.permille(400);
+        let intent = if drains { Intent::Draining } else { Intent::Active };
+        let id = self.machines[host].id;
+        if let Some(plane) = &mut self.plane {
+            plane.order(now, Command::SetIntent(id, intent, somebody(), Box::new(|_| {})));
+            plane.tell(now, Input::ProbeNow(id));
+        }
+    }
+}
+
+pub(crate) fn somebody() -> Actor {
+    Actor { kind: ActorType::ApiKey, id: None, name: Some("simulated".to_owned()) }
+}

@@ -1,0 +1,607 @@
+//! Owns the world of a simulation: hosts and their agents, the network, users, operators,
+//! the clocks, and the control plane among them; one event after the other, from one seed.
+//!
+//! Never: threads, sleeps, the machine's clock or chance. What must hold is in `judge`.
+
+use crate::agent::{Agent, Arrived, Later};
+use crate::chance::Chance;
+use crate::defect::Defect;
+use crate::fleet::{ram_dir, settlers};
+use crate::history::History;
+use crate::plane::{Plane, Told, wal_of};
+use roost::agent::client::CallError;
+use roost::clock::{Clock, ManualClock, Reading};
+use roost::model::id::{HostId, OpId, SandboxId};
+use roost::model::operation::OperationKind;
+use roost::model::policy::{Policy, ZombiePolicy};
+use roost::model::probe::{Details, Probe};
+use roost::model::time::{Now, Wall};
+use roost::plan::report::ReportKind;
+use roost::store::Connection;
+use roost::store::lifecycle::Begun;
+use roost::store::writer::Command;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// When every simulation begins: 2026-05-17T06:40:00Z.
+pub(crate) const BEGIN: Wall = Wall(1_779_000_000_000);
+
+pub(crate) const SECOND: u64 = 1_000;
+pub(crate) const MINUTE: u64 = 60 * SECOND;
+
+/// How long faults strike, and users act, in a world that has no rest; a quieter one takes
+/// longer.
+pub(crate) const STORM_MS: u64 = 120 * MINUTE;
+
+/// After the last fault everything must be in order again within this: the longest
+/// deadline of an operation and what follows it.
+pub(crate) const CALM_MS: u64 = 25 * MINUTE;
+
+/// From then on no sandbox pauses by itself: what is compared must not move.
+pub(crate) const RESTFUL_AFTER_MS: u64 = 15 * MINUTE;
+
+/// How long a host token is valid here; seven days in reality.
+pub(crate) const TOKEN_LIFE: Duration = Duration::from_secs(40 * 60);
+
+/// What an agent waits for an answer to a probe, as `roost serve` does by default.
+pub(crate) const PROBE_TIMEOUT_MS: u64 = 8 * SECOND;
+
+/// A sleep that is so short is as good as none, and counts as silence.
+pub(crate) const UNNOTICED_MS: u64 = 5 * SECOND;
+pub(crate) const CONNECT_TIMEOUT_MS: u64 = 2 * SECOND;
+
+/// The way between the control plane and one host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Link {
+    /// Calls arrive.
+    pub(crate) calls: bool,
+    /// Their answers come back.
+    pub(crate) answers: bool,
+    /// Heartbeats and reports arrive.
+    pub(crate) beats: bool,
+    /// How long one way takes at most.
+    pub(crate) delay_ms: u64,
+    /// Of a thousand messages so many are lost.
+    pub(crate) lost: u64,
+    /// The agent stands still until then.
+    pub(crate) hung_until: u64,
+    /// Another host has its address.
+    pub(crate) taken_by: Option<usize>,
+}
+
+impl Link {
+    pub(crate) const GOOD: Link = Link {
+        calls: true,
+        answers: true,
+        beats: true,
+        delay_ms: 20,
+        lost: 0,
+        hung_until: 0,
+        taken_by: None,
+    };
+}
+
+/// The side of an agent that talks to the control plane.
+pub(crate) struct Heart {
+    pub(crate) failures: u32,
+    /// It beats no more until somebody starts it again.
+    pub(crate) over: bool,
+    /// It is busy pausing everything until then.
+    pub(crate) pausing_until: u64,
+    pub(crate) token_expires_at: Wall,
+    pub(crate) refresh_token: [u8; 32],
+}
+
+/// One host.
+pub(crate) struct Machine {
+    pub(crate) id: HostId,
+    pub(crate) agent: Agent,
+    pub(crate) link: Link,
+    pub(crate) heart: Heart,
+    /// How far its clock is ahead.
+    pub(crate) skew_ms: i64,
+    /// Its agent is new enough to report what it does.
+    pub(crate) reports: bool,
+    /// When it was last heard by the plane that runs.
+    pub(crate) heard_ms: Option<u64>,
+    /// How often it was asked for each operation.
+    pub(crate) asked: BTreeMap<OpId, u32>,
+    /// When it was first asked to create each sandbox.
+    pub(crate) create_asked_ms: BTreeMap<SandboxId, u64>,
+}
+
+/// Something that happens at its time.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The last says whether another one follows after the interval.
+    Beat(usize, u32, bool),
+    /// A question arrives at a host that had this boot when it was sent.
+    Listed(usize, u64, u64),
+    Called(usize, u64, SandboxId, Arrived),
+    /// What is under way to the plane of this life.
+    Answer(u64, u64, Probe),
+    Result(u64, u64, Result<Option<Details>, CallError>),
+    Agent(usize, u32, Later),
+    Report(usize, ReportKind, SandboxId, Wall),
+    Write(u64),
+    User,
+    /// Somebody wants this done with that sandbox.
+    Wish(SandboxId, OperationKind),
+    Operator,
+    Strike,
+    Heal(usize, Heal),
+    AgentStarts(usize, u32),
+    PlaneStarts,
+    Wakes,
+    Unlock(u64),
+}
+
+/// What ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Heal {
+    Link,
+    Address,
+}
+
+/// Whether the control plane hears anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attention {
+    Listening,
+    Down,
+    Asleep,
+}
+
+/// How the control plane ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    InOrder,
+    Killed,
+    PowerLost,
+}
+
+pub(crate) struct World {
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) plane: Option<Plane>,
+    pub(crate) history: Option<History>,
+    pub(crate) violations: Vec<String>,
+    pub(crate) policy: Policy,
+    /// When the plane last began to listen.
+    pub(crate) listening_ms: u64,
+    /// Somebody moved the clock on the wall.
+    pub(crate) clock_moved: bool,
+    /// Zombies that were reported.
+    pub(crate) zombies: BTreeSet<SandboxId>,
+    pub(crate) defect: Option<Defect>,
+    pub(crate) disk_failed_ms: u64,
+    pub(crate) trace: Option<Vec<String>>,
+    pub(crate) clock: ManualClock,
+    pub(crate) began_ms: u64,
+    pub(crate) chance: Chance,
+    pub(crate) seed: u64,
+    pub(crate) pace: u64,
+    pub(crate) life: u64,
+    pub(crate) boots: u64,
+    pub(crate) db: PathBuf,
+    pub(crate) dir: TempDir,
+    pub(crate) dbs: u32,
+    pub(crate) agenda: BTreeMap<(u64, u64), Event>,
+    pub(crate) events: u64,
+    pub(crate) attention: Attention,
+    pub(crate) awake_at: u64,
+    pub(crate) asleep_since: u64,
+    pub(crate) writing: bool,
+    pub(crate) stalled_until: u64,
+    pub(crate) locker: Option<Connection>,
+    pub(crate) stormy: bool,
+    pub(crate) tls: bool,
+}
+
+/// What came of a simulation.
+pub(crate) struct Course {
+    pub(crate) violations: Vec<String>,
+    pub(crate) trace: Vec<String>,
+    pub(crate) host_hours: f64,
+    pub(crate) revisions: u64,
+}
+
+/// How much slower than restless a world is; most are quiet, as in reality.
+pub(crate) fn pace_of(seed: u64) -> u64 {
+    [1, 1, 4, 16][(seed % 4) as usize]
+}
+
+/// Plays one seed to its end, or to the first violation.
+pub(crate) fn play(seed: u64, pace: u64, defect: Option<Defect>, traced: bool) -> Course {
+    let mut world = World::new(seed, pace, defect, traced);
+    world.weather();
+    let hosts = world.machines.len() as f64;
+    let host_hours = hosts * world.now_ms() as f64 / (60 * MINUTE) as f64;
+    let revisions = world.history.as_ref().map_or(0, |history| history.revision);
+    let (violations, trace) = (world.violations, world.trace.unwrap_or_default());
+    Course { violations, trace, host_hours, revisions }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, pace: u64, defect: Option<Defect>, traced: bool) -> World {
+        let mut chance = Chance::new(seed);
+        let dir = ram_dir();
+        let db = dir.path().join("0.db");
+        let clock = ManualClock::new(BEGIN);
+        let mut policy = Policy::default();
+        if chance.permille(400) {
+            policy.zombies = ZombiePolicy::Destroy;
+        }
+        let count = chance.within(1, 8 + 2 * pace) as usize;
+        let tls = chance.permille(500);
+        let began_ms = clock.boot_ms();
+        let machines = settlers(&db, &policy, count, seed, &mut chance, clock.now());
+        World {
+            machines,
+            plane: None,
+            history: None,
+            violations: Vec::new(),
+            policy,
+            listening_ms: 0,
+            clock_moved: false,
+            zombies: BTreeSet::new(),
+            defect,
+            disk_failed_ms: 0,
+            trace: traced.then(Vec::new),
+            clock,
+            began_ms,
+            chance,
+            seed,
+            pace,
+            life: 0,
+            boots: 0,
+            db,
+            dir,
+            dbs: 0,
+            agenda: BTreeMap::new(),
+            events: 0,
+            attention: Attention::Down,
+            awake_at: 0,
+            asleep_since: 0,
+            writing: false,
+            stalled_until: 0,
+            locker: None,
+            stormy: true,
+            tls,
+        }
+    }
+
+    /// Storm, then calm, then everything must be in order.
+    pub(crate) fn weather(&mut self) {
+        self.start_plane();
+        for host in 0..self.machines.len() {
+            let at = self.chance.within(0, 30 * SECOND);
+            self.after(at, Event::Beat(host, 0, true));
+        }
+        self.after(SECOND, Event::User);
+        self.after(MINUTE, Event::Strike);
+        self.after(5 * MINUTE, Event::Operator);
+        let storm_ms = STORM_MS + STORM_MS * (self.pace - 1) / 3;
+        self.pass_until(storm_ms);
+        if self.violations.is_empty() {
+            self.calm_down();
+            self.pass_until(storm_ms + RESTFUL_AFTER_MS);
+            self.machines.iter_mut().for_each(|machine| machine.agent.restful = true);
+            self.pass_until(storm_ms + CALM_MS);
+        }
+        if self.violations.is_empty() {
+            self.judge_end();
+        }
+    }
+
+    /// Every fault ends, and somebody walks up to whatever waits for that.
+    pub(crate) fn calm_down(&mut self) {
+        self.note(|| "the storm is over".to_owned());
+        self.stormy = false;
+        self.unlock();
+        self.stalled_until = 0;
+        for host in 0..self.machines.len() {
+            self.machines[host].link = Link::GOOD;
+            if self.machines[host].heart.over {
+                // Nobody is there at once, and the silence until then tells.
+                self.end_agent(host, false, 2 * MINUTE);
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// Milliseconds since it began, whoever slept.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock.boot_ms() - self.began_ms
+    }
+
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
+        let at_s = self.now_ms() as f64 / 1000.0;
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{at_s:>10.3} s  {}", line()));
+        }
+    }
+
+    pub(crate) fn wrong(&mut self, what: String) {
+        self.note(|| format!("!! {what}"));
+        let at_s = self.now_ms() as f64 / 1000.0;
+        self.violations.push(format!("at {at_s} s: {what}"));
+    }
+
+    pub(crate) fn machine_of(&self, host: HostId) -> usize {
+        self.machines.iter().position(|machine| machine.id == host).expect("a host of ours")
+    }
+
+    pub(crate) fn after(&mut self, span_ms: u64, event: Event) {
+        self.at(self.now_ms() + span_ms, event);
+    }
+
+    pub(crate) fn at(&mut self, at_ms: u64, event: Event) {
+        self.events += 1;
+        self.agenda.insert((at_ms, self.events), event);
+    }
+
+    pub(crate) fn pass_until(&mut self, until_ms: u64) {
+        while self.violations.is_empty() {
+            let event = self.agenda.first_key_value().map_or(u64::MAX, |((at, _), _)| *at);
+            let wake = self.plane_wakes_at();
+            let at_ms = event.min(wake);
+            if at_ms > until_ms {
+                break;
+            }
+            self.pass_to(at_ms);
+            if event <= wake
+                && let Some((_, event)) = self.agenda.pop_first()
+            {
+                self.happen(event);
+            }
+            self.settle();
+        }
+        self.pass_to(until_ms.max(self.now_ms()));
+    }
+
+    pub(crate) fn pass_to(&mut self, at_ms: u64) {
+        let span = Duration::from_millis(at_ms.saturating_sub(self.now_ms()));
+        match self.attention {
+            Attention::Listening | Attention::Down => self.clock.advance(span),
+            Attention::Asleep => self.clock.suspend(span),
+        }
+    }
+
+    pub(crate) fn plane_wakes_at(&mut self) -> u64 {
+        let (now, now_ms) = (self.now().mono, self.now_ms());
+        match (self.attention, self.plane.as_mut()) {
+            (Attention::Listening, Some(plane)) => {
+                let wake = plane.next_wake().since(now);
+                now_ms.saturating_add(u64::try_from(wake.as_millis()).unwrap_or(u64::MAX))
+            }
+            (Attention::Listening | Attention::Down | Attention::Asleep, _) => u64::MAX,
+        }
+    }
+
+    /// Lets the plane do what it wants, and carries that outside.
+    pub(crate) fn settle(&mut self) {
+        if self.attention != Attention::Listening {
+            return;
+        }
+        let reading = Reading::of(&self.clock);
+        let Some(plane) = self.plane.as_mut() else { return };
+        plane.settle(reading);
+        let (wants, told) = (std::mem::take(&mut plane.wants), std::mem::take(&mut plane.told));
+        let queued = plane.has_queue();
+        let judged = std::mem::take(&mut plane.judged);
+        wants.into_iter().for_each(|want| self.send(want));
+        told.into_iter().for_each(|told| self.hear(told));
+        judged.into_iter().for_each(|host| self.perhaps_returns(host));
+        if queued && !self.writing {
+            self.writing = true;
+            let usual = if self.chance.permille(200) { self.chance.within(1, 50) } else { 0 };
+            let at = self.stalled_until.max(self.now_ms() + usual);
+            self.at(at, Event::Write(self.life));
+        }
+    }
+
+    pub(crate) fn happen(&mut self, event: Event) {
+        let for_plane = match &event {
+            Event::Answer(..)
+            | Event::Result(..)
+            | Event::Report(..)
+            | Event::Write(_)
+            | Event::User
+            | Event::Wish(..)
+            | Event::Operator => true,
+            Event::Beat(..)
+            | Event::Listed(..)
+            | Event::Called(..)
+            | Event::Agent(..)
+            | Event::Strike
+            | Event::Heal(..)
+            | Event::AgentStarts(..)
+            | Event::PlaneStarts
+            | Event::Wakes
+            | Event::Unlock(_) => false,
+        };
+        if for_plane && self.attention == Attention::Asleep {
+            // It waits in a buffer until somebody reads it.
+            return self.at(self.awake_at, event);
+        }
+        match event {
+            Event::Beat(host, boot, again) => self.beat(host, boot, again),
+            Event::Listed(host, life, number) => self.listed(host, life, number),
+            Event::Called(host, life, sandbox, call) => self.called(host, life, sandbox, call),
+            Event::Answer(life, number, probe) => self.answered(life, number, probe),
+            Event::Result(life, number, result) => self.call_ended(life, number, result),
+            Event::Agent(host, boot, later) => self.agent_acts(host, boot, later),
+            Event::Report(host, kind, sandbox, at) => self.report(host, kind, sandbox, at),
+            Event::Write(life) => self.write(life),
+            Event::User => {
+                self.judge_silence();
+                self.user();
+            }
+            Event::Wish(sandbox, kind) => self.wish(sandbox, kind),
+            Event::Operator => self.operator(),
+            Event::Strike => self.strike(),
+            Event::Heal(host, heal) => self.heal(host, heal),
+            Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
+            Event::PlaneStarts => self.start_plane(),
+            Event::Wakes => {
+                self.attention = Attention::Listening;
+                self.note(|| "the control plane's machine wakes up".to_owned());
+                if self.now_ms() - self.asleep_since > UNNOTICED_MS {
+                    self.listening_ms = self.now_ms();
+                }
+            }
+            Event::Unlock(life) if life == self.life => self.unlock(),
+            Event::Unlock(_) => {}
+        }
+    }
+}
+
+// The control plane.
+impl World {
+    pub(crate) fn start_plane(&mut self) {
+        self.life += 1;
+        let now = self.now();
+        let boot = self.boots.to_string();
+        let ids = (self.seed, self.life);
+        let plane = Plane::start(&self.db, &self.policy, ids, &boot, now, self.defect);
+        let history = History::of(&self.db, &self.policy);
+        if let Some(before) = self.history.take()
+            && (before.revision, &before.rows) != (history.revision, &history.rows)
+        {
+            self.wrong("a restart found something else than was left".to_owned());
+        }
+        self.history = Some(history);
+        self.plane = Some(plane);
+        self.attention = Attention::Listening;
+        self.listening_ms = self.now_ms();
+        self.writing = false;
+        self.machines.iter_mut().for_each(|machine| machine.heard_ms = None);
+        let life = self.life;
+        self.note(|| format!("the control plane starts for the {life}. time"));
+    }
+
+    pub(crate) fn end_plane(&mut self, how: End) {
+        let now = self.now();
+        let Some(mut plane) = self.plane.take() else { return };
+        self.note(|| format!("the control plane ends: {how:?}"));
+        self.unlock();
+        if how == End::InOrder {
+            plane.order(now, Command::Flush(Box::new(|_| {})));
+            // As `serve` does: what is cut off is no end in order.
+            if plane.is_idle() {
+                plane.order(now, Command::EndServing(Box::new(|_| {})));
+            }
+            plane.write();
+            self.follow(&mut plane);
+        }
+        let mut wrong = Vec::new();
+        if let Some(history) = &mut self.history {
+            history.verify(&mut wrong);
+        }
+        wrong.into_iter().for_each(|what| self.wrong(what));
+        if how == End::PowerLost {
+            self.boots += 1;
+            self.lose_power(&plane);
+        }
+        self.attention = Attention::Down;
+    }
+
+    /// Of what was not synced, some is lost: the log ends somewhere.
+    pub(crate) fn lose_power(&mut self, plane: &Plane) {
+        let kept = self.chance.within(plane.synced_bytes, plane.log_bytes() + 1);
+        self.dbs += 1;
+        let db = self.dir.path().join(format!("{}.db", self.dbs));
+        std::fs::copy(&self.db, &db).expect("the database can be copied");
+        if let Ok(mut log) = std::fs::read(wal_of(&self.db)) {
+            log.truncate(kept as usize);
+            std::fs::write(wal_of(&db), log).expect("the log can be written");
+        }
+        self.history = None;
+        self.db = db;
+        let left = History::of_writable(&self.db, &self.policy);
+        if left.revision < plane.acknowledged {
+            let (revision, told) = (left.revision, plane.acknowledged);
+            self.wrong(format!("revision {told} was acknowledged, {revision} is left"));
+        }
+    }
+
+    pub(crate) fn write(&mut self, life: u64) {
+        if life != self.life {
+            return;
+        }
+        self.writing = false;
+        let Some(mut plane) = self.plane.take() else { return };
+        plane.write();
+        self.follow(&mut plane);
+        self.plane = Some(plane);
+    }
+
+    /// A host that was just judged may be heard at that very moment, while the disk is slow.
+    pub(crate) fn perhaps_returns(&mut self, host: HostId) {
+        let host = self.machine_of(host);
+        let hangs = self.machines[host].link.hung_until > self.now_ms();
+        if hangs || !self.chance.permille(300) {
+            return;
+        }
+        self.stalled_until = self.stalled_until.max(self.now_ms() + 200);
+        self.machines[host].link = Link::GOOD;
+        let boot = self.machines[host].agent.boot;
+        self.after(100, Event::Beat(host, boot, false));
+    }
+
+    /// Holds what was committed against what is true.
+    pub(crate) fn follow(&mut self, plane: &mut Plane) {
+        let mut wrong = Vec::new();
+        let changes = match &mut self.history {
+            Some(history) => history.follow(plane.revision(), &mut wrong),
+            None => Vec::new(),
+        };
+        wrong.into_iter().for_each(|what| self.wrong(what));
+        changes.iter().for_each(|change| self.judge(change));
+    }
+
+    /// Whether what Roost decided may not be written yet.
+    pub(crate) fn writes_wait(&self) -> bool {
+        self.locker.is_some() || self.writing
+    }
+
+    pub(crate) fn perhaps_regret(&mut self, sandbox: SandboxId) {
+        if self.stormy && self.chance.permille(70) {
+            let after = self.chance.within(10, 6 * SECOND);
+            self.after(after, Event::Wish(sandbox, OperationKind::Destroy));
+        }
+    }
+
+    pub(crate) fn unlock(&mut self) {
+        if self.locker.take().is_some() {
+            self.disk_failed_ms = self.now_ms();
+            self.note(|| "the disk can be written again".to_owned());
+        }
+        if let Some(plane) = &mut self.plane {
+            plane.failing = false;
+        }
+    }
+
+    pub(crate) fn hear(&mut self, told: Told) {
+        match told {
+            Told::Created(Ok((sandbox, work))) => {
+                let (id, host) = (sandbox.id, work.host);
+                self.note(|| format!("a user creates {id} on {host}"));
+                self.perhaps_regret(id);
+            }
+            Told::Created(Err(no_host)) => {
+                self.note(|| format!("no host for a user: {no_host:?}"));
+            }
+            Told::Begun(Begun::Started(sandbox, work)) => {
+                self.note(|| format!("a user wants to {} {}", work.kind, sandbox.id));
+                self.perhaps_regret(sandbox.id);
+            }
+            Told::Begun(_) => {}
+            Told::Refreshed(host, fresh, result) => self.refreshed(host, fresh, result),
+        }
+    }
+}
