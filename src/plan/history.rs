@@ -29,7 +29,8 @@ pub fn audit_of_transition(
     reason: &Reason,
     policy: &Policy,
 ) -> Option<(AuditAction, AuditStatus)> {
-    if policy.is_strict() && !is_told_by_agent(reason) {
+    let finding = Finding::of(reason);
+    if policy.is_strict() && !finding.told_by_agent {
         let paused_while_running = from == SandboxStatus::Running && to == SandboxStatus::Paused;
         return paused_while_running.then_some((AuditAction::Pause, AuditStatus::Info));
     }
@@ -37,7 +38,7 @@ pub fn audit_of_transition(
     if *reason == Reason::HostUnreachable || is_wish_come_true(from, to) {
         return None;
     }
-    if is_failure(reason) {
+    if finding.failed {
         return Some((AuditAction::Error, AuditStatus::Error));
     }
     match to {
@@ -77,55 +78,36 @@ fn is_wish_come_true(from: SandboxStatus, to: SandboxStatus) -> bool {
     }
 }
 
-/// Whether the agent itself said so, to an operation or unasked.
-fn is_told_by_agent(reason: &Reason) -> bool {
-    match reason {
-        Reason::OperationSucceeded
-        | Reason::OperationFailed
-        | Reason::SnapshotGone
-        | Reason::Reported => true,
-        Reason::HostUnreachable
-        | Reason::HeartbeatReceived
-        | Reason::Vanished
-        | Reason::Restored
-        | Reason::AutoPaused
-        | Reason::ListedPaused
-        | Reason::PresumedPaused
-        | Reason::Adopted
-        | Reason::ListedRunning
-        | Reason::NotStarted
-        | Reason::NotResumed
-        | Reason::PauseFinished
-        | Reason::DestroyFinished
-        | Reason::Requested
-        | Reason::HostDeleted
-        | Reason::Other(_) => false,
-    }
+/// What a reason says of how a wish ended.
+struct Finding {
+    /// The agent itself said so, to an operation or unasked.
+    told_by_agent: bool,
+    /// The wish failed.
+    failed: bool,
 }
 
-/// Whether a wish failed.
-fn is_failure(reason: &Reason) -> bool {
-    match reason {
-        Reason::OperationFailed
-        | Reason::SnapshotGone
-        | Reason::NotStarted
-        | Reason::NotResumed => true,
-        Reason::HostUnreachable
-        | Reason::HeartbeatReceived
-        | Reason::Vanished
-        | Reason::Restored
-        | Reason::AutoPaused
-        | Reason::ListedPaused
-        | Reason::PresumedPaused
-        | Reason::Adopted
-        | Reason::ListedRunning
-        | Reason::PauseFinished
-        | Reason::DestroyFinished
-        | Reason::Reported
-        | Reason::Requested
-        | Reason::OperationSucceeded
-        | Reason::HostDeleted
-        | Reason::Other(_) => false,
+impl Finding {
+    const fn of(reason: &Reason) -> Finding {
+        let (told_by_agent, failed) = match reason {
+            Reason::OperationFailed | Reason::SnapshotGone => (true, true),
+            Reason::OperationSucceeded | Reason::Reported => (true, false),
+            Reason::NotStarted | Reason::NotResumed => (false, true),
+            Reason::HostUnreachable
+            | Reason::HeartbeatReceived
+            | Reason::Vanished
+            | Reason::Restored
+            | Reason::AutoPaused
+            | Reason::ListedPaused
+            | Reason::PresumedPaused
+            | Reason::Adopted
+            | Reason::ListedRunning
+            | Reason::PauseFinished
+            | Reason::DestroyFinished
+            | Reason::Requested
+            | Reason::HostDeleted
+            | Reason::Other(_) => (false, false),
+        };
+        Finding { told_by_agent, failed }
     }
 }
 
