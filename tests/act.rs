@@ -16,14 +16,12 @@ mod stubbed;
 
 use expect_test::{Expect, expect};
 use roost::agent::wire::{ConnectCode, Method};
-use roost::clock::SystemClock;
-use roost::sim::{AnswerFault, Faults, FleetOptions, Habits, Initially, SimFleet};
+use roost::sim::{AnswerFault, Faults, Habits, SimFleet};
 use serde_json::{Value, json};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 use support::server::Serving;
-use support::{Done, Home, PATIENCE, host, sandbox};
+use support::{Done, Home, PATIENCE, host, sandbox, sim_fleet};
 
 /// Longer than any test: what takes so long does not end by itself.
 const FOREVER: Duration = Duration::from_secs(3600);
@@ -37,16 +35,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let fleet = SimFleet::start(&FleetOptions {
-            hosts: 1,
-            sandboxes: 0,
-            base_port: 0,
-            initially: Initially::Running,
-            habits: Habits::default(),
-            seed: 1,
-            clock: Arc::new(SystemClock),
-        });
-        let fleet = fleet.unwrap();
+        let fleet = sim_fleet(1, 0);
         let sim = &fleet.hosts()[0];
         let home = Home::with(&json!({"hosts": [{"id": sim.id().to_string(), "status": "online",
             "address": sim.address().to_string(), "heartbeat_age_s": 5, "cpu_cores": 4,

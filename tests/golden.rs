@@ -16,18 +16,16 @@ mod names;
 mod support;
 
 use names::Names;
-use roost::clock::SystemClock;
-use roost::sim::{FleetOptions, Habits, Initially, SimFleet};
+use roost::sim::SimFleet;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 use support::client::Answer;
 use support::server::Serving;
-use support::{Home, PATIENCE, eventually};
+use support::{Home, PATIENCE, eventually, sim_fleet};
 
 /// Headers that say nothing about the answer, or differ every time.
 const HEADERS_LEFT_OUT: [&str; 3] = ["content-length", "connection", "date"];
@@ -119,18 +117,10 @@ struct Stage {
 
 impl Stage {
     fn new(flags: &[&str]) -> Stage {
-        let fleet = SimFleet::start(&FleetOptions {
-            hosts: 1,
-            sandboxes: 0,
-            base_port: 0,
-            initially: Initially::Running,
-            habits: Habits::default(),
-            seed: 1,
-            clock: Arc::new(SystemClock),
-        });
+        let fleet = sim_fleet(1, 0);
         let home = Home::new();
         let serving = home.serve(&[&FLAGS, flags].concat());
-        Stage { home, fleet: fleet.unwrap(), serving }
+        Stage { home, fleet, serving }
     }
 
     fn names(&self) -> Names {

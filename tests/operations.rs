@@ -8,14 +8,12 @@
 mod support;
 
 use roost::agent::wire::{ConnectCode, Method};
-use roost::clock::SystemClock;
 use roost::model::id::SandboxId;
-use roost::sim::{AnswerFault, Faults, FleetOptions, Habits, Initially, SimFleet, SimState};
+use roost::sim::{AnswerFault, Faults, Habits, SimFleet, SimState};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 use support::server::Serving;
-use support::{Home, PATIENCE, eventually};
+use support::{Home, PATIENCE, eventually, sim_fleet};
 
 /// One simulated host, and a server that knows it.
 struct World {
@@ -26,17 +24,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let habits = Habits::default();
-        let fleet = SimFleet::start(&FleetOptions {
-            hosts: 1,
-            sandboxes: 0,
-            base_port: 0,
-            initially: Initially::Running,
-            habits,
-            seed: 1,
-            clock: Arc::new(SystemClock),
-        });
-        let fleet = fleet.unwrap();
+        let fleet = sim_fleet(1, 0);
         let address = fleet.hosts()[0].address().to_string();
         let id = fleet.hosts()[0].id().to_string();
         let home = Home::with(&json!({"hosts": [{"id": id, "status": "online",

@@ -2,30 +2,19 @@
 
 use crate::browser::{Place, tools};
 use crate::support::server::Serving;
-use crate::support::{Home, host, sandbox};
+use crate::support::{Home, host, sandbox, sim_fleet};
 use crate::troubled::Troubled;
-use roost::clock::SystemClock;
 use roost::model::id::TeamId;
 use roost::model::sandbox::SandboxStatus;
-use roost::sim::{FleetOptions, Habits, Initially, SimFleet};
+use roost::sim::SimFleet;
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 /// Nobody is judged silent while a scene plays.
 const PATIENT: [&str; 4] = ["--startup-grace", "1h", "--unreachable-after", "1h"];
 
 /// Simulated hosts, and a database that knows them, its sandboxes as `change` leaves them.
 fn fleet(hosts: usize, sandboxes: usize, change: &dyn Fn(&mut Value)) -> (SimFleet, Home) {
-    let fleet = SimFleet::start(&FleetOptions {
-        hosts,
-        sandboxes,
-        base_port: 0,
-        initially: Initially::Running,
-        habits: Habits::default(),
-        seed: 1,
-        clock: Arc::new(SystemClock),
-    });
-    let fleet = fleet.unwrap();
+    let fleet = sim_fleet(hosts, sandboxes);
     let mut fixture = Vec::new();
     fleet.write_fixture(SandboxStatus::Running, &mut fixture).unwrap();
     let mut fixture: Value = serde_json::from_slice(&fixture).unwrap();

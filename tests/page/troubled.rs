@@ -2,11 +2,9 @@
 //! befell them since yesterday. Made for looking at.
 
 use crate::days::{Past, ago, write_past};
-use crate::support::{Home, host, sandbox};
-use roost::clock::SystemClock;
-use roost::sim::{Faults, FleetOptions, Habits, Initially, SimFleet, SimState};
+use crate::support::{Home, host, sandbox, sim_fleet};
+use roost::sim::{Faults, SimFleet, SimState};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 
 const HOSTS: u128 = 6;
@@ -40,16 +38,7 @@ impl Troubled {
     ];
 
     pub(crate) fn start() -> Troubled {
-        let agents = SimFleet::start(&FleetOptions {
-            hosts: HOSTS as usize,
-            sandboxes: 0,
-            base_port: 0,
-            initially: Initially::Running,
-            habits: Habits::default(),
-            seed: 1,
-            clock: Arc::new(SystemClock),
-        });
-        let agents = agents.unwrap();
+        let agents = sim_fleet(HOSTS as usize, 0);
         let boxes: Vec<Value> = (0..190).map(|n| row(&agents, n)).collect();
         agents.set_faults(2, Faults { closed: true, ..Faults::default() }).unwrap();
         agents.set_faults(3, Faults::slow(Duration::from_secs(60))).unwrap();

@@ -5,15 +5,12 @@
 
 use crate::support::server::Serving;
 use crate::support::token::forged;
-use crate::support::{Home, PATIENCE, eventually, host, sandbox};
+use crate::support::{Home, PATIENCE, eventually, host, sandbox, sim_fleet};
 use roost::agent::wire::Method;
-use roost::clock::SystemClock;
 use roost::sim::{
-    AnswerFault, Beat, Beater, BeaterOptions, Credentials, Faults, FleetOptions, Habits, Initially,
-    SimFleet, SimHost, SimState,
+    AnswerFault, Beat, Beater, BeaterOptions, Credentials, Faults, SimFleet, SimHost, SimState,
 };
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Nobody is probed but at the start and when somebody asks.
@@ -32,16 +29,8 @@ struct World {
 
 impl World {
     fn new(hosts: usize, flags: &[&str]) -> World {
-        let fleet = SimFleet::start(&FleetOptions {
-            hosts,
-            sandboxes: 0,
-            base_port: 0,
-            initially: Initially::Running,
-            habits: Habits::default(),
-            seed: 3,
-            clock: Arc::new(SystemClock),
-        });
-        let (home, fleet) = (Home::new(), fleet.unwrap());
+        let fleet = sim_fleet(hosts, 0);
+        let home = Home::new();
         let serving = home.serve(flags);
         let mut world = World { home, fleet, serving, hosts: Vec::new() };
         world.register();

@@ -6,16 +6,12 @@
 use crate::support::agents::{Agents, HungAgent, Says};
 use crate::support::client::Answer;
 use crate::support::server::Serving;
-use crate::support::{Home, PATIENCE, eventually, host, sandbox};
+use crate::support::{Home, PATIENCE, eventually, host, sandbox, sim_fleet};
 use roost::agent::wire::Method;
-use roost::clock::SystemClock;
-use roost::sim::{
-    AnswerFault, Faults, FleetOptions, Habits, Initially, SimFleet, SimHost, SimState,
-};
+use roost::sim::{AnswerFault, Faults, SimFleet, SimHost, SimState};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Nobody is probed but at the start and when somebody asks.
@@ -140,16 +136,7 @@ struct Held {
 
 impl Held {
     fn new(probe_timeout: &str) -> Held {
-        let fleet = SimFleet::start(&FleetOptions {
-            hosts: 1,
-            sandboxes: 0,
-            base_port: 0,
-            initially: Initially::Running,
-            habits: Habits::default(),
-            seed: 5,
-            clock: Arc::new(SystemClock),
-        });
-        let fleet = fleet.unwrap();
+        let fleet = sim_fleet(1, 0);
         fleet.set_faults(0, Faults::answering_to(Method::List, AnswerFault::Held)).unwrap();
         let address = fleet.hosts()[0].address().to_string();
         let home = Home::with(&json!({"hosts": [online(1, &address)], "sandboxes": []}));

@@ -13,11 +13,14 @@ pub mod server;
 pub mod token;
 pub mod truth;
 
+use roost::clock::SystemClock;
 use roost::model::id::{HostId, SandboxId};
+use roost::sim::{FleetOptions, Habits, Initially, SimFleet};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -44,6 +47,20 @@ pub fn host(n: u128) -> String {
 /// The id of sandbox number `n`.
 pub fn sandbox(n: u128) -> String {
     SandboxId::from_u128(n).to_string()
+}
+
+/// Simulated hosts with the usual habits on free ports, with so many running sandboxes each.
+pub fn sim_fleet(hosts: usize, sandboxes: usize) -> SimFleet {
+    let options = FleetOptions {
+        hosts,
+        sandboxes,
+        base_port: 0,
+        initially: Initially::Running,
+        habits: Habits::default(),
+        seed: 1,
+        clock: Arc::new(SystemClock),
+    };
+    SimFleet::start(&options).unwrap()
 }
 
 /// A data directory of its own, made by the first command that needs it, gone with the
