@@ -43,7 +43,8 @@ fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials 
     let now = ready.now().wall;
     let token = token::sign(&ready.tokens, host.id, now);
     let certificates = certificates(ready, &host, now);
-    let host = super::view::HostView::of(&host, &ready.presence);
+    // What a probe beside us found is no part of this answer.
+    let host = super::view::HostView::stored(&Host { probe_failure: None, ..host });
     Credentials { host, token, refresh_token, certificates }
 }
 

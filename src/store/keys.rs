@@ -145,10 +145,10 @@ impl Keys {
         self.lock().values().any(|entry| entry.key.id == id)
     }
 
-    /// All keys, the oldest first.
+    /// All keys, the oldest first; those of one millisecond by name.
     pub fn list(&self) -> Vec<ApiKey> {
         let mut keys: Vec<ApiKey> = self.lock().values().map(|entry| entry.key.clone()).collect();
-        keys.sort_by_key(|key| (key.created_at, key.id));
+        keys.sort_by(|a, b| (a.created_at, &a.name, a.id).cmp(&(b.created_at, &b.name, b.id)));
         keys
     }
 
