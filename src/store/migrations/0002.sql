@@ -11,4 +11,3 @@ CREATE TABLE api_keys (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX audit_logs_by_team ON audit_logs (team_id);
-CREATE INDEX audit_logs_by_resource ON audit_logs (resource_id);
