@@ -76,8 +76,9 @@ pub struct CheckReport {
     pub failed_probes: Vec<(HostId, ProbeFailure)>,
     /// Hosts that changed.
     pub host_transitions: Vec<(HostId, HostStatus, HostStatus, Reason)>,
-    /// Sandboxes that changed, in order of revisions.
-    pub transitions: Vec<(HostId, Written)>,
+    /// Sandboxes that changed, each host's in one list as it was written, in order of
+    /// revisions. A large fleet makes long lists; these never grow by being copied.
+    pub transitions: Vec<(HostId, Vec<Written>)>,
     /// What is held back.
     pub held: Vec<Held>,
     /// Sandboxes that run and should not.
@@ -100,6 +101,17 @@ impl CheckReport {
             zombies: Vec::new(),
             elapsed: Duration::ZERO,
         }
+    }
+
+    fn moved(&mut self, host: HostId, written: Vec<Written>) {
+        if !written.is_empty() {
+            self.transitions.push((host, written));
+        }
+    }
+
+    /// Sandboxes that changed, in order of revisions.
+    pub fn moves(&self) -> impl Iterator<Item = (HostId, &Written)> {
+        self.transitions.iter().flat_map(|(host, written)| written.iter().map(|t| (*host, t)))
     }
 
     /// Whether anything changed, or would have in a real run.
@@ -194,7 +206,8 @@ impl<'a> Pass<'a> {
         let began = self.clock.now();
         self.passive(began)?;
         self.active()?;
-        self.report.transitions.sort_by_key(|(_, written)| written.revision);
+        let first = |written: &[Written]| written.first().map(|t| t.revision);
+        self.report.transitions.sort_by_key(|(_, written)| first(written));
         self.report.elapsed = self.clock.now().mono.since(began.mono);
         self.writer.send(self.clock.now(), Command::Stop);
         if let Some(thread) = self.thread.take() {
@@ -232,7 +245,7 @@ impl<'a> Pass<'a> {
             if let Some((from, to, reason)) = applied.host_transition {
                 self.report.host_transitions.push((host, from, to, reason));
             }
-            self.report.transitions.extend(applied.transitions.into_iter().map(|t| (host, t)));
+            self.report.moved(host, applied.transitions);
         }
         Ok(())
     }
@@ -266,8 +279,7 @@ impl<'a> Pass<'a> {
                 schedule.handle(now, Input::Forget(host));
                 open -= 1;
             }
-            let moved = std::mem::take(&mut applied.transitions);
-            self.report.transitions.extend(moved.into_iter().map(|t| (host, t)));
+            self.report.moved(host, std::mem::take(&mut applied.transitions));
             if let Some(asked) = hosts.get_mut(&host) {
                 asked.ended(applied);
             }
