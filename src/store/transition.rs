@@ -67,6 +67,7 @@ impl Writer {
         actor: &Actor,
         now: Now,
     ) -> Result<u64, StoreError> {
+        self.tally.moved(from, Some(t.to));
         let (from, to) = (from.map(SandboxStatus::as_str), t.to.as_str());
         let mut journal = self.journal(now, actor);
         let revision = journal.event(&Event {
