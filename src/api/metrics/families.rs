@@ -194,9 +194,39 @@ families! {
         "1, with what is built as labels.";
 }
 
-/// The table of docs/metrics.md.
-pub fn table() -> String {
-    let mut out = "| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
+/// What stands before the table in docs/metrics.md.
+const INTRODUCTION: &str = "# Metrics
+
+<!-- Written from src/api/metrics/families.rs by tests/metrics.rs; `UPDATE_EXPECT=1 cargo test --test metrics` renews it. -->
+
+`GET /metrics` answers in Prometheus' text format, version 0.0.4. It needs no key, like \
+`/healthz` and `/readyz`, so no label names a host or a sandbox: which one it is, `roost hosts`, \
+`roost sandboxes` and `roost events` say. Where the figures are nobody's business, let the \
+address be reached by agents and operators only.
+
+```yaml
+scrape_configs:
+  - job_name: roost
+    static_configs: [{targets: [\"127.0.0.1:8000\"]}]
+```
+
+[contrib/prometheus/alerts.yml](../contrib/prometheus/alerts.yml) has rules for what should \
+wake somebody, [contrib/grafana/roost.json](../contrib/grafana/roost.json) a dashboard, and \
+[operate.md](operate.md) what to do.
+
+- Counters begin at 0 with the process. Every value of a label is there from the start.
+- Sandboxes are counted when they are asked for first; from then on the writer adds up what \
+moves, so a scrape costs the same with ten sandboxes and with a million.
+- While the database is busy or damaged, what only it knows (`roost_hosts`, \
+`roost_sandboxes`, `roost_operations_unfinished` and the like) has no samples; everything else \
+goes on. One scrape at a time asks it. Before the database is open `/metrics` answers 503.
+
+";
+
+/// The whole text of docs/metrics.md.
+pub fn reference() -> String {
+    let mut out = INTRODUCTION.to_owned();
+    out.push_str("| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
     for family in ALL {
         let labels: Vec<String> = family.labels.iter().map(described).collect();
         let (name, kind, unit, help) =

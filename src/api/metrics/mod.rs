@@ -133,8 +133,7 @@ fn read(
     out: &mut Scrape,
     now: Now,
 ) -> Result<(), StoreError> {
-    let space = ready.readers.space();
-    if let Ok(space) = &space {
+    if let Ok(space) = ready.readers.space() {
         out.one(&f::DATABASE_SIZE, space.database_bytes);
         out.one(&f::WAL_SIZE, space.log_bytes);
         out.one(&f::DISK_FREE, space.free_bytes);
@@ -149,13 +148,15 @@ fn read(
     let oldest = unfinished.oldest.map_or(Duration::ZERO, |at| now.wall.since(at));
     out.one(&f::OPERATIONS_OLDEST, seconds(oldest));
     drop(reader);
-    let counted = match *base {
-        Some(counted) => counted,
-        None => Base::count(&ready.readers, &ready.writer, &ready.figures, now)?,
-    };
-    *base = Some(counted);
-    out.each(&f::SANDBOXES, counted.now(&ready.figures.tallied));
-    space.map(drop)
+    if base.is_none() {
+        // Needs the writer for a moment: while that waits for somebody else, readers answer.
+        match Base::count(&ready.readers, &ready.writer, &ready.figures, now) {
+            Ok(counted) => *base = Some(counted),
+            Err(error) => log::warn!("could not count sandboxes: {error}"),
+        }
+    }
+    base.iter().for_each(|base| out.each(&f::SANDBOXES, base.now(&ready.figures.tallied)));
+    Ok(())
 }
 
 /// What is known of hosts without the database.
