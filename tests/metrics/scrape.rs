@@ -366,3 +366,55 @@ fn a_damaged_database_still_has_figures_and_they_say_so() {
     assert_eq!(serving.get("/readyz").status, 503);
     serving.stop();
 }
+
+/// With HTTPS there is one metric more: until when its certificate counts, and again after
+/// the file was renewed.
+#[test]
+fn the_certificate_of_the_api_says_until_when_it_counts() {
+    let home = Home::new();
+    let write = |until_year: i32| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["tls.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(until_year, 1, 1);
+        let until = params.not_after.unix_timestamp();
+        let pem = |label: &str, der: &[u8]| {
+            use base64::Engine;
+            let digits = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN {label}-----\n{digits}\n-----END {label}-----\n")
+        };
+        let certificate = params.self_signed(&key).unwrap();
+        home.write("tls.key", &pem("PRIVATE KEY", key.serialized_der()));
+        home.write("tls.pem", &pem("CERTIFICATE", certificate.der()));
+        until
+    };
+    let mut until = write(2040);
+    let files = [home.path("tls.pem"), home.path("tls.key")];
+    let text = format!("tls_cert = {:?}\ntls_key = {:?}\n", files[0], files[1]);
+    home.write("roost.toml", &text);
+    let serving = Serving::start(home.command(&["serve", "--listen", "127.0.0.1:0"]));
+    for renewed in [2041, 2042] {
+        let wanted = format!("roost_api_certificate_expiry_timestamp_seconds {until}");
+        eventually(&format!("the line {wanted}"), || {
+            let text = secretly(serving.address, &files[0])?;
+            text.lines().any(|line| line == wanted).then_some(())
+        });
+        until = write(renewed);
+        serving.signal(rustix::process::Signal::HUP);
+    }
+    serving.stop();
+}
+
+/// What `/metrics` answers over TLS; `None` while it does not.
+fn secretly(address: std::net::SocketAddr, trusted: &std::path::Path) -> Option<String> {
+    use std::io::{Read, Write};
+    let config = roost::http::trust_in(trusted).unwrap();
+    let name = "tls.example".to_owned().try_into().unwrap();
+    let connection = rustls::ClientConnection::new(config, name).unwrap();
+    let stream = std::net::TcpStream::connect(address).ok()?;
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    let request = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.starts_with("HTTP/1.1 200").then_some(answer)
+}
