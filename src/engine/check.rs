@@ -14,7 +14,7 @@ use crate::model::probe::ProbeFailure;
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Now, Wall};
 use crate::plan::liveness::{MassGuard, Silence};
-use crate::plan::observation::AskAgain;
+use crate::plan::observation::{AskAgain, Zombie};
 use crate::plan::schedule::{Input, Schedule, Watch};
 use crate::store::StoreError;
 use crate::store::apply::{Applied, Probed, Written, keep_announcements};
@@ -249,7 +249,7 @@ impl<'a> Pass<'a> {
                 && self.options.host.is_none_or(|id| id == host.id);
             if let Some(address) = host.address.filter(|_| probed) {
                 schedule.handle(now, Input::Watch(host.id, Watch::Probed));
-                hosts.insert(host.id, Asked { address, looks: 0, last: None });
+                hosts.insert(host.id, Asked { address, looks: 0, observed: false, left: None });
             }
         }
         let mut open = hosts.len();
@@ -269,7 +269,7 @@ impl<'a> Pass<'a> {
             let moved = std::mem::take(&mut applied.transitions);
             self.report.transitions.extend(moved.into_iter().map(|t| (host, t)));
             if let Some(asked) = hosts.get_mut(&host) {
-                asked.last = Some(applied);
+                asked.ended(applied);
             }
         }
         self.summarize(hosts);
@@ -310,24 +310,43 @@ impl<'a> Pass<'a> {
 
     /// What the last look at each host left open.
     fn summarize(&mut self, hosts: HashMap<HostId, Asked>) {
-        let last: BTreeMap<HostId, Applied> =
-            hosts.into_iter().filter_map(|(host, asked)| Some((host, asked.last?))).collect();
-        for (host, applied) in last {
-            self.report.observations += usize::from(applied.observed);
-            self.report.failed_probes.extend(applied.failure.map(|failure| (host, failure)));
-            let held = applied.held.into_iter().map(Some);
+        self.report.observations = hosts.values().filter(|asked| asked.observed).count();
+        let left = hosts.into_iter().filter_map(|(host, asked)| Some((host, asked.left?)));
+        for (host, left) in left.collect::<BTreeMap<_, _>>() {
+            self.report.failed_probes.extend(left.failure.map(|failure| (host, failure)));
+            let held = left.held.into_iter().map(Some);
             self.report.held.extend(held.map(|sandbox| Held { host, sandbox, why: "mass_vanish" }));
-            let zombies = applied.zombies.into_iter();
+            let zombies = left.zombies.into_iter();
             self.report.zombies.extend(zombies.map(|zombie| (host, zombie.id, zombie.status)));
         }
     }
 }
 
-/// One host on its way through a pass.
+/// One host on its way through a pass: there may be ten thousand.
 struct Asked {
     address: AgentAddress,
     looks: u32,
-    last: Option<Applied>,
+    /// Whether the last look was applied.
+    observed: bool,
+    /// What it left open; `None` mostly.
+    left: Option<Box<Left>>,
+}
+
+/// What a look at a host left open.
+struct Left {
+    failure: Option<ProbeFailure>,
+    held: Vec<SandboxId>,
+    zombies: Vec<Zombie>,
+}
+
+impl Asked {
+    /// Keeps what is said at the end of the pass, unless another look follows.
+    fn ended(&mut self, applied: Applied) {
+        let Applied { failure, held, zombies, observed, .. } = applied;
+        self.observed = observed;
+        let nothing = failure.is_none() && held.is_empty() && zombies.is_empty();
+        self.left = (!nothing).then(|| Box::new(Left { failure, held, zombies }));
+    }
 }
 
 /// Hands an answer to the writer, and what came of it to the pass.

@@ -392,21 +392,20 @@ impl Writer {
     ) -> Result<Vec<Written>, StoreError> {
         let key = host.id.to_string();
         let mut written = Vec::with_capacity(plan.transitions.len());
+        let mut mover = self.mover(now, &Actor::SYSTEM)?;
         for t in &plan.transitions {
             let (id, team, from, to, reason) = (t.id, t.team, t.from, t.to, &t.reason);
-            let move_to = Move { host: host.id, key: &key, id, team, from, to, reason };
-            let revision = self.move_sandbox(&move_to, now)?;
-            if t.ends_operation
-                && let Some(work) = self.open_operation(host.id, t.id)?
-            {
+            let filled_by = t.filled_by.map(|at| &listing.sandboxes[at]);
+            let t = Move { host: host.id, key: &key, id, team, from, to, reason, filled_by };
+            let revision = mover.move_sandbox(&t)?;
+            written.push(Written { sandbox: id, from, to, reason: reason.clone(), revision });
+        }
+        drop(mover);
+        for t in plan.transitions.iter().filter(|t| t.ends_operation) {
+            if let Some(work) = self.open_operation(host.id, t.id)? {
                 self.close_operation(work.op, Some(t.reason.as_str()), now.wall)?;
                 self.expect_late_pause(&work, now);
             }
-            if let Some(at) = t.filled_by {
-                self.fill(&key, &listing.sandboxes[at], now)?;
-            }
-            let (sandbox, reason) = (t.id, t.reason.clone());
-            written.push(Written { sandbox, from: t.from, to: t.to, reason, revision });
         }
         Ok(written)
     }
@@ -450,33 +449,6 @@ impl Writer {
         Ok(begun)
     }
 
-    /// Fills a row that became running with what the agent says of it.
-    fn fill(
-        &mut self,
-        host: &str,
-        entry: &crate::model::probe::Listed,
-        now: Now,
-    ) -> Result<(), StoreError> {
-        let started = match entry.created_at_unix {
-            ..=0 => now.wall.0,
-            unix => unix.saturating_mul(1000),
-        };
-        let mut update = self.conn.prepare_cached(
-            "UPDATE sandboxes SET host_ip = coalesce(?3, host_ip), \
-             metadata = coalesce(?4, metadata), started_at = coalesce(started_at, ?5) \
-             WHERE host_id = ?1 AND id = ?2",
-        )?;
-        let details = &entry.details;
-        update.execute(params![
-            host,
-            entry.id.text().as_str(),
-            details.host_ip,
-            details.metadata,
-            started
-        ])?;
-        Ok(())
-    }
-
     fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
         let reason = Reason::Other("runs on the host".into());
         if plan.hold_began {
@@ -488,7 +460,7 @@ impl Writer {
         for zombie in plan.zombies.iter().filter(|z| z.new) {
             log::warn!("{} runs {}, which should not exist", host.id, zombie.id);
             let from = zombie.status.map(SandboxStatus::as_str);
-            self.journal(now, &Actor::SYSTEM).event(&Event {
+            self.journal(now, &Actor::SYSTEM)?.event(&Event {
                 kind: EventKind::SandboxZombie,
                 host: host.id,
                 sandbox: Some(zombie.id),
@@ -509,7 +481,7 @@ impl Writer {
         reason: &Reason,
         now: Now,
     ) -> Result<u64, StoreError> {
-        self.journal(now, &Actor::SYSTEM).event(&Event {
+        self.journal(now, &Actor::SYSTEM)?.event(&Event {
             kind,
             host: host.id,
             sandbox: None,
@@ -643,18 +615,16 @@ impl Writer {
         let mut applied = Applied::nothing(host.id);
         let lost = self.lost_with(&key, now)?;
         self.keep_announced(&key, self.revision + lost.len() as u64)?;
-        for (id, team, from) in lost {
-            let to = SandboxStatus::Missing;
-            let move_to = Move { host: host.id, key: &key, id, team, from, to, reason: &reason };
-            let revision = self.move_sandbox(&move_to, now)?;
-            applied.transitions.push(Written {
-                sandbox: id,
-                from,
-                to,
-                reason: reason.clone(),
-                revision,
-            });
+        let mut mover = self.mover(now, &Actor::SYSTEM)?;
+        for (sandbox, team, from) in lost {
+            let (to, reason) = (SandboxStatus::Missing, &reason);
+            let (host, key, id, filled_by) = (host.id, key.as_str(), sandbox, None);
+            let t = Move { host, key, id, team, from, to, reason, filled_by };
+            let revision = mover.move_sandbox(&t)?;
+            let reason = reason.clone();
+            applied.transitions.push(Written { sandbox, from, to, reason, revision });
         }
+        drop(mover);
         let lost = applied.transitions.len();
         log::warn!("{} is unreachable; {lost} sandboxes are missing", host.id);
         let metadata = format!(
@@ -707,7 +677,7 @@ impl Writer {
         let id = host.id.to_string();
         let resource = (ResourceType::Host, id.as_str());
         let audit = Audit { team: host.team_id, resource, action, status, metadata };
-        self.journal(now, &Actor::SYSTEM).audit(&audit).map(drop)
+        self.journal(now, &Actor::SYSTEM)?.audit(&audit).map(drop)
     }
 
     fn set_liveness(

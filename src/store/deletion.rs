@@ -109,9 +109,10 @@ impl Writer {
             from: sandbox.status,
             to: SandboxStatus::Stopped,
             reason: &Reason::HostDeleted,
+            filled_by: None,
         };
         let audit = Some(audit_of_wish(OperationKind::Destroy));
-        self.tell_move(&gone, Some(sandbox.status), audit, actor, now).map(drop)
+        self.mover(now, actor)?.tell_move(&gone, Some(sandbox.status), audit).map(drop)
     }
 
     fn journal_deletion(
@@ -122,7 +123,7 @@ impl Writer {
         now: Now,
     ) -> Result<(), StoreError> {
         let (from, to, reason) = (host.status(), "deleted", Reason::Requested);
-        let mut journal = self.journal(now, actor);
+        let mut journal = self.journal(now, actor)?;
         let revision = journal.event(&Event {
             kind: EventKind::HostDeleted,
             host: host.id,

@@ -80,7 +80,7 @@ impl Writer {
             rows::insert_host(&w.conn, &host)?;
             w.insert_registration_token(host.id, new.token, now.wall)?;
             let id = host.id.to_string();
-            w.journal(now, &new.actor).audit(&Audit {
+            w.journal(now, &new.actor)?.audit(&Audit {
                 team: host.team_id,
                 resource: (ResourceType::Host, &id),
                 action: AuditAction::Create,
@@ -189,7 +189,7 @@ impl Writer {
         let gone = || StoreError::BadRow(format!("{id} has a token and no row"));
         let mut host = self.host(id)?.ok_or_else(gone)?;
         let reason = Reason::Reported;
-        let mut journal = self.journal(now, &Actor::SYSTEM);
+        let mut journal = self.journal(now, &Actor::SYSTEM)?;
         host.revision = journal.event(&Event {
             kind: EventKind::HostRegistered,
             host: id,
@@ -208,6 +208,7 @@ impl Writer {
             status: AuditStatus::Success,
             metadata: &format!(r#"{{"address":{address}}}"#),
         })?;
+        drop(journal);
         let mut update =
             self.conn.prepare_cached("UPDATE hosts SET revision = ?2 WHERE id = ?1")?;
         update.execute(params![resource, host.revision as i64])?;

@@ -9,7 +9,7 @@ use crate::model::id::{HostId, Id, IdText, Kind, LogId, SandboxId, TeamId};
 use crate::model::sandbox::Reason;
 use crate::model::time::Wall;
 use ring::rand::{SecureRandom, SystemRandom};
-use rusqlite::{Connection, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 /// Random bytes for ids and tokens, fetched from their source in blocks.
 pub struct Random {
@@ -131,25 +131,46 @@ pub(super) struct Audit<'a> {
     pub(super) metadata: &'a str,
 }
 
-/// Writes history inside a transaction.
+/// Writes history inside a transaction. Its statements are fetched once, however many
+/// entries follow.
 pub(super) struct Journal<'a> {
-    pub(super) conn: &'a Connection,
-    pub(super) revision: &'a mut u64,
-    pub(super) random: &'a mut Random,
-    pub(super) now: Wall,
-    pub(super) actor: &'a Actor,
+    events: CachedStatement<'a>,
+    audit_logs: CachedStatement<'a>,
+    revision: &'a mut u64,
+    random: &'a mut Random,
+    now: Wall,
+    actor: &'a Actor,
 }
 
-impl Journal<'_> {
+impl<'a> Journal<'a> {
+    pub(super) fn new(
+        conn: &'a Connection,
+        (revision, random): (&'a mut u64, &'a mut Random),
+        now: Wall,
+        actor: &'a Actor,
+    ) -> Result<Journal<'a>, StoreError> {
+        let events = conn.prepare_cached(
+            "INSERT INTO events (revision, at, kind, host_id, sandbox_id, team_id, from_status, \
+             to_status, reason, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?;
+        let audit_logs = conn.prepare_cached(
+            "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, actor_name, \
+             resource_type, resource_id, action, scope, status, metadata, created_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'team', ?9, ?10, ?11)",
+        )?;
+        Ok(Journal { events, audit_logs, revision, random, now, actor })
+    }
+
+    /// The revision that the next event takes.
+    pub(super) fn next_revision(&self) -> u64 {
+        *self.revision + 1
+    }
+
     /// Takes the next revision and writes the event under it.
     pub(super) fn event(&mut self, event: &Event<'_>) -> Result<u64, StoreError> {
         *self.revision += 1;
         let sandbox = event.sandbox.map(|id| id.text());
-        let mut insert = self.conn.prepare_cached(
-            "INSERT INTO events (revision, at, kind, host_id, sandbox_id, team_id, from_status, \
-             to_status, reason, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-        )?;
-        insert.execute(params![
+        self.events.execute(params![
             *self.revision as i64,
             self.now.0,
             event.kind.as_str(),
@@ -167,12 +188,7 @@ impl Journal<'_> {
     /// Writes an audit entry.
     pub(super) fn audit(&mut self, audit: &Audit<'_>) -> Result<LogId, StoreError> {
         let id: LogId = self.random.id();
-        let mut insert = self.conn.prepare_cached(
-            "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, actor_name, \
-             resource_type, resource_id, action, scope, status, metadata, created_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'team', ?9, ?10, ?11)",
-        )?;
-        insert.execute(params![
+        self.audit_logs.execute(params![
             id.text().as_str(),
             audit.team.text().as_str(),
             self.actor.kind.as_str(),

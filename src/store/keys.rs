@@ -270,7 +270,7 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let id = key.id.to_string();
         let metadata = serde_json::json!({"name": key.name, "suffix": key.suffix}).to_string();
-        self.journal(now, actor).audit(&Audit {
+        self.journal(now, actor)?.audit(&Audit {
             team: key.team,
             resource: (ResourceType::ApiKey, &id),
             action,

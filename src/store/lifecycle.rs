@@ -207,9 +207,10 @@ impl Writer {
             rows::insert_sandbox(&w.conn, &sandbox)?;
             let key = host.to_string();
             let (team, from) = (new.team, status);
-            let new_row = Move { host, key: &key, id, team, from, to: status, reason: &reason };
+            let (reason, filled_by) = (&reason, None);
+            let new_row = Move { host, key: &key, id, team, from, to: status, reason, filled_by };
             let audit = audit_of_wish(OperationKind::Create);
-            w.tell_move(&new_row, None, Some(audit), &new.actor, now)?;
+            w.mover(now, &new.actor)?.tell_move(&new_row, None, Some(audit))?;
             let work = w.begin_operation(host, id, OperationKind::Create, None, now.wall)?;
             Ok(Ok((sandbox, work)))
         })
@@ -303,7 +304,7 @@ impl Writer {
         let audit = Some(audit_of_wish(wish.kind));
         let (to, reason) = (transient(wish.kind), Reason::Requested);
         self.move_whole(&mut sandbox, to, reason, now, |w, t| {
-            w.move_for(t, audit, &wish.actor, now)
+            w.mover(now, &wish.actor)?.move_for(t, audit)
         })?;
         let work =
             self.begin_operation(sandbox.host_id, sandbox.id, wish.kind, settle_at, now.wall)?;
@@ -321,8 +322,8 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let (host, id, team) = (sandbox.host_id, sandbox.id, sandbox.team_id);
         let (key, from) = (host.to_string(), sandbox.status);
-        sandbox.revision =
-            write(self, &Move { host, key: &key, id, team, from, to, reason: &reason })?;
+        let t = Move { host, key: &key, id, team, from, to, reason: &reason, filled_by: None };
+        sandbox.revision = write(self, &t)?;
         sandbox.status = to;
         sandbox.status_reason = Some(reason);
         sandbox.status_changed_at = now.wall;

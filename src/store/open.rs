@@ -35,7 +35,7 @@ const WRITER_CACHE_KIB: i64 = 2048;
 
 /// Pages of write-ahead log before it is copied back. Larger and the log grows on small
 /// cards; smaller and pages are copied more often than needed.
-const CHECKPOINT_PAGES: i64 = 1000;
+const CHECKPOINT_PAGES: i64 = 4000;
 
 /// The version that this program makes and needs.
 pub fn schema_version() -> i64 {

@@ -107,7 +107,7 @@ impl Writer {
         };
         self.in_savepoint(|w| {
             let reason = Reason::Requested;
-            let mut journal = w.journal(now, actor);
+            let mut journal = w.journal(now, actor)?;
             host.revision = journal.event(&Event {
                 kind: EventKind::HostIntent,
                 host: host.id,
@@ -128,6 +128,7 @@ impl Writer {
                     r#"{{"from":"{from}","to":"{to}","reason":"{reason}","revision":{revision}}}"#
                 ),
             })?;
+            drop(journal);
             w.conn
                 .prepare_cached(
                     "UPDATE hosts SET intent = ?2, revision = ?3, updated_at = ?4 WHERE id = ?1",

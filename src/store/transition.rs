@@ -5,14 +5,17 @@
 //! The only place that writes a status into an existing row.
 
 use super::StoreError;
-use super::journal::{Actor, Audit, Event, metadata};
+use super::journal::{Actor, Audit, Event, Journal, metadata};
+use super::tally::Tally;
 use super::writer::Writer;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::id::{HostId, SandboxId, TeamId};
+use crate::model::policy::Policy;
+use crate::model::probe::Listed;
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::Now;
 use crate::plan::history::audit_of_transition;
-use rusqlite::params;
+use rusqlite::{CachedStatement, params};
 
 /// One row on its way to another status.
 pub(super) struct Move<'a> {
@@ -24,38 +27,73 @@ pub(super) struct Move<'a> {
     pub(super) from: SandboxStatus,
     pub(super) to: SandboxStatus,
     pub(super) reason: &'a Reason,
+    /// What the agent says of a row that becomes running.
+    pub(super) filled_by: Option<&'a Listed>,
+}
+
+/// Moves any number of rows for one actor at one moment.
+pub(super) struct Mover<'a> {
+    update: CachedStatement<'a>,
+    journal: Journal<'a>,
+    tally: &'a mut Tally,
+    policy: &'a Policy,
+    now: Now,
 }
 
 impl Writer {
-    /// Moves a row by what Roost found out; `plan::history` says what is audited. Gives
-    /// the revision.
-    pub(super) fn move_sandbox(&mut self, t: &Move<'_>, now: Now) -> Result<u64, StoreError> {
-        let audit = audit_of_transition(t.from, t.to, t.reason, &self.policy);
-        self.move_for(t, audit, &Actor::SYSTEM, now)
+    /// Moves rows for somebody.
+    pub(super) fn mover<'a>(
+        &'a mut self,
+        now: Now,
+        actor: &'a Actor,
+    ) -> Result<Mover<'a>, StoreError> {
+        let update = self.conn.prepare_cached(
+            "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
+             revision = ?6, host_ip = coalesce(?7, host_ip), metadata = coalesce(?8, metadata), \
+             started_at = coalesce(started_at, ?9) WHERE host_id = ?1 AND id = ?2",
+        )?;
+        let counters = (&mut self.revision, &mut self.random);
+        let journal = Journal::new(&self.conn, counters, now.wall, actor)?;
+        Ok(Mover { update, journal, tally: &mut self.tally, policy: &self.policy, now })
     }
 
-    /// Moves a row for somebody. Gives the revision.
+    /// Moves one row by what Roost found out. Gives the revision.
+    pub(super) fn move_sandbox(&mut self, t: &Move<'_>, now: Now) -> Result<u64, StoreError> {
+        self.mover(now, &Actor::SYSTEM)?.move_sandbox(t)
+    }
+}
+
+impl Mover<'_> {
+    /// Moves a row by what Roost found out; `plan::history` says what is audited. Gives
+    /// the revision.
+    pub(super) fn move_sandbox(&mut self, t: &Move<'_>) -> Result<u64, StoreError> {
+        let audit = audit_of_transition(t.from, t.to, t.reason, self.policy);
+        self.move_for(t, audit)
+    }
+
+    /// Moves a row. Gives the revision.
     pub(super) fn move_for(
         &mut self,
         t: &Move<'_>,
         audit: Option<(AuditAction, AuditStatus)>,
-        actor: &Actor,
-        now: Now,
     ) -> Result<u64, StoreError> {
-        let mut update = self.conn.prepare_cached(
-            "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
-             revision = ?6 WHERE host_id = ?1 AND id = ?2",
-        )?;
-        update.execute(params![
+        let details = t.filled_by.map(|entry| &entry.details);
+        let started = t.filled_by.map(|entry| match entry.created_at_unix {
+            ..=0 => self.now.wall.0,
+            unix => unix.saturating_mul(1000),
+        });
+        self.update.execute(params![
             t.key,
             t.id.text().as_str(),
             t.to.as_str(),
             t.reason.as_str(),
-            now.wall.0,
-            (self.revision + 1) as i64
+            self.now.wall.0,
+            self.journal.next_revision() as i64,
+            details.and_then(|details| details.host_ip.as_deref()),
+            details.and_then(|details| details.metadata.as_deref()),
+            started,
         ])?;
-        drop(update);
-        self.tell_move(t, Some(t.from), audit, actor, now)
+        self.tell_move(t, Some(t.from), audit)
     }
 
     /// Writes the event of a move, of a new row too, and its audit entry. Gives the revision.
@@ -64,13 +102,10 @@ impl Writer {
         t: &Move<'_>,
         from: Option<SandboxStatus>,
         audit: Option<(AuditAction, AuditStatus)>,
-        actor: &Actor,
-        now: Now,
     ) -> Result<u64, StoreError> {
         self.tally.moved(from, Some(t.to));
         let (from, to) = (from.map(SandboxStatus::as_str), t.to.as_str());
-        let mut journal = self.journal(now, actor);
-        let revision = journal.event(&Event {
+        let revision = self.journal.event(&Event {
             kind: EventKind::of(t.to),
             host: t.host,
             sandbox: Some(t.id),
@@ -81,7 +116,7 @@ impl Writer {
         })?;
         if let Some((action, status)) = audit {
             let from = from.unwrap_or("none");
-            journal.audit(&Audit {
+            self.journal.audit(&Audit {
                 team: t.team,
                 resource: (ResourceType::Sandbox, t.id.text().as_str()),
                 action,

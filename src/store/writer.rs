@@ -534,14 +534,12 @@ impl Writer {
     }
 
     /// The journal for one command, with the rest of the writer out of reach.
-    pub(super) fn journal<'a>(&'a mut self, now: Now, actor: &'a Actor) -> Journal<'a> {
-        Journal {
-            conn: &self.conn,
-            revision: &mut self.revision,
-            random: &mut self.random,
-            now: now.wall,
-            actor,
-        }
+    pub(super) fn journal<'a>(
+        &'a mut self,
+        now: Now,
+        actor: &'a Actor,
+    ) -> Result<Journal<'a>, StoreError> {
+        Journal::new(&self.conn, (&mut self.revision, &mut self.random), now.wall, actor)
     }
 }
 

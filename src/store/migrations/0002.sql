@@ -10,5 +10,5 @@ CREATE TABLE api_keys (
     last_used_at INTEGER                 -- to the minute; NULL: never
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX audit_logs_by_team ON audit_logs (team_id);
-CREATE INDEX audit_logs_by_resource ON audit_logs (resource_id);
+CREATE INDEX audit_logs_by_team ON audit_logs (team_id)
+    WHERE team_id <> 'team-0000000000000000000000000';
