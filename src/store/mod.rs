@@ -21,6 +21,7 @@ pub mod read;
 pub mod reports;
 pub mod retention;
 mod rows;
+pub mod tally;
 pub mod timeline;
 mod transition;
 pub mod verify;
