@@ -375,6 +375,15 @@ fn what_postgresql_cannot_hold_is_replaced_and_said() {
     assert_eq!(database.ask(&of(2)), ["a\u{fffd}b|{\"a\": \"x\u{fffd}\"}"]);
 }
 
+/// Raises a flag when it goes, also when a test fails.
+struct Raised<'a>(&'a AtomicBool);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Sandboxes stand between hosts and tokens in the file: so many that hosts are added while
 /// they are read.
 const BETWEEN: u128 = 20_000;
@@ -391,6 +400,7 @@ fn the_export_is_one_moment_while_a_server_writes() {
     let done = AtomicBool::new(false);
     let mut counts = Vec::new();
     std::thread::scope(|scope| {
+        let _stop = Raised(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 assert_eq!(serving.post("/v1/hosts", &json!({})).status, 201);
@@ -409,7 +419,6 @@ fn the_export_is_one_moment_while_a_server_writes() {
                  (SELECT count(*) FROM {schema}.audit_logs WHERE resource_type = 'host')"
             )));
         }
-        done.store(true, Ordering::Relaxed);
     });
     let mut last = 0;
     for line in counts.into_iter().flatten() {
