@@ -52,7 +52,7 @@ fn fleet() -> Value {
             let text = NASTY[n as usize % NASTY.len()];
             json!({"id": host(n), "status": statuses[n as usize % 5], "heartbeat_age_s": n,
                    "provider": text, "availability_zone": text, "arch": "arm64",
-                   "degraded": n % 3 == 0, "contact_gap": n % 2 == 0})
+                   "degraded": n.is_multiple_of(3), "contact_gap": n.is_multiple_of(2)})
         })
         .collect();
     let sandboxes: Vec<Value> = (0..300)
@@ -64,7 +64,7 @@ fn fleet() -> Value {
                 "status_reason": text, "template": text.repeat(1 + n as usize), "vcpus": n,
                 "memory_mb": 512, "metadata": {text: text, "n": n.to_string()},
             });
-            if n % 7 == 0 {
+            if n.is_multiple_of(7) {
                 row = json!({"id": sandbox(n), "host_id": host(1), "status": status.as_str()});
             }
             row

@@ -53,12 +53,12 @@ fn failure(error: ExportError, of_output: impl FnOnce(io::Error) -> Failure) -> 
 fn to_file(conn: &Connection, wanted: &Wanted<'_>, path: &Path) -> Result<Exported, Failure> {
     let fail = |error: io::Error| {
         let failure = Failure::new(format!("could not write {}", path.display()));
-        match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                failure.because("it is there already").advise("choose another file, or remove it")
-            }
-            _ => failure.because(error),
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            return failure
+                .because("it is there already")
+                .advise("choose another file, or remove it");
         }
+        failure.because(error)
     };
     if path.symlink_metadata().is_ok() {
         return Err(fail(io::ErrorKind::AlreadyExists.into()));

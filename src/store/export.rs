@@ -475,8 +475,8 @@ mod tests {
             .collect();
         leaves.sort();
         assert_eq!(leaves, here);
-        let known = |stays: &&str| all.iter().any(|(name, _)| name.starts_with(*stays));
-        assert!(STAYS.iter().all(|stays| known(&stays)), "nothing stays that is not there");
+        let known = |stays: &str| all.iter().any(|(name, _)| name.starts_with(stays));
+        assert!(STAYS.iter().all(|stays| known(stays)), "nothing stays that is not there");
     }
 
     #[test]
