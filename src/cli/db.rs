@@ -21,6 +21,7 @@ pub(super) fn run(config: &Config, command: &Db) -> Result<Exit, Failure> {
         Db::Init(database) => init(config, database),
         Db::Load(options) => load(config, &options.database, &options.file),
         Db::Dump(database) => dump(config, database),
+        Db::Export(options) => super::export::run(config, options),
         Db::Verify(options) => check(config, &options.database, options.printing.format),
     }
 }

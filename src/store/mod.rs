@@ -8,6 +8,7 @@ pub mod apply;
 pub mod audit;
 pub mod deletion;
 pub mod error;
+pub mod export;
 pub mod fixture;
 pub mod identity;
 pub mod journal;
