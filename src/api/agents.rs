@@ -152,13 +152,13 @@ pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response
         return Err(Problem::new(403, "forbidden", "the token names another host"));
     }
     let at = fields.time("timestamp")?;
+    let (host_ip, error) = (fields.text("host_ip")?, fields.words("error")?);
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
     else {
         log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
         return Ok(Response::empty(204));
     };
-    let (host_ip, error) = (fields.text("host_ip")?, fields.text("error")?);
     let report = AgentReport { host, sandbox, kind, at, host_ip, error };
     if ready.write(|reply| Command::Report(Box::new(report), reply))? {
         (ready.wake)(Wake::ProbeNow(host));

@@ -40,6 +40,17 @@ impl Fields {
         }
     }
 
+    /// What an agent says, for people: cut off rather than refused, since what it is said of
+    /// counts; `None` when missing or empty.
+    pub(super) fn words(&self, name: &str) -> Result<Option<String>, Problem> {
+        match self.get(name) {
+            Some(Value::String(text)) if text.len() > TEXT_BYTES_MAX => {
+                Ok(Some(text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()))
+            }
+            _ => self.text(name),
+        }
+    }
+
     pub(super) fn required(&self, name: &str) -> Result<String, Problem> {
         self.text(name)?.ok_or_else(|| Problem::invalid(format!("{name} is required")))
     }
@@ -77,13 +88,45 @@ impl Fields {
     /// A whole number that is not negative; `None` when missing.
     pub(super) fn count(&self, name: &str) -> Result<Option<u32>, Problem> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let count = value.as_u64().and_then(|n| u32::try_from(n).ok());
+        let count = whole(value).and_then(|n| u32::try_from(n).ok());
         let wrong =
             || Problem::invalid(format!("{name} must be a whole number from 0 to {}", u32::MAX));
         count.map(Some).ok_or_else(wrong)
     }
 }
 
+/// A number without a fraction, also when it is written `4.0`, as some languages do.
+fn whole(value: &Value) -> Option<u64> {
+    let exact = |n: &f64| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n);
+    value.as_u64().or_else(|| value.as_f64().filter(exact).map(|n| n as u64))
+}
+
 /// Longest text field. Larger and a client fills the database; smaller and a long name
 /// is refused.
 const TEXT_BYTES_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_whole_however_it_is_written() {
+        let count = |json: &str| Fields::read(json.as_bytes()).unwrap().count("n");
+        assert_eq!(count(r#"{"n": 4.0}"#), Ok(Some(4)));
+        assert_eq!(count(r#"{"n": 4294967295.0}"#), Ok(Some(u32::MAX)));
+        assert_eq!(count(r#"{"n": null}"#), Ok(None));
+        for wrong in ["4.5", "-1.0", "-1", "4294967296", "4294967296.0", "1e300", "true"] {
+            assert!(count(&format!(r#"{{"n": {wrong}}}"#)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn long_words_of_an_agent_are_cut_and_other_long_texts_refused() {
+        let long = format!("{}é", "x".repeat(TEXT_BYTES_MAX - 1));
+        let fields = Fields::read(format!(r#"{{"error": "{long}", "n": 4}}"#).as_bytes()).unwrap();
+        assert_eq!(fields.words("error"), Ok(Some("x".repeat(TEXT_BYTES_MAX - 1))));
+        assert!(fields.text("error").is_err());
+        assert!(fields.words("n").is_err());
+        assert_eq!(fields.words("none"), Ok(None));
+    }
+}

@@ -37,6 +37,7 @@ use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
 use crate::store::read::{self, HistoryFilter, Reader, Readers};
 use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
+pub use routes::routes;
 use secret::{AdminKey, TokenKey};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -178,6 +179,8 @@ pub struct Problem {
     message: String,
     /// One more field, for programs.
     more: Option<(&'static str, serde_json::Value)>,
+    /// The methods that the path takes, for who tried another.
+    allow: Option<String>,
     /// What the database was found to suffer from.
     damage: Option<Box<StoreError>>,
 }
@@ -188,7 +191,7 @@ impl Problem {
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), more: None, damage: None }
+        Problem { status, code, message: message.into(), more: None, allow: None, damage: None }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -229,6 +232,9 @@ impl From<Problem> for Response {
             let error = serde_json::json!({"error": {"code": problem.code,
                 "message": problem.message, name: value}});
             response = Response::json(problem.status, error.to_string().into_bytes());
+        }
+        if let Some(methods) = problem.allow {
+            response = response.with_header("allow", methods);
         }
         if problem.status == 503 {
             response = response.with_header("retry-after", "5");

@@ -121,7 +121,7 @@ fn route(ready: &Ready, request: &Request) -> Answer {
     let path = segments(&request.path);
     // The transport leaves a HEAD's body out.
     let method = if request.method == Method::Head { Get } else { request.method };
-    let mut there = ROUTES.iter().filter_map(|(m, p, door)| Some((m, door, fits(p, &path)?)));
+    let mut there = there(&path).filter_map(|(m, p, door)| Some((m, door, fits(p, &path)?)));
     let Some((_, door, id)) = there.find(|(m, _, _)| **m == method) else {
         return Err(refuse(&path));
     };
@@ -152,16 +152,33 @@ fn fits<'a>(pattern: &str, path: &[&'a str]) -> Option<&'a str> {
     path.next().is_none().then_some(id)
 }
 
+/// The routes of a path. One that is written out is not some `{id}` as well.
+fn there(path: &[&str]) -> impl Iterator<Item = &'static (Method, &'static str, Door)> {
+    let is_written_out = ROUTES.iter().any(|(_, p, _)| !p.contains('{') && fits(p, path).is_some());
+    let fitting = move |(_, p, _): &&(Method, &str, Door)| {
+        fits(p, path).is_some() && !(is_written_out && p.contains('{'))
+    };
+    ROUTES.iter().filter(fitting)
+}
+
 /// A path that is known takes other methods; any other is nobody's.
 fn refuse(path: &[&str]) -> Problem {
-    let there = ROUTES.iter().filter(|(_, pattern, _)| fits(pattern, path).is_some());
-    let mut methods: Vec<&str> = there.map(|(method, _, _)| word(*method)).collect();
+    let mut methods: Vec<&str> = there(path).map(|(method, _, _)| word(*method)).collect();
     if methods.is_empty() {
         return Problem::not_found("path");
     }
+    if methods.contains(&"GET") {
+        methods.push("HEAD");
+    }
     methods.sort_unstable();
     let methods = methods.join(", ");
-    Problem::new(405, "method_not_allowed", format!("this path takes {methods}"))
+    let problem = Problem::new(405, "method_not_allowed", format!("this path takes {methods}"));
+    Problem { allow: Some(methods), ..problem }
+}
+
+/// Method and path of everything that can be asked, for what must name them all.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, _)| (word(*method), *path))
 }
 
 /// A method as it is written.

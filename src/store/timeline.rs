@@ -222,6 +222,10 @@ fn fare(status: HostStatus, degraded: bool) -> Fare {
 /// What an event about a host changes, if anything.
 fn host_change(row: &Row<'_>) -> rusqlite::Result<Option<Change>> {
     let kind: EventKind = rows::parsed(row, 2)?;
+    // It became `deleted`, which is no status; nobody draws a host that is gone.
+    if kind == EventKind::HostDeleted {
+        return Ok(None);
+    }
     if kind == EventKind::HostDegraded || kind == EventKind::HostRecovered {
         return Ok(Some(Change::Degraded(kind == EventKind::HostDegraded)));
     }

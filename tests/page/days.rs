@@ -144,3 +144,17 @@ fn a_history_that_was_given_up_is_not_made_up() {
     assert_eq!(states(&day, 1), ["unreachable", "online"]);
     serving.stop();
 }
+
+#[test]
+fn a_deleted_host_leaves_a_history_that_can_be_read() {
+    let home = Home::with(&json!({"hosts": [a_host(1, "online")], "sandboxes": []}));
+    let flags = ["--startup-grace", "1h", "--unreachable-after", "1h"];
+    let serving = home.serve(&flags);
+    let key = [("X-API-Key", serving.key())];
+    let deleted = serving.ask("DELETE", &format!("/v1/hosts/{}", host(1)), &key, "");
+    assert_eq!(deleted.status, 204, "{deleted:?}");
+    let day = serving.get("/v1/history");
+    assert_eq!((day.status, &day.json()["hosts"]), (200, &json!([])), "{day:?}");
+    assert_eq!(serving.get("/readyz").status, 200);
+    serving.stop();
+}

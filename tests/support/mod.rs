@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr, reason = "a failed test shows the log of its server")]
 
 pub mod agents;
+pub mod blocks;
 pub mod client;
 pub mod random;
 pub mod server;
