@@ -46,10 +46,8 @@ fn open(address: &SocketAddr, patience: Option<Duration>) -> io::Result<TcpStrea
 }
 
 fn named(error: io::Error, timeout: ureq::Timeout) -> ureq::Error {
-    match error.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => ureq::Error::Timeout(timeout),
-        _ => error.into(),
-    }
+    let late = matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock);
+    if late { ureq::Error::Timeout(timeout) } else { error.into() }
 }
 
 /// How long one system call may wait; an error when there is no time left.
