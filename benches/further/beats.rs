@@ -71,12 +71,13 @@ pub(crate) fn main(mut args: impl Iterator<Item = String>) -> Result<()> {
     let (per_second, seconds) = (next()?.parse()?, next()?.parse()?);
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
-    let heard = Generator::connect(server, &tokens)?.run(per_second, seconds)?;
+    let heard = Generator::new(server, &tokens)?.run(per_second, seconds)?;
     Ok(serde_json::to_writer(std::io::stdout(), &heard)?)
 }
 
-/// One agent's connection.
+/// One agent; it connects when it beats for the first time.
 struct Agent {
+    connected: bool,
     stream: Option<TcpStream>,
     request: Vec<u8>,
     /// When the beats were due that are not answered, as their numbers.
@@ -85,6 +86,7 @@ struct Agent {
 }
 
 struct Generator {
+    server: SocketAddr,
     agents: Vec<Agent>,
     poll: OwnedFd,
     heard: Heard,
@@ -93,26 +95,20 @@ struct Generator {
 }
 
 impl Generator {
-    fn connect(server: SocketAddr, tokens: &str) -> Result<Generator> {
+    fn new(server: SocketAddr, tokens: &str) -> Result<Generator> {
         let poll = epoll::create(CreateFlags::CLOEXEC)?;
-        let (mut agents, mut heard) = (Vec::new(), Heard::default());
+        let mut agents = Vec::new();
         for line in tokens.lines() {
             let (host, token) = line.split_once(' ').ok_or("a line is no host and token")?;
             let request = format!(
                 "POST /v1/hosts/{host}/heartbeat HTTP/1.1\r\nHost: {server}\r\n\
                  X-Host-Token: {token}\r\nContent-Length: 0\r\n\r\n"
             );
-            let stream = TcpStream::connect(server).ok();
-            heard.refused += usize::from(stream.is_none());
-            if let Some(stream) = &stream {
-                stream.set_nodelay(true)?;
-                let data = EventData::new_u64(agents.len() as u64);
-                epoll::add(&poll, stream, data, EventFlags::IN)?;
-            }
             let (open, input) = (VecDeque::new(), Vec::new());
-            agents.push(Agent { stream, request: request.into_bytes(), open, input });
+            let request = request.into_bytes();
+            agents.push(Agent { connected: false, stream: None, request, open, input });
         }
-        Ok(Generator { agents, poll, heard, times: Vec::new() })
+        Ok(Generator { server, agents, poll, heard: Heard::default(), times: Vec::new() })
     }
 
     fn run(mut self, per_second: f64, seconds: f64) -> Result<Heard> {
@@ -123,7 +119,7 @@ impl Generator {
         let mut next = 0;
         while next < count || (self.agents.iter().any(|a| !a.open.is_empty()) && now() < end) {
             while next < count && due(next) <= now() {
-                self.send(next);
+                self.send(next)?;
                 next += 1;
             }
             let until = if next < count { due(next) } else { end };
@@ -133,8 +129,11 @@ impl Generator {
         Ok(self.summarized(per_second))
     }
 
-    fn send(&mut self, beat: usize) {
+    fn send(&mut self, beat: usize) -> Result<()> {
         let at = beat % self.agents.len();
+        if !self.agents[at].connected {
+            self.connect(at)?;
+        }
         let agent = &mut self.agents[at];
         self.heard.sent += 1;
         let sent = agent.stream.as_mut().map(|stream| stream.write_all(&agent.request));
@@ -143,6 +142,19 @@ impl Generator {
             Some(Err(_)) => self.close(at),
             None => {}
         }
+        Ok(())
+    }
+
+    fn connect(&mut self, at: usize) -> Result<()> {
+        let agent = &mut self.agents[at];
+        agent.connected = true;
+        agent.stream = TcpStream::connect(self.server).ok();
+        self.heard.refused += usize::from(agent.stream.is_none());
+        if let Some(stream) = &agent.stream {
+            stream.set_nodelay(true)?;
+            epoll::add(&self.poll, stream, EventData::new_u64(at as u64), EventFlags::IN)?;
+        }
+        Ok(())
     }
 
     fn close(&mut self, at: usize) {

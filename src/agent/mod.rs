@@ -8,6 +8,7 @@ pub mod authority;
 pub mod certificate;
 pub mod client;
 pub mod listing;
+mod tcp;
 pub mod transport;
 pub mod trust;
 pub mod wire;

@@ -5,6 +5,7 @@
 //! here waits without a deadline. Called by `client`; whoever asks our own API borrows its
 //! connections over TLS.
 
+use super::tcp;
 use super::trust::{WrongPeer, check_names};
 use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
@@ -22,8 +23,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::time::{Duration as Span, Instant as Moment};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
-    TransportAdapter,
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
 /// What is read from a socket at once, and so the longest head of an answer. Larger: every
@@ -265,8 +265,7 @@ impl Connect {
             (true, Some(config)) => Some(config),
             (true, None) => return Err(ureq::Error::Tls("the address says https, agent_tls off")),
         };
-        let tcp = Connector::<()>::connect(&TcpConnector::default(), details, None)?;
-        let tcp = tcp.ok_or(ureq::Error::ConnectionFailed)?;
+        let tcp = tcp::connect(details)?;
         match tls {
             None => Ok(Box::new(tcp)),
             Some(config) => {
