@@ -6,8 +6,10 @@ use super::args::Serve;
 use super::output::{Exit, Failure, Out};
 use super::{clock, paths};
 use crate::config::{Config, Inputs};
+use crate::engine::systemd::Notify;
 use crate::engine::{self, Running};
 use crate::logging;
+use crate::store::StoreError;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::time::{Duration, Instant};
@@ -28,7 +30,12 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
         .map_err(|e| fail("could not watch for signals").because(e))?;
     config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     let paths = paths(config, &options.database);
-    let mut wait = || stays(&mut signals);
+    let notify = Notify::from_process();
+    let starting = notify.starting("opening the database");
+    let mut wait = |error: &StoreError| {
+        notify.status(&format!("waiting for the database: {error}"));
+        stays(&mut signals)
+    };
     let running = engine::serve(config, &paths, clock(), &mut wait)
         .map_err(|e| fail("could not start").because(e))?;
     let scheme = if running.is_https() { "https" } else { "http" };
@@ -37,13 +44,20 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let mut out = Out::stdout();
     out.line(&format!("listening on {url}"))?;
     out.flush()?;
+    let status = format!("listening on {url}");
+    running.feed(&notify);
+    notify.ready(&status);
+    drop(starting);
     let mut current = config.clone();
     for signal in signals.forever() {
         if signal != SIGHUP {
             break;
         }
+        notify.reloading();
         current = reload(inputs, current, &running);
+        notify.ready(&status);
     }
+    notify.stopping();
     log::info!("stopping");
     force_on_second_signal(signals);
     match running.stop(STOP_PATIENCE) {

@@ -11,6 +11,7 @@ mod pool;
 mod probes;
 mod scheduler;
 pub mod serve;
+pub mod systemd;
 
 pub use check::{CheckOptions, CheckReport, check};
 pub use https::HttpsError;
