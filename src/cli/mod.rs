@@ -130,11 +130,32 @@ fn clock() -> Arc<dyn Clock> {
 
 fn show_config(config: &Config, format: Format) -> Result<Exit, Failure> {
     let mut out = Out::stdout();
+    let warnings = warnings(config);
     match format {
-        Format::Text => out.text(&config.to_text())?,
-        Format::Json => out.json(&config.to_json())?,
+        Format::Text => {
+            out.text(&config.to_text())?;
+            warnings.iter().try_for_each(|warning| out.line(&format!("# warning: {warning}")))?;
+        }
+        Format::Json => {
+            let mut value = config.to_json();
+            value["warnings"] = warnings.into();
+            out.json(&value)?;
+        }
     }
     out.finish().map(|()| Exit::Done)
+}
+
+/// Everything that `serve` would warn about, with or without a database.
+fn warnings(config: &Config) -> Vec<String> {
+    let paths = config.paths();
+    let mut warnings = config.warnings_here(&paths, clock().now().wall);
+    warnings.extend(warning_of_agents(config, &paths));
+    warnings
+}
+
+fn warning_of_agents(config: &Config, paths: &Paths) -> Option<String> {
+    let conn = crate::store::open::open_reader(&paths.db).ok()?;
+    config.warning_of_agents(crate::store::read::hosts(&conn).ok()?.iter())
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {

@@ -5,7 +5,7 @@
 //! move the cursor, panics because a pipe is closed. Called by the commands and by `main`.
 
 use crate::config::ConfigError;
-use crate::logging::one_line;
+use crate::logging::{error_prefix, one_line};
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
@@ -82,7 +82,8 @@ impl Failure {
     pub fn report(&self) -> ExitCode {
         if !self.silent {
             // When stderr is gone as well there is nobody left to tell.
-            let _ = writeln!(io::stderr(), "roost: {}", one_line(&self.to_string()));
+            let (prefix, line) = (error_prefix(), one_line(&self.to_string()));
+            let _ = writeln!(io::stderr(), "{prefix}roost: {line}");
         }
         self.exit.into()
     }

@@ -4,7 +4,7 @@
 
 use super::args::Serve;
 use super::output::{Exit, Failure, Out};
-use super::{clock, paths};
+use super::{clock, paths, warning_of_agents};
 use crate::config::{Config, Inputs};
 use crate::engine::systemd::Notify;
 use crate::engine::{self, Running};
@@ -28,8 +28,9 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let fail = |what: &str| Failure::new(what.to_owned());
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|e| fail("could not watch for signals").because(e))?;
-    config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     let paths = paths(config, &options.database);
+    let warnings = config.warnings_here(&paths, clock().now().wall);
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let notify = Notify::from_process();
     let starting = notify.starting("opening the database");
     let mut wait = |error: &StoreError| {
@@ -41,6 +42,8 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let scheme = if running.is_https() { "https" } else { "http" };
     let url = format!("{scheme}://{}", running.address());
     log::info!("listening on {url}, data in {}", paths.dir.display());
+    // Only now the database is sure to be there, and migrated.
+    warning_of_agents(config, &paths).iter().for_each(|warning| log::warn!("{warning}"));
     let mut out = Out::stdout();
     out.line(&format!("listening on {url}"))?;
     out.flush()?;
