@@ -10,7 +10,9 @@ mod db;
 mod demo;
 mod events;
 mod look;
+mod man;
 pub mod output;
+mod progress;
 mod serve;
 
 use crate::clock::{Clock, SystemClock};
@@ -46,6 +48,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),
         Command::Completions(options) => completions(options.shell),
+        Command::Man => print_man(),
         Command::Version => version(),
         Command::AgentSim(options) => agent_sim::run(&options),
         Command::Demo(options) => demo::run(&inputs, &options),
@@ -77,6 +80,7 @@ fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
         | Command::AgentSim(_)
         | Command::Config(_)
         | Command::Completions(_)
+        | Command::Man
         | Command::Version => "warn,roost::store::apply=error",
     }
 }
@@ -162,6 +166,12 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     let script = String::from_utf8_lossy(&args::completions(shell)).into_owned();
     let mut out = Out::stdout();
     out.text(&script)?;
+    out.finish().map(|()| Exit::Done)
+}
+
+fn print_man() -> Result<Exit, Failure> {
+    let mut out = Out::stdout();
+    out.text(&man::page())?;
     out.finish().map(|()| Exit::Done)
 }
 
