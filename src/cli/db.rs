@@ -66,8 +66,8 @@ pub(super) fn read_fleet(file: &Path) -> Result<Fleet, Failure> {
 fn load(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failure> {
     let path = paths(config, database).db;
     let fleet = read_fleet(file)?;
-    let (mut conn, _lock) = held(&path)?;
     let progress = Progress::of("loading");
+    let (mut conn, _lock) = held(&path)?;
     let fail = || Failure::new(format!("could not load {}", file.display()));
     if !fixture::load(&mut conn, &fleet).map_err(|e| fail().because(e))? {
         let there = format!("{} holds hosts already", path.display());
