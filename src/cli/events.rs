@@ -9,6 +9,7 @@ use super::output::{Exit, Failure, Out, Screen, cut_middle, display_width, short
 use super::unreadable;
 use crate::api::view::EventView;
 use crate::config::Config;
+use crate::logging::one_line;
 use crate::model::event::Event;
 use crate::store::read::{self, HistoryFilter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -119,19 +120,24 @@ fn show(out: &mut Out<Stdout>, format: Format, events: Vec<Event>) -> Result<(),
     out.flush()
 }
 
-/// The line of an event, as much of it as the terminal has room for: the host goes first,
-/// then the year, then the middle of the id, then the end.
+/// The line of an event, as much of it as the terminal has room for: first the host goes,
+/// then the year, the middle of the id, the reason, the day, and what was before.
 fn fitting(event: &Event, width: Option<usize>) -> String {
     let (revision, at) = (event.revision, event.at.to_string());
     let full = format!("{revision}  {at}  {}", what_happened(event));
     let Some(width) = width else { return full };
-    let (who, what, _) = parts(event);
-    let time = short_time(&at);
+    let (who, change, reason, _) = parts(event);
+    let (time, id) = (short_time(&at), cut_middle(&who, SHORT_ID_WIDTH));
+    let clock = time.split(' ').next_back().unwrap_or_default();
+    let to = change.rsplit(" → ").next().unwrap_or_default();
     let shorter = [
         full,
-        format!("{revision}  {at}  {who}  {what}"),
-        format!("{revision}  {time}  {who}  {what}"),
-        format!("{revision}  {time}  {}  {what}", cut_middle(&who, SHORT_ID_WIDTH)),
+        format!("{revision}  {at}  {who}  {change}{reason}"),
+        format!("{revision}  {time}  {who}  {change}{reason}"),
+        format!("{revision}  {time}  {id}  {change}{reason}"),
+        format!("{revision}  {time}  {id}  {change}"),
+        format!("{revision}  {clock}  {id}  {change}"),
+        format!("{revision}  {clock}  {id}  {to}"),
     ];
     let last = truncate(&shorter[shorter.len() - 1], width);
     shorter.into_iter().find(|line| display_width(line) <= width).unwrap_or(last)
@@ -139,19 +145,19 @@ fn fitting(event: &Event, width: Option<usize>) -> String {
 
 /// One event for people: to whom, what, why and where.
 pub(super) fn what_happened(event: &Event) -> String {
-    let (who, what, place) = parts(event);
-    format!("{who}  {what}{place}")
+    let (who, change, reason, place) = parts(event);
+    format!("{who}  {change}{reason}{place}")
 }
 
-/// To whom, what and why, and where.
-fn parts(event: &Event) -> (String, String, String) {
+/// To whom, what, why and where.
+fn parts(event: &Event) -> (String, String, String, String) {
     let who = event.sandbox_id.map_or_else(|| event.host_id.to_string(), |id| id.to_string());
     let change = match (&event.from, &event.to) {
         (Some(from), Some(to)) => format!("{from} → {to}"),
         (None, Some(to)) => to.clone(),
         (Some(_), None) | (None, None) => event.kind.to_string(),
     };
+    let reason = format!(" ({})", event.reason);
     let place = event.sandbox_id.map_or_else(String::new, |_| format!(" on {}", event.host_id));
-    let what = crate::logging::one_line(&format!("{change} ({})", event.reason));
-    (who, what, place)
+    (who, one_line(&change), one_line(&reason), place)
 }

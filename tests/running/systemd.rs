@@ -311,7 +311,8 @@ fn the_service_file_fits_the_program() {
     let args: Vec<String> = value("ExecStart").split(' ').skip(1).map(str::to_owned).collect();
     assert_eq!(args, ["serve"]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
-    command.env_clear().arg("config").current_dir(tempfile::tempdir().unwrap().path());
+    let nowhere = tempfile::tempdir().unwrap();
+    command.env_clear().arg("config").current_dir(nowhere.path());
     for line in unit.lines() {
         let line = line.trim_start_matches('#');
         for pair in line.strip_prefix("Environment=").unwrap_or_default().split(' ') {
