@@ -163,6 +163,7 @@ mod tests {
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         };
         let found = |now| config.warnings_here(&paths, Wall(now)).join("\n");
+        set(dir.path(), 0o700);
         let (good, bad) = (NO_ROOST_BEFORE.0, NO_ROOST_BEFORE.0 - 1);
         assert_eq!(found(good), "");
         assert!(
