@@ -25,6 +25,9 @@ const WATCHDOG: &str = "200000";
 /// Longer than a writer that finds its database locked takes for its answer (5 s).
 const LONGER_THAN_BUSY: Duration = Duration::from_millis(6500);
 
+/// Two flushes of heartbeats, a locked database, a slow machine.
+const SOON: Duration = Duration::from_secs(25);
+
 /// Stands in for systemd.
 struct Manager {
     socket: UnixDatagram,
@@ -73,9 +76,10 @@ impl Manager {
         (0..times).for_each(|_| drop(self.hears("WATCHDOG=1")));
     }
 
-    /// Waits until nothing was said for so long.
+    /// Waits until nothing was said for so long. That it comes soon tells a thread that is
+    /// stuck from one that waits behind it, which takes a full queue.
     fn falls_silent(&self, span: Duration) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + SOON;
         while self.next(span).is_some() {
             assert!(Instant::now() < until, "it is still fed");
         }
@@ -188,7 +192,7 @@ impl Stuck {
         let mut options = File::options();
         let mut filler = options.write(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
         while filler.write(&[b'.'; 4096]).is_ok() || filler.write(b".").is_ok() {}
-        let flags = ["--log", log, "--heartbeat-flush", "100ms"];
+        let flags = ["--log", log, "--heartbeat-flush", "2s"];
         let mut command = manager.starts(home.serving(&flags));
         let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
