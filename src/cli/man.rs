@@ -21,8 +21,9 @@ pub(super) fn page() -> String {
     page.control("SH", ["SYNOPSIS"]);
     page.text([bold("roost"), roman(" [settings] "), italic("command"), roman(" [options]")]);
     page.control("SH", ["COMMANDS"]);
-    for part in command.get_subcommands().filter(|part| part.get_name() != "help") {
-        describe(&mut page, part, &format!("roost {}", part.get_name()));
+    for part in command.get_subcommands_mut().filter(|part| part.get_name() != "help") {
+        let name = format!("roost {}", part.get_name());
+        describe(&mut page, part, &name);
     }
     page.control("SH", ["GLOBAL SETTINGS"]);
     options(&mut page, command.get_arguments().filter(|arg| arg.is_global_set()));
@@ -42,7 +43,7 @@ fn about(command: &Command) -> String {
 }
 
 /// One command and those below it.
-fn describe(page: &mut Roff, command: &Command, name: &str) {
+fn describe(page: &mut Roff, command: &mut Command, name: &str) {
     page.control("SS", [name]);
     let about = command.get_long_about().or(command.get_about());
     let about = about.map(ToString::to_string).unwrap_or_default();
@@ -53,7 +54,7 @@ fn describe(page: &mut Roff, command: &Command, name: &str) {
         page.text([roman(paragraph.replace('\n', " "))]);
     }
     page.control("PP", []);
-    let usage = command.clone().render_usage().to_string();
+    let usage = command.render_usage().to_string();
     page.text([bold(usage.trim_start_matches("Usage: "))]);
     options(page, command.get_arguments().filter(|arg| !arg.is_global_set()));
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -61,8 +62,9 @@ fn describe(page: &mut Roff, command: &Command, name: &str) {
         page.control("PP", []);
         literal(page, examples.lines());
     }
-    for part in command.get_subcommands().filter(|part| part.get_name() != "help") {
-        describe(page, part, &format!("{name} {}", part.get_name()));
+    for part in command.get_subcommands_mut().filter(|part| part.get_name() != "help") {
+        let name = format!("{name} {}", part.get_name());
+        describe(page, part, &name);
     }
 }
 
