@@ -12,6 +12,8 @@ mod container;
 mod documents;
 #[path = "running/logs.rs"]
 mod logs;
+#[path = "running/manual.rs"]
+mod manual;
 mod support;
 #[path = "running/systemd.rs"]
 mod systemd;

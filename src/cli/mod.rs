@@ -10,7 +10,6 @@ mod db;
 mod demo;
 mod events;
 mod look;
-mod man;
 pub mod output;
 mod progress;
 mod serve;
@@ -169,9 +168,12 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     out.finish().map(|()| Exit::Done)
 }
 
+/// Made by tests/running/manual.rs.
+const MANUAL: &str = include_str!("../../contrib/roost.1");
+
 fn print_man() -> Result<Exit, Failure> {
     let mut out = Out::stdout();
-    out.text(&man::page())?;
+    out.text(MANUAL)?;
     out.finish().map(|()| Exit::Done)
 }
 

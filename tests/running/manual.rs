@@ -1,21 +1,28 @@
-//! Owns the manual page: everything that `--help` says of every command, on one page.
+//! Owns the manual page, contrib/roost.1: everything that `--help` says of every command, on
+//! one page. `UPDATE_EXPECT=1 cargo test --test running manual` renews it. Made here and
+//! not by the program, whose share of it would be twice as large as the page.
 //!
 //! Never: says anything that the definitions of the commands do not; only what belongs to
-//! all of them stands here. Called by `roost man`.
+//! all of them stands here.
 
-use super::args::Cli;
-use crate::config::{KEYS, OTHER_VARIABLES, Paths};
+use crate::support::Home;
 use clap::{Arg, Command, CommandFactory};
+use expect_test::expect_file;
 use roff::{Inline, Roff, bold, italic, line_break, roman};
+use roost::cli::args::Cli;
+use roost::config::{KEYS, OTHER_VARIABLES, Paths};
 use std::path::Path;
 
+/// Since when the page has this form.
+const DAY: &str = "2026-11-24";
+
 /// The page in roff, for man(1).
-pub(super) fn page() -> String {
+fn page() -> String {
     let mut command = Cli::command().max_term_width(0);
     command.build();
     let mut page = Roff::new();
     let version = concat!("roost ", env!("CARGO_PKG_VERSION"));
-    page.control("TH", ["ROOST", "1", env!("BUILT_FROM_DATE"), version]);
+    page.control("TH", ["ROOST", "1", DAY, version]);
     page.control("SH", ["NAME"]);
     page.text([roman(format!("roost - {}", about(&command)))]);
     page.control("SH", ["SYNOPSIS"]);
@@ -135,27 +142,32 @@ fn files(page: &mut Roff) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+#[test]
+fn the_page_is_that_of_these_commands() {
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/roost.1")].assert_eq(&page());
+    assert_eq!(
+        Home::new().roost(&["man"]).ok(),
+        page(),
+        "the program prints it; after UPDATE_EXPECT run this once more"
+    );
+}
 
-    #[test]
-    fn every_command_flag_and_variable_is_on_the_page() {
-        let page = page().replace("\\-", "-");
-        let mut waiting = vec![(Cli::command(), "roost".to_owned())];
-        while let Some((command, name)) = waiting.pop() {
-            for part in command.get_subcommands() {
-                let name = format!("{name} {}", part.get_name());
-                assert!(page.contains(&format!(".SS \"{name}\"")), "{name} is missing");
-                waiting.push((part.clone(), name));
-            }
-            let flags = command.get_arguments().filter_map(|arg| arg.get_long());
-            for flag in flags.filter(|flag| !["help", "version"].contains(flag)) {
-                assert!(page.contains(&format!("--{flag}")), "--{flag} of {name} is missing");
-            }
+#[test]
+fn every_command_flag_and_variable_is_on_the_page() {
+    let page = Home::new().roost(&["man"]).ok().replace("\\-", "-");
+    let mut waiting = vec![(Cli::command(), "roost".to_owned())];
+    while let Some((command, name)) = waiting.pop() {
+        for part in command.get_subcommands() {
+            let name = format!("{name} {}", part.get_name());
+            assert!(page.contains(&format!(".SS \"{name}\"")), "{name} is missing");
+            waiting.push((part.clone(), name));
         }
-        for key in &KEYS {
-            assert!(page.contains(key.key.variable()), "{}", key.key);
+        let flags = command.get_arguments().filter_map(|arg| arg.get_long());
+        for flag in flags.filter(|flag| !["help", "version"].contains(flag)) {
+            assert!(page.contains(&format!("--{flag}")), "--{flag} of {name} is missing");
         }
+    }
+    for key in &KEYS {
+        assert!(page.contains(key.key.variable()), "{}", key.key);
     }
 }
