@@ -98,9 +98,10 @@ enum Style {
 impl Style {
     fn of_stderr() -> Style {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         if stderr_is_journal() {
             Style::Journal
-        } else if std::io::stderr().is_terminal() && !no_colour {
+        } else if std::io::stderr().is_terminal() && !no_colour && !is_dumb {
             Style::Coloured
         } else {
             Style::Plain
@@ -118,6 +119,11 @@ fn stderr_is_journal() -> bool {
         return false;
     };
     stream.to_str() == Some(&format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// What an error line of ours begins with, so that the journal files it as an error.
+pub fn error_prefix() -> String {
+    if stderr_is_journal() { format!("<{}>", priority(Level::Error)) } else { String::new() }
 }
 
 /// One record as one line, without its end.

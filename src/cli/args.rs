@@ -196,6 +196,11 @@ pub enum Command {
   roost completions bash > /etc/bash_completion.d/roost
   roost completions fish > ~/.config/fish/completions/roost.fish")]
     Completions(Completions),
+    /// Print the manual page
+    #[command(after_help = "Examples:
+  roost man > /usr/local/share/man/man1/roost.1
+  roost man > /tmp/roost.1")]
+    Man,
     /// Print the version, the commit and the version of SQLite
     #[command(after_help = "Examples:
   roost version")]
@@ -221,6 +226,7 @@ impl Command {
             | Command::Db(_)
             | Command::AgentSim(_)
             | Command::Completions(_)
+            | Command::Man
             | Command::Version => &[],
         }
     }

@@ -4,6 +4,7 @@
 
 use super::args::{Check, Format};
 use super::output::{Exit, Failure, Out};
+use super::progress::Progress;
 use super::{clock, paths};
 use crate::config::Config;
 use crate::engine::{self, CheckOptions, CheckReport};
@@ -13,6 +14,8 @@ use crate::store::apply::Written;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
     let (paths, clock) = (paths(config, &options.database), clock());
@@ -25,9 +28,16 @@ pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
         host: options.host,
         workers: config.workers,
         client,
+        done: Arc::default(),
     };
+    let done = Arc::clone(&check.done);
+    let progress = Progress::saying(move || match done.of.load(Ordering::Relaxed) {
+        0 => "checking".to_owned(),
+        of => format!("checking: {} of {of} hosts", done.hosts.load(Ordering::Relaxed)),
+    });
     let report = engine::check(&check, clock)
         .map_err(|e| Failure::new(format!("could not check {}", check.db.display())).because(e))?;
+    drop(progress);
     let mut out = Out::stdout();
     match options.printing.format {
         Format::Json => out.json(&Json(&report))?,

@@ -4,6 +4,7 @@
 
 use super::args::{Database, Db, Format};
 use super::output::{Exit, Failure, Out};
+use super::progress::Progress;
 use super::{clock, open, paths, unreadable};
 use crate::config::Config;
 use crate::store::Connection;
@@ -76,6 +77,7 @@ impl Source {
 
 fn load(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failure> {
     let path = paths(config, database).db;
+    let progress = Progress::of("loading");
     let fail = || Failure::new(format!("could not load {}", file.display()));
     let unreadable = |e: io::Error| fail().because(e);
     let source = Source::of(file).map_err(unreadable)?;
@@ -89,6 +91,7 @@ fn load(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failu
         let there = format!("{} holds hosts already", path.display());
         return Err(fail().because(there).advise("choose another database with --db"));
     };
+    drop(progress);
     let mut out = Out::stdout();
     out.line(&format!("{}: {hosts} hosts, {sandboxes} sandboxes", path.display()))?;
     out.finish().map(|()| Exit::Done)
@@ -96,7 +99,9 @@ fn load(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failu
 
 fn dump(config: &Config, database: &Database) -> Result<Exit, Failure> {
     let conn = open(&paths(config, database).db)?;
+    let progress = Progress::of("reading");
     let fleet = fixture::dump(&conn, clock().now().wall).map_err(unreadable)?;
+    drop(progress);
     let mut out = Out::stdout();
     out.json(&fleet)?;
     out.finish().map(|()| Exit::Done)
@@ -104,7 +109,9 @@ fn dump(config: &Config, database: &Database) -> Result<Exit, Failure> {
 
 fn check(config: &Config, database: &Database, format: Format) -> Result<Exit, Failure> {
     let path = paths(config, database).db;
+    let progress = Progress::of("verifying");
     let wrong = verify(&open(&path)?).map_err(unreadable)?;
+    drop(progress);
     let mut out = Out::stdout();
     match format {
         Format::Json => out.json(&json!({"ok": wrong.is_empty(), "problems": wrong}))?,

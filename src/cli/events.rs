@@ -5,10 +5,11 @@
 
 use super::args::{Events, Format};
 use super::look::connect;
-use super::output::{Exit, Failure, Out};
+use super::output::{Exit, Failure, Out, Screen, cut_middle, display_width, short_time, truncate};
 use super::unreadable;
 use crate::api::view::EventView;
 use crate::config::Config;
+use crate::logging::one_line;
 use crate::model::event::Event;
 use crate::store::read::{self, HistoryFilter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,6 +21,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// How often `--follow` looks: 200 ms. Larger and people wait; smaller and it costs more
 /// than it shows.
 const FOLLOW_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
+/// What is left of an id where there is no room for it.
+const SHORT_ID_WIDTH: usize = 12;
 
 /// Shows events, and follows them when asked to.
 pub(super) fn events(config: &Config, options: &Events) -> Result<Exit, Failure> {
@@ -104,10 +108,11 @@ fn wait() -> Result<bool, Failure> {
 
 /// A line of JSON, or a sentence, for each event.
 fn show(out: &mut Out<Stdout>, format: Format, events: Vec<Event>) -> Result<(), Failure> {
+    let width = Screen::of_stdout().width;
     for event in events {
         match format {
             Format::Text => {
-                out.line(&format!("{}  {}  {}", event.revision, event.at, what_happened(&event)))?;
+                out.line(&fitting(&event, width))?;
             }
             Format::Json => out.json(&EventView::from(event))?,
         }
@@ -115,14 +120,44 @@ fn show(out: &mut Out<Stdout>, format: Format, events: Vec<Event>) -> Result<(),
     out.flush()
 }
 
+/// The line of an event, as much of it as the terminal has room for: first the host goes,
+/// then the year, the middle of the id, the reason, the day, and what was before.
+fn fitting(event: &Event, width: Option<usize>) -> String {
+    let (revision, at) = (event.revision, event.at.to_string());
+    let full = format!("{revision}  {at}  {}", what_happened(event));
+    let Some(width) = width else { return full };
+    let (who, change, reason, _) = parts(event);
+    let (time, id) = (short_time(&at), cut_middle(&who, SHORT_ID_WIDTH));
+    let clock = time.split(' ').next_back().unwrap_or_default();
+    let to = change.rsplit(" → ").next().unwrap_or_default();
+    let shorter = [
+        full,
+        format!("{revision}  {at}  {who}  {change}{reason}"),
+        format!("{revision}  {time}  {who}  {change}{reason}"),
+        format!("{revision}  {time}  {id}  {change}{reason}"),
+        format!("{revision}  {time}  {id}  {change}"),
+        format!("{revision}  {clock}  {id}  {change}"),
+        format!("{revision}  {clock}  {id}  {to}"),
+    ];
+    let last = truncate(&shorter[shorter.len() - 1], width);
+    shorter.into_iter().find(|line| display_width(line) <= width).unwrap_or(last)
+}
+
 /// One event for people: to whom, what, why and where.
 pub(super) fn what_happened(event: &Event) -> String {
+    let (who, change, reason, place) = parts(event);
+    format!("{who}  {change}{reason}{place}")
+}
+
+/// To whom, what, why and where.
+fn parts(event: &Event) -> (String, String, String, String) {
     let who = event.sandbox_id.map_or_else(|| event.host_id.to_string(), |id| id.to_string());
     let change = match (&event.from, &event.to) {
         (Some(from), Some(to)) => format!("{from} → {to}"),
         (None, Some(to)) => to.clone(),
         (Some(_), None) | (None, None) => event.kind.to_string(),
     };
+    let reason = format!(" ({})", event.reason);
     let place = event.sandbox_id.map_or_else(String::new, |_| format!(" on {}", event.host_id));
-    crate::logging::one_line(&format!("{who}  {change} ({}){place}", event.reason))
+    (who, one_line(&change), one_line(&reason), place)
 }

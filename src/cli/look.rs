@@ -7,7 +7,7 @@ use super::act::ServerClient;
 use super::args::{
     Audit, Database, Format, Health, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
 };
-use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age};
+use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, wrapped};
 use super::{clock, open, paths, unreadable};
 use crate::api::view::{AuditView, CapsuleView, HostView};
 use crate::config::Config;
@@ -18,6 +18,9 @@ use crate::store::read::{self, HistoryFilter, SandboxFilter};
 use crate::store::{Connection, StoreError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// The longest title of `status`, and two spaces.
+const STATUS_TITLE_WIDTH: usize = 11;
 
 pub(super) fn connect(config: &Config, database: &Database) -> Result<Connection, Failure> {
     open(&paths(config, database).db)
@@ -66,15 +69,17 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
         true => "none".to_owned(),
         false => counts.iter().map(|(s, n)| format!("{n} {s}")).collect::<Vec<_>>().join(", "),
     };
-    let mut text = format!("server     {}\n", server_words(&server));
-    text += &format!("hosts      {}\n", counts(&by_status));
+    let width = Screen::of_stdout().width;
+    let line = |title: &str, text: &str| wrapped(title, STATUS_TITLE_WIDTH, text, width);
+    let mut text = line("server", &server_words(&server));
+    text += &line("hosts", &counts(&by_status));
     if degraded > 0 {
-        text += &format!("degraded   {degraded}; see `roost hosts`\n");
+        text += &line("degraded", &format!("{degraded}; see `roost hosts`"));
     }
-    text += &format!("sandboxes  {}\n", counts(&sandboxes));
-    text += &format!("revision   {revision}\n");
+    text += &line("sandboxes", &counts(&sandboxes));
+    text += &line("revision", &revision.to_string());
     if let Some(at) = listened {
-        text += &format!("listened   until {at}, {} ago\n", age(now.since(at)));
+        text += &line("listened", &format!("until {at}, {} ago", age(now.since(at))));
     }
     print(options.printing.format, &value, &text)
 }
@@ -174,13 +179,13 @@ pub(super) fn hosts(config: &Config, options: &HostsList) -> Result<Exit, Failur
     let hosts = read::hosts(&conn).map_err(unreadable)?;
     let counts = read::counts(&conn).map_err(unreadable)?;
     let mut table = Table::new(&[
-        Column::left("HOST"),
+        Column::id("HOST"),
         Column::left("STATUS"),
-        Column::right("HEARD"),
-        Column::right("RUNNING"),
-        Column::right("SANDBOXES"),
-        Column::left("ADDRESS"),
-        Column::flexible("NOTE"),
+        Column::right("HEARD").leaves(4),
+        Column::right("RUNNING").leaves(2),
+        Column::right("SANDBOXES").leaves(3),
+        Column::left("ADDRESS").leaves(1),
+        Column::flexible("NOTE").at_least(16).leaves(5),
     ]);
     for host in &hosts {
         let of = counts.get(&host.id).map(Vec::as_slice).unwrap_or_default();
@@ -220,11 +225,11 @@ pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit
         SandboxFilter { team: None, host: options.host, status: options.status, all: options.all };
     let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[
-        Column::left("SANDBOX"),
+        Column::id("SANDBOX"),
         Column::left("STATUS"),
-        Column::right("SINCE"),
-        Column::left("HOST"),
-        Column::flexible("REASON"),
+        Column::right("SINCE").leaves(3),
+        Column::other_id("HOST").leaves(2),
+        Column::flexible("REASON").leaves(1),
     ]);
     for sandbox in &sandboxes {
         table.row([
@@ -281,12 +286,12 @@ pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {
     let before = read::Before { seq: None, at: options.before };
     let entries = read::audit_before(&conn, before, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[
-        Column::left("TIME"),
-        Column::left("ACTOR"),
-        Column::left("RESOURCE"),
+        Column::time("TIME"),
+        Column::left("ACTOR").leaves(2),
+        Column::other_id("RESOURCE"),
         Column::left("ACTION"),
-        Column::left("STATUS"),
-        Column::flexible("DETAIL"),
+        Column::left("STATUS").leaves(3),
+        Column::flexible("DETAIL").at_least(16).leaves(1),
     ]);
     for entry in &entries {
         let actor = entry.actor_name.as_deref().unwrap_or(entry.actor_type.as_str());

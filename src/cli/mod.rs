@@ -12,6 +12,7 @@ mod events;
 mod export;
 mod look;
 pub mod output;
+mod progress;
 mod serve;
 
 use crate::clock::{Clock, SystemClock};
@@ -47,6 +48,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),
         Command::Completions(options) => completions(options.shell),
+        Command::Man => print_man(),
         Command::Version => version(),
         Command::AgentSim(options) => agent_sim::run(&options),
         Command::Demo(options) => demo::run(&inputs, &options),
@@ -78,6 +80,7 @@ fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
         | Command::AgentSim(_)
         | Command::Config(_)
         | Command::Completions(_)
+        | Command::Man
         | Command::Version => "warn,roost::store::apply=error",
     }
 }
@@ -131,17 +134,47 @@ fn clock() -> Arc<dyn Clock> {
 
 fn show_config(config: &Config, format: Format) -> Result<Exit, Failure> {
     let mut out = Out::stdout();
+    let warnings = warnings(config);
     match format {
-        Format::Text => out.text(&config.to_text())?,
-        Format::Json => out.json(&config.to_json())?,
+        Format::Text => {
+            out.text(&config.to_text())?;
+            warnings.iter().try_for_each(|warning| out.line(&format!("# warning: {warning}")))?;
+        }
+        Format::Json => {
+            let mut value = config.to_json();
+            value["warnings"] = warnings.into();
+            out.json(&value)?;
+        }
     }
     out.finish().map(|()| Exit::Done)
+}
+
+/// Everything that `serve` would warn about, with or without a database.
+fn warnings(config: &Config) -> Vec<String> {
+    let paths = config.paths();
+    let mut warnings = config.warnings_here(&paths, clock().now().wall);
+    warnings.extend(warning_of_agents(config, &paths));
+    warnings
+}
+
+fn warning_of_agents(config: &Config, paths: &Paths) -> Option<String> {
+    let conn = crate::store::open::open_reader(&paths.db).ok()?;
+    config.warning_of_agents(crate::store::read::hosts(&conn).ok()?.iter())
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     let script = String::from_utf8_lossy(&args::completions(shell)).into_owned();
     let mut out = Out::stdout();
     out.text(&script)?;
+    out.finish().map(|()| Exit::Done)
+}
+
+/// Made by tests/running/manual.rs.
+const MANUAL: &str = include_str!("../../contrib/roost.1");
+
+fn print_man() -> Result<Exit, Failure> {
+    let mut out = Out::stdout();
+    out.text(MANUAL)?;
     out.finish().map(|()| Exit::Done)
 }
 

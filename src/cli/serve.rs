@@ -4,10 +4,12 @@
 
 use super::args::Serve;
 use super::output::{Exit, Failure, Out};
-use super::{clock, paths};
+use super::{clock, paths, warning_of_agents};
 use crate::config::{Config, Inputs};
+use crate::engine::systemd::Notify;
 use crate::engine::{self, Running};
 use crate::logging;
+use crate::store::StoreError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -28,24 +30,39 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|e| fail("could not watch for signals").because(e))?;
     allow_files();
-    config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     let paths = paths(config, &options.database);
-    let mut wait = || stays(&mut signals);
+    let warnings = config.warnings_here(&paths, clock().now().wall);
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let notify = Notify::from_process();
+    let starting = notify.starting("opening the database");
+    let mut wait = |error: &StoreError| {
+        notify.status(&format!("waiting for the database: {error}"));
+        stays(&mut signals)
+    };
     let running = engine::serve(config, &paths, clock(), &mut wait)
         .map_err(|e| fail("could not start").because(e))?;
     let scheme = if running.is_https() { "https" } else { "http" };
     let url = format!("{scheme}://{}", running.address());
     log::info!("listening on {url}, data in {}", paths.dir.display());
+    // Only now the database is sure to be there, and migrated.
+    warning_of_agents(config, &paths).iter().for_each(|warning| log::warn!("{warning}"));
     let mut out = Out::stdout();
     out.line(&format!("listening on {url}"))?;
     out.flush()?;
+    let status = format!("listening on {url}");
+    running.feed(&notify);
+    notify.ready(&status);
+    drop(starting);
     let mut current = config.clone();
     for signal in signals.forever() {
         if signal != SIGHUP {
             break;
         }
+        notify.reloading();
         current = reload(inputs, current, &running);
+        notify.ready(&status);
     }
+    notify.stopping();
     log::info!("stopping");
     force_on_second_signal(signals);
     match running.stop(STOP_PATIENCE) {

@@ -13,6 +13,7 @@ mod key;
 mod paths;
 mod rule;
 mod show;
+mod warnings;
 
 pub use error::ConfigError;
 pub use gather::{
@@ -24,7 +25,7 @@ pub use paths::Paths;
 pub use rule::{AgentTls, LogFormat, Rule, parse_span};
 pub use show::reference;
 
-use crate::model::policy::{HEARTBEAT_INTERVAL, Keep, Policy, PolicyName, ZombiePolicy};
+use crate::model::policy::{Keep, Policy, PolicyName, ZombiePolicy};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -123,26 +124,6 @@ impl Config {
     /// The configuration file that was read; `None` when there was none.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
-    }
-
-    /// What is allowed but probably not meant, one sentence each; logged at the start.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let two_beats = HEARTBEAT_INTERVAL * 2;
-        if self.unreachable_after < two_beats {
-            warnings.push(format!(
-                "unreachable_after is {}: agents beat every {}, one lost heartbeat looks like a lost host",
-                show::span(self.unreachable_after),
-                show::span(HEARTBEAT_INTERVAL),
-            ));
-        }
-        if self.startup_grace < self.unreachable_after {
-            warnings.push(format!(
-                "startup_grace is {}, less than unreachable_after: a restart may mark healthy hosts unreachable",
-                show::span(self.startup_grace),
-            ));
-        }
-        warnings
     }
 
     /// Keys whose value differs in `newer`, for the log line after a reload.

@@ -25,6 +25,7 @@ use crate::store::writer::{Command, QUEUE_MAX, Writer, WriterHandle};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -48,6 +49,17 @@ pub struct CheckOptions {
     pub workers: usize,
     /// How to ask agents.
     pub client: ClientConfig,
+    /// How far it is, for whoever waits.
+    pub done: Arc<Done>,
+}
+
+/// How far a pass is.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Hosts that are not asked again.
+    pub hosts: AtomicUsize,
+    /// Hosts that are asked.
+    pub of: AtomicUsize,
 }
 
 /// One thing that is held back.
@@ -266,6 +278,7 @@ impl<'a> Pass<'a> {
             }
         }
         let mut open = hosts.len();
+        self.options.done.of.store(open, Ordering::Relaxed);
         while open > 0 {
             self.submit_due(&mut schedule, &hosts);
             let Some(ended) = self.wait(&schedule) else { continue };
@@ -278,6 +291,7 @@ impl<'a> Pass<'a> {
             if again == AskAgain::AsUsual {
                 schedule.handle(now, Input::Forget(host));
                 open -= 1;
+                self.options.done.hosts.fetch_add(1, Ordering::Relaxed);
             }
             self.report.moved(host, std::mem::take(&mut applied.transitions));
             if let Some(asked) = hosts.get_mut(&host) {

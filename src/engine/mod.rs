@@ -11,7 +11,8 @@ mod pool;
 mod probes;
 mod scheduler;
 pub mod serve;
+pub mod systemd;
 
-pub use check::{CheckOptions, CheckReport, check};
+pub use check::{CheckOptions, CheckReport, Done, check};
 pub use https::HttpsError;
 pub use serve::{Running, StartError, client_config_of, serve};

@@ -25,6 +25,8 @@ use std::time::Duration;
 pub(super) enum Mail {
     /// Something happened to a host, a probe or a write.
     Input(Box<Input>),
+    /// Somebody asks whether the scheduler goes on.
+    Echo(Sender<()>),
     /// No more probes are started; the thread ends.
     Stop,
 }
@@ -61,12 +63,14 @@ impl Scheduler {
             let wait = self.monitor.next_wake().since(self.clock.now().mono);
             match self.mail.recv_timeout(wait) {
                 Ok(Mail::Input(input)) => self.take_in(*input),
+                Ok(Mail::Echo(answer)) => drop(answer.send(())),
                 Ok(Mail::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             for mail in self.mail.clone().try_iter() {
                 match mail {
                     Mail::Input(input) => self.take_in(*input),
+                    Mail::Echo(answer) => drop(answer.send(())),
                     Mail::Stop => return self.finish(patience),
                 }
             }

@@ -10,6 +10,7 @@ use super::monitor::{Input, Monitor};
 use super::operations::{self, Operations};
 use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
+use super::systemd::Notify;
 use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::{AgentClient, ClientConfig};
 use crate::agent::trust::Trust;
@@ -128,12 +129,12 @@ pub struct Running {
 }
 
 /// Starts everything. While the disk takes no writes or somebody keeps the database locked,
-/// agents are answered and it is tried again after each `wait` that says so.
+/// agents are answered and it is tried again after each `wait`, which hears why, that says so.
 pub fn serve(
     config: &Config,
     paths: &Paths,
     clock: Arc<dyn Clock>,
-    wait: &mut dyn FnMut() -> bool,
+    wait: &mut dyn FnMut(&StoreError) -> bool,
 ) -> Result<Running, StartError> {
     make_dir(&paths.dir)?;
     let lock = Lock::take(&Lock::path_for(&paths.db))?;
@@ -158,7 +159,7 @@ pub fn serve(
         match Core::open(config, paths, Arc::clone(&clock)) {
             Err(error) if error.may_pass() => {
                 log::error!("could not open the database: {error}; trying again");
-                if !wait() {
+                if !wait(&error) {
                     return Err(error.into());
                 }
             }
@@ -382,6 +383,20 @@ impl Running {
     /// The newest committed revision, to wait on.
     pub fn revision(&self) -> Arc<Revision> {
         Arc::clone(&self.revision)
+    }
+
+    /// Feeds the watchdog of whoever started us for as long as scheduler and writer both
+    /// answer. Bad news is an answer too: a full disk or a locked database is not cured by
+    /// a restart.
+    pub fn feed(&self, notify: &Notify) {
+        let (scheduler, writer) = (self.scheduler.clone(), self.writer.clone());
+        let clock = Arc::clone(&self.clock);
+        notify.feed(move || {
+            let (answer, answered) = crossbeam_channel::bounded(1);
+            drop(scheduler.send(Mail::Echo(answer)));
+            answered.recv().is_ok()
+                && writer.call(clock.now(), Command::Echo) != Err(StoreError::Stopped)
+        });
     }
 
     /// Lets the live settings of `config` count from now on, and the certificate of the API

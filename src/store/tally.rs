@@ -101,7 +101,7 @@ impl Base {
             // Nobody waits any more: the snapshot ends where it began.
             let _ = tx.send(begun.map(|snapshot| (snapshot, figures.tallied.now())));
         });
-        if !writer.try_send(now, Command::Between(reply)) {
+        if !writer.try_send(now, Command::Echo(reply)) {
             return Err(StoreError::Busy);
         }
         let (snapshot, moved) = rx.recv_timeout(PATIENCE).map_err(|_| StoreError::Busy)??;

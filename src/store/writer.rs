@@ -111,8 +111,9 @@ pub enum Command {
     RevokeKey(KeyId, Actor, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
-    /// Nothing is written: the reply runs between two transactions.
-    Between(Reply<()>),
+    /// Somebody asks whether the writer goes on. Nothing is written: the reply runs between
+    /// two transactions.
+    Echo(Reply<()>),
     /// Decisions are made with other numbers from now on.
     Decide(Policy),
     /// No more commands come; the writer ends.
@@ -621,7 +622,7 @@ impl Task {
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
             }),
-            Command::Between(reply) => Task::quick(reply, |_| Ok(())),
+            Command::Echo(reply) => Task::quick(reply, |_| Ok(())),
             Command::Decide(policy) => Task::quick(Box::new(drop), move |w| {
                 w.policy = policy;
                 Ok(())

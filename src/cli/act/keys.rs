@@ -47,10 +47,10 @@ fn list(config: &Config, options: &KeysList) -> Result<Exit, Failure> {
     let answer = server.ask(Method::GET, "/v1/api-keys", None, PATIENCE);
     let keys = answer.map_err(|e| e.to("list API keys", LIST))?;
     let mut table = Table::new(&[
-        Column::left("KEY"),
-        Column::left("TEAM"),
-        Column::left("CREATED"),
-        Column::left("LAST USED"),
+        Column::id("KEY"),
+        Column::other_id("TEAM").leaves(1),
+        Column::time("CREATED").leaves(2),
+        Column::time("LAST USED").leaves(3),
         Column::flexible("NAME"),
     ]);
     for key in keys.as_array().into_iter().flatten() {

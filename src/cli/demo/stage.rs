@@ -81,7 +81,7 @@ impl Stage {
         let every = BEAT_EVERY_MAX.min(config.unreachable_after / BEATS_MIN);
         let heartbeats = Heartbeats::start(every);
         let heartbeats = heartbeats.map_err(|e| failed("start the heartbeats").because(e))?;
-        let running = engine::serve(&config, &config.paths(), clock(), &mut || false)
+        let running = engine::serve(&config, &config.paths(), clock(), &mut |_| false)
             .map_err(|e| failed("start the control plane").because(e))?;
         config.listen = running.address();
         Ok(Stage { dir, config, fleet, heartbeats, running })

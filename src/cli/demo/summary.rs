@@ -32,8 +32,8 @@ pub(super) struct Record {
 pub(super) fn table(records: &[Record], screen: Screen) -> String {
     let mut table = Table::new(&[
         Column::right("FAULT"),
-        Column::left("WHAT"),
-        Column::left("HOST"),
+        Column::flexible("WHAT"),
+        Column::other_id("HOST").leaves(1),
         Column::right("NOTICED AFTER"),
         Column::right("REPAIRED AFTER"),
     ]);
