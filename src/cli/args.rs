@@ -352,7 +352,7 @@ mod tests {
     use crate::model::sandbox::SandboxStatus;
 
     fn parse(line: &str) -> Cli {
-        let words = line.split_whitespace().take_while(|word| *word != ">");
+        let words = line.split_whitespace().take_while(|word| !matches!(*word, ">" | "|"));
         Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
