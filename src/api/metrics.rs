@@ -25,6 +25,7 @@ pub(super) fn readyz(ready: &Ready) -> Result<Response, Problem> {
         return Err(Problem::unavailable(format!("the database cannot be used: {trouble}")));
     }
     read::revision(&*ready.read()?)?;
+    super::database::awaits(ready)?;
     let since_round = ready.now().mono.0.saturating_sub(load(&ready.pulse.last_round_ms));
     if since_round > load(&ready.pulse.interval_ms).saturating_mul(2) {
         return Err(Problem::unavailable(format!(
@@ -63,6 +64,13 @@ pub(super) fn metrics(ready: &Ready) -> Result<Response, Problem> {
         "gauge",
         "1 while verdicts on silent hosts are held.",
         holding,
+    );
+    let awaits = u64::from(ready.acceptance.awaited().is_some());
+    out.one(
+        "roost_restored_not_accepted",
+        "gauge",
+        "1 while a restored database waits for `roost db accept`.",
+        awaits,
     );
     let in_flight = load(&ready.pulse.in_flight);
     out.one("roost_probes_in_flight", "gauge", "Probes under way.", in_flight);
