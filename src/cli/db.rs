@@ -153,10 +153,11 @@ fn copy(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failu
 fn put_back(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failure> {
     let path = paths(config, database).db;
     let fail = |e| {
-        let failure = Failure::new(format!("could not restore {}", file.display())).because(&e);
-        match e {
-            StoreError::Busy => failure.advise("stop whatever reads or replicates the database"),
-            _ => failure,
+        let busy = e == StoreError::Busy;
+        let failure = Failure::new(format!("could not restore {}", file.display())).because(e);
+        match busy {
+            true => failure.advise("stop whatever reads or replicates the database"),
+            false => failure,
         }
     };
     make_dir_of(&path)?;
