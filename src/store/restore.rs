@@ -91,7 +91,7 @@ fn exchange(part: &Path, db: &Path, now: Wall) -> Result<Option<PathBuf>, StoreE
     if exists(db) {
         match fold(db) {
             // Kept as it is, with what lies beside it.
-            Err(StoreError::Damaged(what)) => log::warn!("the present database is damaged: {what}"),
+            Err(StoreError::Damaged(what)) => log::info!("the present database is damaged: {what}"),
             folded => folded?,
         }
     }
