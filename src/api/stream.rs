@@ -53,7 +53,9 @@ pub(super) fn events(
         Err(Problem::new(410, "gone", message).with("newest_revision", newest))
     };
     if is_undone(&*ready.read()?, seen)? {
-        return gone(format!("this database does not know revision {seen}: it was restored"));
+        return gone(format!(
+            "revision {seen} is not of this database, or was undone by a restore"
+        ));
     }
     if let Some(oldest) = is_gone(&ready.readers, seen)? {
         return gone(format!("events before {oldest} are gone"));

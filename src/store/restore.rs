@@ -106,6 +106,11 @@ fn exists(path: &Path) -> bool {
 
 /// Folds the log of the present database in. Fails when somebody else has it open.
 fn fold(db: &Path) -> Result<(), StoreError> {
+    // Whoever may write folds a log in, or takes it for void, also where it finds damage.
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let looking = Connection::open_with_flags(db, flags)?;
+    looking.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    looking.close().map_err(|(_, error)| StoreError::from(error))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(db, flags)?;
     conn.busy_timeout(open::BUSY_TIMEOUT)?;
