@@ -33,9 +33,10 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         let bytes = std::fs::read(entry.path()).unwrap_or_default();
         (entry.file_name().into_string().unwrap(), bytes)
     };
-    let of_somebody = |name: &str| name == "lock" || name.ends_with("-shm");
-    let counts = |(name, bytes): &(String, Vec<u8>)| {
-        !of_somebody(name) && !(name.ends_with("-wal") && bytes.is_empty())
+    let counts = |(name, bytes): &(String, Vec<u8>)| match name.as_str() {
+        "lock" => false,
+        name if name.ends_with("-shm") => false,
+        name => !name.ends_with("-wal") || !bytes.is_empty(),
     };
     entries.map(of).filter(counts).collect()
 }

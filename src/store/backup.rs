@@ -107,7 +107,7 @@ pub(super) fn snapshot(
         match step {
             StepResult::Done => break,
             StepResult::More => {}
-            _ => return Err(StoreError::Busy),
+            StepResult::Busy | StepResult::Locked | _ => return Err(StoreError::Busy),
         }
     }
     drop(copy);
@@ -337,7 +337,8 @@ mod tests {
         std::fs::write(beside(&to, ".part"), "half").unwrap();
         let raced = write_new(&to, |part| {
             std::fs::write(part, "mine").unwrap();
-            Ok(std::fs::write(&to, "another's").unwrap())
+            std::fs::write(&to, "another's").unwrap();
+            Ok(())
         });
         assert_eq!(raced, Err(StoreError::Exists(to.clone())));
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "another's");

@@ -38,12 +38,7 @@ pub fn restore(file: &Path, db: &Path, now: Wall) -> Result<Restored, StoreError
     if is_same(file, db) {
         return Err(StoreError::Exists(db.to_owned()));
     }
-    let named = |error| match error {
-        StoreError::Damaged(first) => {
-            StoreError::NotWhole { path: file.to_owned(), first, more: 0 }
-        }
-        other => other,
-    };
+    let named = |error| named(error, file);
     let part = Part::new(db)?;
     let source = open_copy(file).map_err(named)?;
     let version = open::version(&source).map_err(named)?;
@@ -54,6 +49,14 @@ pub fn restore(file: &Path, db: &Path, now: Wall) -> Result<Restored, StoreError
     sync(&part.path)?;
     let aside = exchange(&part.path, db, now)?;
     Ok(Restored { aside, as_of, version })
+}
+
+/// Damage that is found in the backup is the backup's, not the database's.
+fn named(error: StoreError, file: &Path) -> StoreError {
+    if let StoreError::Damaged(first) = error {
+        return StoreError::NotWhole { path: file.to_owned(), first, more: 0 };
+    }
+    error
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

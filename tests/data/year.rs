@@ -143,15 +143,15 @@ impl Year {
     }
 
     fn operate(&mut self, ids: &[SandboxId], kind: OperationKind, status: SandboxStatus) {
-        let begun = self.all(ids.to_vec().into_iter().map(
+        let begun = self.all(ids.iter().copied().map(
             |sandbox| -> Box<dyn FnOnce(Reply<Begun>) -> Command> {
                 let wish = Wish { sandbox, kind, team: None, actor: Actor::SYSTEM };
                 Box::new(move |reply| Command::Begin(Box::new(wish), reply))
             },
         ));
-        let started = |begun| match begun {
-            Begun::Started(_, work) => *work,
-            other => panic!("{other:?}"),
+        let started = |begun: Begun| {
+            let Begun::Started(_, work) = begun else { panic!("{begun:?}") };
+            *work
         };
         let work: Vec<Work> = begun.into_iter().map(started).collect();
         self.carry_out(&work, status);
