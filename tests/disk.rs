@@ -307,6 +307,11 @@ fn starts_when_it_can(spoil: fn(&SmallDisk), mend: fn(&SmallDisk), words: &[&str
     let home = disk.home();
     home.load(&fleet);
     home.serve(FLAGS).stop();
+    // With a log that has room in it, it would start.
+    drop(
+        rusqlite::Connection::open(home.path("roost.db"))
+            .and_then(|whole| whole.query_row("SELECT count(*) FROM hosts", [], |_| Ok(()))),
+    );
     let token = home.token(&host(1));
     spoil(&disk);
     let logs = tempfile::tempdir().unwrap();
