@@ -8,28 +8,21 @@
 //! same cases, `-- --large` 10 000 hosts as well, `-- --case NAME` only what has NAME in it,
 //! `-- --repeat N` takes the median of so many passes.
 
+mod stage;
+
 use roost::model::id::HostId;
 use roost::store::open::open_reader;
 use rusqlite::Connection;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::error::Error;
+use stage::{Agents, Fleet, ROOST, Result, load, quiet, rounded};
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wait4::Wait4;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-/// The program under measurement.
-const ROOST: &str = env!("CARGO_BIN_EXE_roost");
-
-/// First ports that are tried, one after another, until none of a fleet's is taken. Below
-/// those that systems give to connections; room for 10 000 hosts.
-const BASE_PORTS: [u16; 4] = [21_000, 10_500, 22_000, 12_000];
 
 /// Most memory of one pass over the table's fleets, in MiB.
 const PEAK_RSS_MIB_MAX: f64 = 16.0;
@@ -92,6 +85,14 @@ struct Case {
     reference: Option<(f64, f64)>,
     /// Parts of the reference's wall and CPU that are to be reached.
     goal: (Option<f64>, Option<f64>),
+}
+
+impl Case {
+    fn fleet(&self) -> Fleet {
+        let Case { hosts, sandboxes, delay_ms, hang, .. } = *self;
+        let auto_paused = self.change == Change::AutoPaused;
+        Fleet { hosts, sandboxes, status: self.change.statuses().0, auto_paused, delay_ms, hang }
+    }
 }
 
 const fn case(name: &'static str, policy: &'static str, change: Change) -> Case {
@@ -306,15 +307,10 @@ fn line(case: &Case, figures: &Pass, ok: bool) -> Line {
     }
 }
 
-/// To what is worth reading.
-fn rounded(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
-}
-
 fn pass(case: &Case, count: bool) -> Result<Pass> {
     let dir = tempfile::tempdir()?;
     let (fleet, db) = (dir.path().join("fleet.json"), dir.path().join("roost.db"));
-    let _agents = Agents::start(case, &fleet)?;
+    let _agents = Agents::start(&case.fleet(), &fleet)?;
     load(&fleet, &db)?;
     // With a reader in the way the log of writes is kept, and every commit in it.
     let reader = count.then(|| hold_open(&db)).transpose()?;
@@ -346,71 +342,6 @@ fn check(case: &Case, db: &Path, report: &Path) -> Result<(Duration, wait4::ResU
     let began = Instant::now();
     let used = quiet(&mut command).spawn()?.wait4()?;
     Ok((began.elapsed(), used))
-}
-
-fn load(fleet: &Path, db: &Path) -> Result<()> {
-    let mut command = Command::new(ROOST);
-    command.args(["db", "load", "--db"]).arg(db).arg(fleet).stdout(Stdio::null());
-    let status = quiet(&mut command).status()?;
-    if status.success() { Ok(()) } else { Err(format!("db load ended with {status}").into()) }
-}
-
-/// Nothing of this machine's own settings.
-fn quiet(command: &mut Command) -> &mut Command {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("ROOST_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-/// Simulated hosts in a process of their own, which ends with this.
-struct Agents(Child);
-
-impl Agents {
-    fn start(case: &Case, fleet: &Path) -> Result<Agents> {
-        for base_port in BASE_PORTS {
-            let mut agents = Agents(Agents::command(case, base_port, fleet).spawn()?);
-            let mut line = String::new();
-            let stdout = agents.0.stdout.take().ok_or("agent-sim has no stdout")?;
-            BufReader::new(stdout).read_line(&mut line)?;
-            if line.starts_with("ready ") {
-                return Ok(agents);
-            }
-        }
-        Err("no range of ports was free for the simulated hosts".into())
-    }
-
-    fn command(case: &Case, base_port: u16, fleet: &Path) -> Command {
-        let (hang_every, hang) = case.hang.unwrap_or_default();
-        let mut command = Command::new(ROOST);
-        command
-            .arg("agent-sim")
-            .args(["--hosts", &case.hosts.to_string()])
-            .args(["--sandboxes", &case.sandboxes.to_string()])
-            .args(["--base-port", &base_port.to_string()])
-            .args(["--delay-ms", &case.delay_ms.to_string()])
-            .args(["--hang-every", &hang_every.to_string()])
-            .args(["--hang-ms", &hang.as_millis().to_string()])
-            .args(["--fleet-status", case.change.statuses().0, "--fleet"])
-            .arg(fleet)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        if case.change == Change::AutoPaused {
-            command.arg("--auto-paused");
-        }
-        quiet(&mut command);
-        command
-    }
-}
-
-impl Drop for Agents {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// What a report says, without the memory to hold it: a process starts out with its

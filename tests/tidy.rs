@@ -26,11 +26,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("clock", &["model", SIDE]),
     ("config", &["model", SIDE]),
     ("logging", &["model", SIDE]),
+    ("figures", &[]),
 ];
 
 /// Stands for the rooms beside the layers.
 const SIDE: &str = "side rooms";
-const SIDE_ROOMS: &[&str] = &["clock", "config", "logging"];
+const SIDE_ROOMS: &[&str] = &["clock", "config", "figures", "logging"];
 
 /// One checked-in file.
 struct File {

@@ -62,6 +62,11 @@ impl<'a> Read<'a> {
         self.0.is_ca() && usage.is_none_or(|usage| usage.value.key_cert_sign())
     }
 
+    /// The last moment at which it counts.
+    pub fn expires_at(&self) -> Wall {
+        Wall(self.0.validity().not_after.timestamp().saturating_mul(1000))
+    }
+
     /// Why it does not count at this moment; `None` when it does.
     pub fn out_of_date(&self, now: Wall) -> Option<String> {
         let (from, until) = (self.0.validity().not_before, self.0.validity().not_after);

@@ -162,6 +162,13 @@ fn unknown_token(ready: &Ready) -> Problem {
 
 /// `POST /v1/hosts/{id}/heartbeat`
 pub(super) fn heartbeat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem> {
+    let answer = beat(ready, request, id);
+    let status = answer.as_ref().map_or_else(|problem| problem.status, |answer| answer.status);
+    ready.scraped.count_heartbeat(status);
+    answer
+}
+
+fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem> {
     let host = authenticate(ready, request)?;
     let id: HostId = id.parse().map_err(|e| Problem::invalid(format!("host id: {e}")))?;
     if id != host {

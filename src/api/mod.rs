@@ -14,7 +14,7 @@ mod database;
 pub mod history;
 mod hosts;
 mod keys;
-mod metrics;
+pub mod metrics;
 pub mod page;
 mod query;
 mod routes;
@@ -26,9 +26,11 @@ pub mod view;
 use crate::agent::authority::Authority;
 use crate::agent::client::AgentClient;
 use crate::clock::Clock;
-use crate::http::{Handler, Request, Response};
+use crate::figures::{Counter, Counters, Histogram};
+use crate::http::{Handler, HttpFigures, Request, Response};
 use crate::model::event::Event;
 use crate::model::id::HostId;
+use crate::model::probe::FailureKind;
 use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::acceptance::Acceptance;
@@ -68,6 +70,20 @@ pub struct Pulse {
     pub holding_since_ms: AtomicU64,
     /// Probes in flight.
     pub in_flight: AtomicU64,
+    /// Those of them in the slow lane.
+    pub slow_in_flight: AtomicU64,
+    /// Probes that brought a listing.
+    pub probes_listed: Counter,
+    /// Probes that failed, in the order of [`FailureKind::ALL`].
+    pub probes_failed: Counters<{ FailureKind::ALL.len() }>,
+    /// How long agents took to answer, or to fail.
+    pub probes_took: Histogram,
+    /// Flushes of heartbeats that were written, and that failed.
+    pub flushes: Counters<2>,
+    /// Monotonic milliseconds of the last flush that was written.
+    pub last_flush_ms: AtomicU64,
+    /// Unix seconds when the certificate of the API expires; 0: it has none.
+    pub certificate_expires_s: AtomicU64,
     /// The server is shutting down.
     pub stopping: AtomicBool,
 }
@@ -84,6 +100,10 @@ pub struct Ready {
     pub revision: Arc<Revision>,
     /// Figures of the writer.
     pub figures: Arc<WriterFigures>,
+    /// Figures of the transport.
+    pub http: HttpFigures,
+    /// What the API itself counts.
+    pub scraped: metrics::Scraped,
     /// Who was heard when.
     pub presence: Arc<Presence>,
     /// Signs and checks host tokens.

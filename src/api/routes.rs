@@ -73,7 +73,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Get, "", Open(|_, request| Ok(page::page(request)))),
     (Get, "healthz", Open(|_, _| Ok(metrics::healthz()))),
     (Get, "readyz", Open(|ready, _| metrics::readyz(ready))),
-    (Get, "metrics", Open(|ready, _| metrics::metrics(ready))),
+    (Get, "metrics", Open(|ready, _| Ok(metrics::metrics(ready)))),
     (Post, "v1/hosts/register", Agent(|ready, request, _| agents::register(ready, request))),
     (Post, "v1/hosts/auth/refresh", Agent(|ready, request, _| agents::refresh(ready, request))),
     (Post, "v1/hosts/{id}/heartbeat", Agent(agents::heartbeat)),

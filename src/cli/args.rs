@@ -5,6 +5,7 @@
 //! which parses, and by the commands, each of which gets its own struct.
 
 mod db;
+mod export;
 mod flags;
 mod history;
 mod hosts;
@@ -14,6 +15,7 @@ mod sandboxes;
 mod settings;
 
 pub use db::{Db, DbAccept, DbFile, DbLoad, DbVerify};
+pub use export::{DbExport, ExportFormat};
 pub use flags::{Flags, KeySet};
 pub use history::{Audit, Events};
 pub use hosts::{Hosts, HostsAdd, HostsCommand, HostsList, HostsRm, HostsShow, OneHost};

@@ -60,10 +60,10 @@ struct Moved<'a> {
     revision: u64,
 }
 
-impl<'a> From<&'a (HostId, Written)> for Moved<'a> {
-    fn from((host_id, t): &'a (HostId, Written)) -> Moved<'a> {
+impl<'a> From<(HostId, &'a Written)> for Moved<'a> {
+    fn from((host_id, t): (HostId, &'a Written)) -> Moved<'a> {
         let (sandbox_id, from, to, revision) = (t.sandbox, t.from, t.to, t.revision);
-        Moved { sandbox_id, host_id: *host_id, from, to, reason: &t.reason, revision }
+        Moved { sandbox_id, host_id, from, to, reason: &t.reason, revision }
     }
 }
 
@@ -92,7 +92,7 @@ impl Serialize for Json<'_> {
         map.serialize_entry("observations", &report.observations)?;
         map.serialize_entry("failed_probes", &failed.collect::<Vec<_>>())?;
         map.serialize_entry("host_transitions", &hosts.collect::<Vec<_>>())?;
-        map.serialize_entry("transitions", &List(|| report.transitions.iter().map(Moved::from)))?;
+        map.serialize_entry("transitions", &List(|| report.moves().map(Moved::from)))?;
         map.serialize_entry("held", &held.collect::<Vec<_>>())?;
         map.serialize_entry("zombies", &zombies.collect::<Vec<_>>())?;
         map.serialize_entry("elapsed_ms", &(report.elapsed.as_millis() as u64))?;
@@ -105,7 +105,7 @@ fn to_text(report: &CheckReport) -> String {
     for (host, from, to, reason) in &report.host_transitions {
         lines.push(format!("{host}: {from} → {to} ({reason})"));
     }
-    for (host, t) in &report.transitions {
+    for (host, t) in report.moves() {
         lines.push(format!("{}: {} → {} ({}) on {host}", t.sandbox, t.from, t.to, t.reason));
     }
     for held in &report.held {
@@ -127,7 +127,7 @@ fn to_text(report: &CheckReport) -> String {
         report.hosts_checked,
         report.observations,
         report.host_transitions.len(),
-        report.transitions.len(),
+        report.moves().count(),
         report.elapsed.as_millis()
     ));
     lines.join("\n") + "\n"

@@ -12,7 +12,7 @@ use crate::model::event::ActorType;
 use crate::model::time::Wall;
 use crate::store::acceptance::{Accepted, Restore};
 use crate::store::backup::backup;
-use crate::store::fixture::{self, Fleet};
+use crate::store::fixture::{self, Counts};
 use crate::store::journal::Actor;
 use crate::store::open::{Lock, migrate_file, open_writer};
 use crate::store::presence::Presence;
@@ -21,9 +21,10 @@ use crate::store::verify::verify;
 use crate::store::writer::{Command, Envelope, Writer};
 use crate::store::{Connection, StoreError};
 use serde_json::json;
-use std::io::{IsTerminal, Read, Write};
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) fn run(config: &Config, command: &Db) -> Result<Exit, Failure> {
@@ -31,6 +32,7 @@ pub(super) fn run(config: &Config, command: &Db) -> Result<Exit, Failure> {
         Db::Init(database) => init(config, database),
         Db::Load(options) => load(config, &options.database, &options.file),
         Db::Dump(database) => dump(config, database),
+        Db::Export(options) => super::export::run(config, options),
         Db::Verify(options) => check(config, &options.database, options.printing.format),
         Db::Backup(options) => copy(config, &options.database, &options.file),
         Db::Restore(options) => put_back(config, &options.database, &options.file),
@@ -67,32 +69,47 @@ fn init(config: &Config, database: &Database) -> Result<Exit, Failure> {
     out.finish().map(|()| Exit::Done)
 }
 
-/// Reads a fixture from a file, or from standard input for `-`.
-pub(super) fn read_fleet(file: &Path) -> Result<Fleet, Failure> {
-    let fail = || Failure::new(format!("could not load {}", file.display()));
-    let text = if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
-    } else {
-        std::fs::read_to_string(file)
-    };
-    let text = text.map_err(|e| fail().because(e))?;
-    fixture::parse(&text, clock().now().wall).map_err(|e| {
-        fail().because(e).advise("nothing was loaded; correct the file and load it again")
-    })
+/// Where a fixture comes from. It is read twice: nothing is made of one that is refused.
+enum Source {
+    File(PathBuf),
+    Text(Vec<u8>),
+}
+
+impl Source {
+    /// A file, or standard input for `-`.
+    fn of(file: &Path) -> io::Result<Source> {
+        if file != Path::new("-") {
+            return Ok(Source::File(file.to_owned()));
+        }
+        let mut text = Vec::new();
+        io::stdin().read_to_end(&mut text)?;
+        Ok(Source::Text(text))
+    }
+
+    fn open(&self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(match self {
+            Source::File(path) => Box::new(BufReader::new(File::open(path)?)),
+            Source::Text(text) => Box::new(text.as_slice()),
+        })
+    }
 }
 
 fn load(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failure> {
     let path = paths(config, database).db;
-    let fleet = read_fleet(file)?;
-    let (mut conn, _lock) = held(&path)?;
     let fail = || Failure::new(format!("could not load {}", file.display()));
-    if !fixture::load(&mut conn, &fleet).map_err(|e| fail().because(e))? {
+    let unreadable = |e: io::Error| fail().because(e);
+    let source = Source::of(file).map_err(unreadable)?;
+    let now = clock().now().wall;
+    fixture::count(source.open().map_err(unreadable)?, now).map_err(|e| {
+        fail().because(e).advise("nothing was loaded; correct the file and load it again")
+    })?;
+    let (mut conn, _lock) = held(&path)?;
+    let loaded = fixture::load_from(&mut conn, source.open().map_err(unreadable)?, now);
+    let Some(Counts { hosts, sandboxes }) = loaded.map_err(|e| fail().because(e))? else {
         let there = format!("{} holds hosts already", path.display());
         return Err(fail().because(there).advise("choose another database with --db"));
-    }
+    };
     let mut out = Out::stdout();
-    let (hosts, sandboxes) = (fleet.hosts.len(), fleet.sandboxes.len());
     out.line(&format!("{}: {hosts} hosts, {sandboxes} sandboxes", path.display()))?;
     out.finish().map(|()| Exit::Done)
 }
@@ -135,7 +152,7 @@ fn copy(config: &Config, database: &Database, file: &Path) -> Result<Exit, Failu
         Failure::new(format!("could not back up {} to {}", path.display(), file.display()))
             .because(e)
     };
-    let mut terminal = std::io::stderr();
+    let mut terminal = io::stderr();
     let shows = terminal.is_terminal();
     let mut show = |done: u64, all: u64| {
         if shows && all >= SHOWN_FROM_BYTES {

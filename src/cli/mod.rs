@@ -9,6 +9,7 @@ mod check;
 mod db;
 mod demo;
 mod events;
+mod export;
 mod look;
 pub mod output;
 mod serve;

@@ -8,6 +8,7 @@ use super::{clock, paths};
 use crate::config::{Config, Inputs};
 use crate::engine::{self, Running};
 use crate::logging;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let fail = |what: &str| Failure::new(what.to_owned());
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|e| fail("could not watch for signals").because(e))?;
+    allow_files();
     config.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     let paths = paths(config, &options.database);
     let mut wait = || stays(&mut signals);
@@ -51,6 +53,18 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
         false => log::warn!("stopped; not everything ended by itself"),
     }
     Ok(Exit::Done)
+}
+
+/// Every connection takes a file descriptor, and shells give a thousand or so by default;
+/// the system allows more to who asks.
+fn allow_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        log::warn!("could not raise the limit of open files: {error}; raise it with ulimit -n");
+    }
 }
 
 /// Waits for a moment before the database is opened once more; false when told to stop.

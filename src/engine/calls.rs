@@ -20,9 +20,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Calls at a time. Larger and a burst of creates starts as many threads; smaller and
-/// slow pauses hold up everybody else's.
-const CALLS_MAX: usize = 64;
+/// Calls at a time, over all hosts; `operations` bounds those to one. Larger and a bad hour
+/// of many hosts starts as many threads; smaller and fewer hosts that hang hold up everybody.
+const CALLS_MAX: usize = 256;
 
 /// Shortest deadline of a call: what is left of an operation may be nothing. Larger and an
 /// operation is asked for after its time; smaller and it is never asked for then.

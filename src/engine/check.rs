@@ -14,7 +14,7 @@ use crate::model::probe::ProbeFailure;
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Now, Wall};
 use crate::plan::liveness::{MassGuard, Silence};
-use crate::plan::observation::AskAgain;
+use crate::plan::observation::{AskAgain, Zombie};
 use crate::plan::schedule::{Input, Schedule, Watch};
 use crate::store::StoreError;
 use crate::store::acceptance;
@@ -77,8 +77,9 @@ pub struct CheckReport {
     pub failed_probes: Vec<(HostId, ProbeFailure)>,
     /// Hosts that changed.
     pub host_transitions: Vec<(HostId, HostStatus, HostStatus, Reason)>,
-    /// Sandboxes that changed, in order of revisions.
-    pub transitions: Vec<(HostId, Written)>,
+    /// Sandboxes that changed, each host's in one list as it was written, in order of
+    /// revisions. A large fleet makes long lists; these never grow by being copied.
+    pub transitions: Vec<(HostId, Vec<Written>)>,
     /// What is held back.
     pub held: Vec<Held>,
     /// Sandboxes that run and should not.
@@ -101,6 +102,17 @@ impl CheckReport {
             zombies: Vec::new(),
             elapsed: Duration::ZERO,
         }
+    }
+
+    fn moved(&mut self, host: HostId, written: Vec<Written>) {
+        if !written.is_empty() {
+            self.transitions.push((host, written));
+        }
+    }
+
+    /// Sandboxes that changed, in order of revisions.
+    pub fn moves(&self) -> impl Iterator<Item = (HostId, &Written)> {
+        self.transitions.iter().flat_map(|(host, written)| written.iter().map(|t| (*host, t)))
     }
 
     /// Whether anything changed, or would have in a real run.
@@ -206,7 +218,8 @@ impl<'a> Pass<'a> {
         let began = self.clock.now();
         self.passive(began)?;
         self.active()?;
-        self.report.transitions.sort_by_key(|(_, written)| written.revision);
+        let first = |written: &[Written]| written.first().map(|t| t.revision);
+        self.report.transitions.sort_by_key(|(_, written)| first(written));
         self.report.elapsed = self.clock.now().mono.since(began.mono);
         self.writer.send(self.clock.now(), Command::Stop);
         if let Some(thread) = self.thread.take() {
@@ -244,7 +257,7 @@ impl<'a> Pass<'a> {
             if let Some((from, to, reason)) = applied.host_transition {
                 self.report.host_transitions.push((host, from, to, reason));
             }
-            self.report.transitions.extend(applied.transitions.into_iter().map(|t| (host, t)));
+            self.report.moved(host, applied.transitions);
         }
         Ok(())
     }
@@ -261,7 +274,7 @@ impl<'a> Pass<'a> {
                 && self.options.host.is_none_or(|id| id == host.id);
             if let Some(address) = host.address.filter(|_| probed) {
                 schedule.handle(now, Input::Watch(host.id, Watch::Probed));
-                hosts.insert(host.id, Asked { address, looks: 0, last: None });
+                hosts.insert(host.id, Asked { address, looks: 0, observed: false, left: None });
             }
         }
         let mut open = hosts.len();
@@ -278,10 +291,9 @@ impl<'a> Pass<'a> {
                 schedule.handle(now, Input::Forget(host));
                 open -= 1;
             }
-            let moved = std::mem::take(&mut applied.transitions);
-            self.report.transitions.extend(moved.into_iter().map(|t| (host, t)));
+            self.report.moved(host, std::mem::take(&mut applied.transitions));
             if let Some(asked) = hosts.get_mut(&host) {
-                asked.last = Some(applied);
+                asked.ended(applied);
             }
         }
         self.summarize(hosts);
@@ -322,24 +334,43 @@ impl<'a> Pass<'a> {
 
     /// What the last look at each host left open.
     fn summarize(&mut self, hosts: HashMap<HostId, Asked>) {
-        let last: BTreeMap<HostId, Applied> =
-            hosts.into_iter().filter_map(|(host, asked)| Some((host, asked.last?))).collect();
-        for (host, applied) in last {
-            self.report.observations += usize::from(applied.observed);
-            self.report.failed_probes.extend(applied.failure.map(|failure| (host, failure)));
-            let held = applied.held.into_iter().map(Some);
+        self.report.observations = hosts.values().filter(|asked| asked.observed).count();
+        let left = hosts.into_iter().filter_map(|(host, asked)| Some((host, asked.left?)));
+        for (host, left) in left.collect::<BTreeMap<_, _>>() {
+            self.report.failed_probes.extend(left.failure.map(|failure| (host, failure)));
+            let held = left.held.into_iter().map(Some);
             self.report.held.extend(held.map(|sandbox| Held { host, sandbox, why: "mass_vanish" }));
-            let zombies = applied.zombies.into_iter();
+            let zombies = left.zombies.into_iter();
             self.report.zombies.extend(zombies.map(|zombie| (host, zombie.id, zombie.status)));
         }
     }
 }
 
-/// One host on its way through a pass.
+/// One host on its way through a pass: there may be ten thousand.
 struct Asked {
     address: AgentAddress,
     looks: u32,
-    last: Option<Applied>,
+    /// Whether the last look was applied.
+    observed: bool,
+    /// What it left open; `None` mostly.
+    left: Option<Box<Left>>,
+}
+
+/// What a look at a host left open.
+struct Left {
+    failure: Option<ProbeFailure>,
+    held: Vec<SandboxId>,
+    zombies: Vec<Zombie>,
+}
+
+impl Asked {
+    /// Keeps what is said at the end of the pass, unless another look follows.
+    fn ended(&mut self, applied: Applied) {
+        let Applied { failure, held, zombies, observed, .. } = applied;
+        self.observed = observed;
+        let nothing = failure.is_none() && held.is_empty() && zombies.is_empty();
+        self.left = (!nothing).then(|| Box::new(Left { failure, held, zombies }));
+    }
 }
 
 /// Hands an answer to the writer, and what came of it to the pass.

@@ -2,6 +2,7 @@
 //!
 //! Never: shows a key in an error; gives up a certificate that works for one that does not.
 
+use crate::agent::certificate::Read;
 use crate::http::TlsSource;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -10,6 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What we speak over TLS, for clients that would choose something else.
 const PROTOCOL: &[u8] = b"http/1.1";
@@ -31,13 +33,20 @@ pub(super) struct Https {
     cert: PathBuf,
     key: PathBuf,
     source: TlsSource,
+    expires_s: AtomicU64,
 }
 
 impl Https {
     /// Reads the files.
     pub(super) fn load(cert: &Path, key: &Path) -> Result<Https, HttpsError> {
-        let source = TlsSource::new(read(cert, key)?);
-        Ok(Https { cert: cert.to_owned(), key: key.to_owned(), source })
+        let (config, expires_s) = read(cert, key)?;
+        let (source, expires_s) = (TlsSource::new(config), AtomicU64::new(expires_s));
+        Ok(Https { cert: cert.to_owned(), key: key.to_owned(), source, expires_s })
+    }
+
+    /// When the certificate expires, in unix seconds; 0: it does not say.
+    pub(super) fn expires_s(&self) -> u64 {
+        self.expires_s.load(Ordering::Relaxed)
     }
 
     /// Where new connections get it from.
@@ -48,8 +57,9 @@ impl Https {
     /// Reads the files again; new connections get what they say, if it is right.
     pub(super) fn reload(&self) {
         match read(&self.cert, &self.key) {
-            Ok(config) => {
+            Ok((config, expires_s)) => {
                 self.source.replace(config);
+                self.expires_s.store(expires_s, Ordering::Relaxed);
                 log::info!("certificate of the API read again from {}", self.cert.display());
             }
             Err(error) => log::error!(
@@ -59,12 +69,14 @@ impl Https {
     }
 }
 
-fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, HttpsError> {
+/// A configuration, and when its certificate expires in unix seconds; 0: it does not say.
+fn read(cert: &Path, key: &Path) -> Result<(Arc<ServerConfig>, u64), HttpsError> {
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
     let chain: Vec<_> = chain.map_err(|e| unreadable(cert, "certificate", &e))?;
     if chain.is_empty() {
         return Err(unreadable(cert, "certificate", &pem::Error::NoItemsFound));
     }
+    let expires_s = chain.first().map_or(0, expires_s);
     let private = PrivateKeyDer::from_pem_file(key);
     let private = private.map_err(|e| unreadable(key, "private key", &e))?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -75,7 +87,13 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, HttpsError> {
         HttpsError(format!("{cert} and {key}: {e}; name a certificate and the key it was made for"))
     })?;
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), expires_s))
+}
+
+fn expires_s(certificate: &CertificateDer<'_>) -> u64 {
+    // Whether it can be read is for the peers to judge: rustls has taken it.
+    Read::of(certificate)
+        .map_or(0, |read| u64::try_from(read.expires_at().unix_seconds()).unwrap_or(0))
 }
 
 /// What the parser found may be part of a key: only its kind of failure is told.

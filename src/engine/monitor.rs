@@ -163,6 +163,11 @@ impl Monitor {
         self.schedule.in_flight()
     }
 
+    /// Those of them in the slow lane.
+    pub fn slow_in_flight(&self) -> usize {
+        self.schedule.slow_in_flight()
+    }
+
     /// Looks at the clocks. Call at every wake-up, before anything else.
     pub fn tick(&mut self, reading: Reading) {
         let now = reading.now.mono;

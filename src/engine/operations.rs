@@ -16,12 +16,17 @@ use crate::plan::operation::{
 };
 use crate::store::StoreError;
 use crate::store::lifecycle::{Ended, Work};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 /// How long to wait before a result that could not be written is written again. Larger and
 /// users wait for what is done; smaller and a full disk is knocked at all the time.
 const REWRITE_AFTER: Duration = Duration::from_secs(1);
+
+/// Calls to one host at a time, and as many destroys beside them. Larger and a few hosts
+/// that hang take all the threads there are for calls; smaller and a burst of creates on one
+/// host takes longer than its agent does.
+const CALLS_PER_HOST_MAX: usize = 16;
 
 /// What can happen.
 #[derive(Debug)]
@@ -99,12 +104,16 @@ enum State {
     Calling { look_at: Option<Mono> },
     /// The next call is due then.
     Waiting(Mono),
+    /// The next call is due; it has its place in the queue.
+    Queued,
 }
 
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub struct Operations {
     open: BTreeMap<OpId, Open>,
+    /// Whose call is due, in the order in which they became it.
+    queue: VecDeque<OpId>,
     rewrites: Vec<(Mono, Box<Ended>)>,
     effects: Vec<Effect>,
 }
@@ -129,25 +138,51 @@ impl Operations {
         for (op, open) in &mut self.open {
             match &mut open.state {
                 State::Waiting(due) if *due <= now => {
-                    self.effects.push(open.call(now));
+                    open.state = State::Queued;
+                    self.queue.push_back(*op);
                 }
                 State::Calling { look_at } if look_at.is_some_and(|at| at <= now) => {
                     *look_at = None;
                     self.effects.push(Effect::Look(*op, Answer::Outstanding));
                     self.effects.push(Effect::ProbeNow(open.work.host));
                 }
-                State::Waiting(_) | State::Calling { .. } => {}
+                State::Waiting(_) | State::Queued | State::Calling { .. } => {}
             }
         }
+        self.call_queued(now);
         let due = self.rewrites.extract_if(.., |(due, _)| *due <= now);
         self.effects.extend(due.map(|(_, ended)| Effect::Write(ended)));
         std::mem::take(&mut self.effects)
+    }
+
+    /// Makes the calls that are due, but for those of hosts that have enough under way: a
+    /// host that hangs keeps its own operations waiting, and nobody else's.
+    fn call_queued(&mut self, now: Mono) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let mut under_way: HashMap<_, usize> = HashMap::new();
+        for open in self.open.values().filter(|open| open.is_called()) {
+            *under_way.entry(open.lane()).or_default() += 1;
+        }
+        self.queue.retain(|op| {
+            // Overtaken while it waited.
+            let Some(open) = self.open.get_mut(op) else { return false };
+            let calls = under_way.entry(open.lane()).or_default();
+            let full = *calls >= CALLS_PER_HOST_MAX;
+            if !full {
+                *calls += 1;
+                self.effects.push(open.call(now));
+            }
+            full
+        });
     }
 
     /// When to look again if nothing happens before.
     pub fn next_wake(&self) -> Option<Mono> {
         let due = self.open.values().filter_map(|open| match open.state {
             State::Waiting(due) => Some(due),
+            State::Queued => None,
             State::Calling { look_at } => look_at,
         });
         due.chain(self.rewrites.iter().map(|(due, _)| *due)).min()
@@ -165,15 +200,15 @@ impl Operations {
         let left = |until: Wall, at_most| now.mono.after(until.since(now.wall).min(at_most));
         let settles_at = work.settle_at.filter(|at| !waited && now.wall <= *at);
         let makes = |open: &&Open| open.work.sandbox == work.sandbox && makes_a_microvm(&open.work);
-        let mut open = Open {
+        let open = Open {
             attempts: 0,
-            state: State::Waiting(now.mono),
+            state: State::Queued,
             expires_at: left(work.deadline_at, work.kind.deadline()),
             settles_at: settles_at.map(|at| left(at, OperationKind::Resume.deadline())),
             overtaken: self.open.values().filter(makes).map(|open| open.work.op).collect(),
             work,
         };
-        self.effects.push(open.call(now.mono));
+        self.queue.push_back(open.work.op);
         self.open.insert(open.work.op, open);
     }
 
@@ -228,9 +263,21 @@ impl Operations {
 impl Open {
     fn waits_for(&self, sandbox: SandboxId) -> bool {
         match self.state {
-            State::Waiting(_) => self.work.sandbox == sandbox,
+            State::Waiting(_) | State::Queued => self.work.sandbox == sandbox,
             State::Calling { .. } => false,
         }
+    }
+
+    fn is_called(&self) -> bool {
+        match self.state {
+            State::Calling { .. } => true,
+            State::Waiting(_) | State::Queued => false,
+        }
+    }
+
+    /// What shares a limit on calls: destroys do not wait for what hangs.
+    fn lane(&self) -> (HostId, bool) {
+        (self.work.host, self.work.kind == OperationKind::Destroy)
     }
 
     /// A call that began unsettled proves nothing until what it overtook is over.

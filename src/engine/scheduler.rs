@@ -14,7 +14,7 @@ use crate::clock::{Clock, Reading};
 use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::apply::{Applied, Probed};
-use crate::store::presence::Presence;
+use crate::store::presence::{Found, Presence};
 use crate::store::writer::{Command, WriterHandle};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::sync::Arc;
@@ -93,6 +93,7 @@ impl Scheduler {
         self.pulse.interval_ms.store(self.monitor.interval_ms(), Ordering::Relaxed);
         self.pulse.holding_since_ms.store(holding, Ordering::Relaxed);
         self.pulse.in_flight.store(self.monitor.in_flight() as u64, Ordering::Relaxed);
+        self.pulse.slow_in_flight.store(self.monitor.slow_in_flight() as u64, Ordering::Relaxed);
     }
 
     fn carry_out(&self, effect: Effect, now: Now) {
@@ -113,7 +114,14 @@ impl Scheduler {
                 self.writer.send(now, Command::MarkUp(host, reply));
             }
             Effect::Flush => {
-                let reply = Box::new(move |result| tell(Input::Flushed(result)));
+                let pulse = Arc::clone(&self.pulse);
+                let reply = Box::new(move |result: Result<(), StoreError>| {
+                    pulse.flushes.count(usize::from(result.is_err()));
+                    if result.is_ok() {
+                        pulse.last_flush_ms.store(now.mono.0, Ordering::Relaxed);
+                    }
+                    tell(Input::Flushed(result));
+                });
                 self.writer.send(now, Command::Flush(reply));
             }
             Effect::Prune => {
@@ -128,6 +136,7 @@ impl Scheduler {
 pub(super) fn deliver(
     writer: WriterHandle,
     presence: Arc<Presence>,
+    pulse: Arc<Pulse>,
     post: Sender<Mail>,
 ) -> Box<dyn Fn(Answered) + Send + Sync> {
     Box::new(move |answered: Answered| {
@@ -136,11 +145,22 @@ pub(super) fn deliver(
         // Strict policy looks at no age.
         let age_cap = Some(presence.listening(now.mono));
         let probed = Probed { host, revision, asked_at, age_cap, probe };
-        let (post, noted) = (post.clone(), Arc::clone(&presence));
+        let (post, noted, pulse) = (post.clone(), Arc::clone(&presence), Arc::clone(&pulse));
         let reply = Box::new(move |result: Result<Applied, StoreError>| {
             // The rows tell of a wrong host; by now what was found has been applied.
             if let Ok(Applied { failure: Some(failure), .. }) = &result {
                 summary.outcome = Err(failure.clone());
+            }
+            match &summary.outcome {
+                Ok(_) => pulse.probes_listed.count(),
+                Err(failure) => pulse.probes_failed.count(failure.kind as usize),
+            }
+            pulse.probes_took.note(took);
+            if let Ok(applied) = result.as_ref()
+                && applied.observed
+            {
+                let (zombies, held) = (applied.zombies.len(), applied.held.len());
+                noted.note_found(host, Found { zombies, held });
             }
             noted.note_probe(host, summary);
             drop(post.send(Mail::input(Input::Ended { host, took, result })));

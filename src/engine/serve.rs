@@ -14,6 +14,7 @@ use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::{AgentClient, ClientConfig};
 use crate::agent::trust::Trust;
 use crate::api::history::History;
+use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
@@ -181,7 +182,7 @@ pub fn serve(
         Arc::clone(&clock),
         Arc::clone(&revision),
         Schedule::in_flight_max(config.workers),
-        deliver(writer.clone(), Arc::clone(&presence), post.clone()),
+        deliver(writer.clone(), Arc::clone(&presence), Arc::clone(&pulse), post.clone()),
     );
     let now = clock.now();
     let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
@@ -203,6 +204,9 @@ pub fn serve(
     }
     pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
     pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
+    pulse.last_flush_ms.store(now.mono.0, Ordering::Relaxed);
+    let expires_s = https.as_ref().map_or(0, Https::expires_s);
+    pulse.certificate_expires_s.store(expires_s, Ordering::Relaxed);
     let (op_post, op_mail) = crossbeam_channel::unbounded();
     let calls = Calls {
         operations: Operations::default(),
@@ -243,6 +247,8 @@ pub fn serve(
         writer: writer.clone(),
         revision: Arc::clone(&revision),
         figures,
+        http: http.figures(),
+        scraped: Scraped::default(),
         presence,
         tokens,
         admin,
@@ -396,6 +402,7 @@ impl Running {
     pub fn reload(&self, config: &Config) {
         if let Some(https) = &self.https {
             https.reload();
+            self.pulse.certificate_expires_s.store(https.expires_s(), Ordering::Relaxed);
         }
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));

@@ -138,6 +138,7 @@ impl Connection {
     pub(super) fn expire(&mut self, input: &mut Buffer, service: &Service) -> Next {
         match self.waiting() {
             Waiting::Head | Waiting::Body => {
+                service.refused(Reject::Timeout);
                 self.refuse(Reject::Timeout.into());
                 self.advance(input, service)
             }
@@ -287,6 +288,7 @@ impl Connection {
                 Step::Continue => self.send(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec(), After::GoOn),
                 Step::Reject(reject) => {
                     log::debug!("refused a request from {}: {}", self.peer, reject.message());
+                    service.refused(reject);
                     self.refuse(reject.into());
                 }
                 Step::More if !may_read => return Ok(self.rest(input, service)),

@@ -12,6 +12,7 @@ mod buffer;
 mod chunked;
 mod client;
 mod connection;
+mod figures;
 mod limits;
 mod parse;
 mod reaper;
@@ -34,6 +35,7 @@ mod transport;
 mod worker;
 
 pub use client::trust_in;
+pub use figures::HttpFigures;
 pub use limits::{BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, ServerConfig, TARGET_BYTES_MAX};
 pub use request::{Headers, Method, Request};
 pub use response::{Body, Response};

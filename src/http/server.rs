@@ -3,6 +3,7 @@
 //! Never: reads or writes a connection itself. Called by `engine`, `sim` and tests.
 
 use super::connection::Connection;
+use super::figures::{Counts, HttpFigures};
 use super::limits::{
     ACCEPT_PAUSE, EVICT_ONE_IN, HELD_BYTES_FREE, HELD_BYTES_MAX, JOIN_GRACE, SAY_FULL_EVERY,
     SHUTDOWN_READ_GRACE, STACK_BYTES, ServerConfig,
@@ -52,6 +53,11 @@ impl Server {
     /// Connections that are open now.
     pub fn connections(&self) -> usize {
         self.shared.table.len()
+    }
+
+    /// What is counted here; counts on after the server has ended.
+    pub fn figures(&self) -> HttpFigures {
+        HttpFigures::new(Arc::clone(&self.shared.table), Arc::clone(&self.shared.counts))
     }
 
     /// Closes the listener of this index; who connects is refused. Connections that are open
@@ -123,14 +129,13 @@ pub(super) struct Shared {
     pub(super) config: ServerConfig,
     pub(super) service: Service,
     pub(super) epoll: OwnedFd,
-    pub(super) table: Table,
+    pub(super) table: Arc<Table>,
+    pub(super) counts: Arc<Counts>,
     pub(super) timer: Timer,
     /// Each behind a lock so that it can be closed while the server lives on.
     pub(super) listeners: Vec<Mutex<Option<TcpListener>>>,
     /// Listeners that rest because they could not accept.
     pub(super) resting: Mutex<Vec<usize>>,
-    /// Streams that run.
-    pub(super) streams: AtomicUsize,
     /// No new work; what runs should return.
     pub(super) stop: Arc<StopSignal>,
     /// Workers leave.
@@ -149,14 +154,15 @@ impl Shared {
         config: ServerConfig,
     ) -> io::Result<Shared> {
         let stop = Arc::new(StopSignal::new()?);
+        let counts = Arc::new(Counts::default());
         let shared = Shared {
-            service: Service::new(handler, config.workers, Arc::clone(&stop)),
+            service: Service::new(handler, config.workers, Arc::clone(&stop), Arc::clone(&counts)),
+            counts,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            table: Table::new(config.connections_max.max(1)),
+            table: Arc::new(Table::new(config.connections_max.max(1))),
             timer: Timer::new(),
             listeners: listeners.into_iter().map(|listener| Mutex::new(Some(listener))).collect(),
             resting: Mutex::default(),
-            streams: AtomicUsize::new(0),
             stop,
             exit: StopSignal::new()?,
             threads: ThreadCount::default(),
@@ -232,6 +238,7 @@ impl Shared {
         }
         if !self.hold(&connection) {
             log::warn!("dropped {}: too much is held for waiting clients", connection.peer());
+            self.counts.dropped.count();
             return self.close(place, connection);
         }
         let deadline_ms = connection.deadline_ms();
@@ -275,6 +282,7 @@ impl Shared {
     pub(super) fn make_room(&self) -> bool {
         let dropped = self.table.take_longest_waiting(EVICT_ONE_IN);
         let any = !dropped.is_empty();
+        self.counts.dropped.add(dropped.len() as u64);
         self.say_seldom(dropped.len());
         for (place, connection) in dropped {
             self.unhold(&connection);

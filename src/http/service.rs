@@ -2,6 +2,8 @@
 //!
 //! Never: lets a panic out, touches a socket. Called by `connection`.
 
+use super::figures::Counts;
+use super::reject::Reject;
 use super::request::Request;
 use super::response::Response;
 use super::stop::StopSignal;
@@ -29,13 +31,19 @@ pub(super) struct Service {
     patient: AtomicUsize,
     patient_max: usize,
     stop: Arc<StopSignal>,
+    counts: Arc<Counts>,
 }
 
 impl Service {
     /// For a server of so many workers that ends with `stop`.
-    pub(super) fn new(handler: Arc<dyn Handler>, workers: usize, stop: Arc<StopSignal>) -> Service {
+    pub(super) fn new(
+        handler: Arc<dyn Handler>,
+        workers: usize,
+        stop: Arc<StopSignal>,
+        counts: Arc<Counts>,
+    ) -> Service {
         let patient_max = (workers / 2).max(1);
-        Service { handler, patient: AtomicUsize::new(0), patient_max, stop }
+        Service { handler, patient: AtomicUsize::new(0), patient_max, stop, counts }
     }
 
     /// Whether the server is about to end: connections are not to be kept.
@@ -43,13 +51,20 @@ impl Service {
         self.stop.is_raised()
     }
 
+    /// Counts an answer that the transport gave by itself.
+    pub(super) fn refused(&self, reject: Reject) {
+        self.counts.answered(reject.status());
+    }
+
     /// The handler's answer, or ours in its stead.
     pub(super) fn answer(&self, request: Request) -> Response {
         let (method, path, peer) = (request.method, request.path.clone(), request.peer);
-        catch_unwind(AssertUnwindSafe(|| self.ask(request))).unwrap_or_else(|_| {
+        let answer = catch_unwind(AssertUnwindSafe(|| self.ask(request))).unwrap_or_else(|_| {
             log::error!("handler of {method} {path} from {peer} panicked");
             Response::error(500, "internal", "internal error")
-        })
+        });
+        self.counts.answered(answer.status);
+        answer
     }
 
     fn ask(&self, request: Request) -> Response {

@@ -4,6 +4,7 @@
 //! the server stops. Started by `worker`, used by handlers.
 
 use super::connection::{Connection, StreamStart, unblocked};
+use super::figures::Counts;
 use super::limits::STREAM_STOP_GRACE;
 use super::stop::StopSignal;
 use crossbeam_channel::Receiver;
@@ -21,6 +22,7 @@ pub struct StreamWriter {
     chunked: bool,
     write_deadline: Duration,
     stop: Arc<StopSignal>,
+    counts: Arc<Counts>,
     failed: bool,
 }
 
@@ -41,8 +43,9 @@ impl StreamWriter {
         chunked: bool,
         write_deadline: Duration,
         stop: Arc<StopSignal>,
+        counts: Arc<Counts>,
     ) -> StreamWriter {
-        StreamWriter { connection, chunked, write_deadline, stop, failed: false }
+        StreamWriter { connection, chunked, write_deadline, stop, counts, failed: false }
     }
 
     /// Writes all of `data` and waits until the kernel has it. `TimedOut` when the peer does
@@ -126,6 +129,7 @@ impl StreamWriter {
             }
             let ready = self.poll(PollFlags::OUT, !stopping, until)?;
             if !ready.peer && Instant::now() >= until {
+                self.counts.streams_cut.count();
                 return Err(ErrorKind::TimedOut.into());
             }
         }

@@ -65,10 +65,11 @@ pub(super) fn follow(
             Next::Close => return shared.close(place, connection),
             Next::Stream(start) => start,
         };
-        if shared.streams.fetch_add(1, Ordering::SeqCst) < shared.config.streams_max {
+        if shared.counts.streams.fetch_add(1, Ordering::SeqCst) < shared.config.streams_max {
             return start_stream(shared, place, connection, start);
         }
-        shared.streams.fetch_sub(1, Ordering::SeqCst);
+        shared.counts.streams.fetch_sub(1, Ordering::SeqCst);
+        shared.counts.answered(503);
         connection.refuse(Response::error(503, "unavailable", "too many streams are open"));
         next = connection.advance(input, &shared.service);
     }
@@ -82,7 +83,9 @@ fn start_stream(
 ) {
     let stream = RunningStream { shared: Arc::clone(shared), place, ended: None };
     let stop = Arc::clone(&shared.stop);
-    let writer = StreamWriter::new(connection, start.chunked, shared.config.write_deadline, stop);
+    let counts = Arc::clone(&shared.counts);
+    let deadline = shared.config.write_deadline;
+    let writer = StreamWriter::new(connection, start.chunked, deadline, stop, counts);
     let body = move || {
         let mut stream = stream;
         stream.ended = catch_unwind(AssertUnwindSafe(|| writer.run(start))).unwrap_or_else(|_| {
@@ -105,7 +108,7 @@ struct RunningStream {
 
 impl Drop for RunningStream {
     fn drop(&mut self) {
-        self.shared.streams.fetch_sub(1, Ordering::SeqCst);
+        self.shared.counts.streams.fetch_sub(1, Ordering::SeqCst);
         match self.ended.take() {
             Some(mut connection) => {
                 connection.begin_linger();
@@ -175,6 +178,7 @@ fn admit(shared: &Shared, socket: OwnedFd, peer: Option<SocketAddrAny>, listener
     };
     let place = shared.table.claim();
     let Some(place) = place.or_else(|| shared.make_room().then(|| shared.table.claim())?) else {
+        shared.counts.dropped.count();
         return log::warn!("dropped {peer}: too many connections, all of them busy");
     };
     let body_bytes_max = shared.config.body_bytes_max;

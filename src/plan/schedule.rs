@@ -136,6 +136,11 @@ impl Schedule {
         self.fast_in_flight + self.slow_in_flight
     }
 
+    /// Those of them in the slow lane.
+    pub fn slow_in_flight(&self) -> usize {
+        self.slow_in_flight
+    }
+
     /// Hosts that wait for their time or a free worker.
     pub fn waiting(&self) -> usize {
         self.fast.len() + self.slow.len()

@@ -69,6 +69,8 @@ impl Writer {
             w.conn
                 .prepare_cached("INSERT INTO tombstones (host_id, deleted_at) VALUES (?1, ?2)")?
                 .execute(params![id.to_string(), now.wall.0])?;
+            // By now all of them are stopped.
+            w.tally.gone(SandboxStatus::Stopped, sandboxes.len());
             for sql in FORGET {
                 w.conn.prepare_cached(sql)?.execute([id.to_string()])?;
             }

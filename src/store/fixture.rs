@@ -8,14 +8,16 @@ use super::StoreError;
 use super::read;
 use super::rows;
 use crate::model::host::{AgentAddress, Host, HostStatus, Intent, Liveness};
-use crate::model::id::{HostId, Id, Kind, OpId, PLATFORM_TEAM, TeamId};
+use crate::model::id::{HostId, Id, Kind, OpId, PLATFORM_TEAM, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Reason, Sandbox};
 use crate::model::time::Wall;
 use rusqlite::{Connection, TransactionBehavior, params};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 /// Age of a sandbox's status when the fixture does not say, in seconds.
@@ -66,51 +68,314 @@ pub struct FleetSandbox {
     pub announced: bool,
 }
 
+/// Why a fixture did not get into a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadError {
+    /// The fixture is refused.
+    Fixture(FixtureError),
+    /// The database could not take it.
+    Store(StoreError),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Fixture(error) => error.fmt(f),
+            LoadError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+impl From<FixtureError> for LoadError {
+    fn from(error: FixtureError) -> LoadError {
+        LoadError::Fixture(error)
+    }
+}
+
+impl From<StoreError> for LoadError {
+    fn from(error: StoreError) -> LoadError {
+        LoadError::Store(error)
+    }
+}
+
+impl From<rusqlite::Error> for LoadError {
+    fn from(error: rusqlite::Error) -> LoadError {
+        LoadError::Store(error.into())
+    }
+}
+
+/// Takes what a fixture says, row by row: first all hosts.
+trait Rows {
+    fn host(&mut self, host: Host) -> Result<(), StoreError>;
+    fn sandbox(&mut self, sandbox: FleetSandbox) -> Result<(), StoreError>;
+    /// Ids of deleted hosts, and until when a server listened.
+    fn rest(&mut self, tombstones: Vec<HostId>, listened: Option<Wall>) -> Result<(), StoreError>;
+}
+
+impl Rows for Fleet {
+    fn host(&mut self, host: Host) -> Result<(), StoreError> {
+        self.hosts.push(host);
+        Ok(())
+    }
+
+    fn sandbox(&mut self, sandbox: FleetSandbox) -> Result<(), StoreError> {
+        self.sandboxes.push(sandbox);
+        Ok(())
+    }
+
+    fn rest(&mut self, tombstones: Vec<HostId>, listened: Option<Wall>) -> Result<(), StoreError> {
+        (self.tombstones, self.listened_until) = (tombstones, listened);
+        Ok(())
+    }
+}
+
+/// How much a fixture holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Hosts.
+    pub hosts: usize,
+    /// Sandboxes.
+    pub sandboxes: usize,
+}
+
+impl Rows for Counts {
+    fn host(&mut self, _host: Host) -> Result<(), StoreError> {
+        self.hosts += 1;
+        Ok(())
+    }
+
+    fn sandbox(&mut self, _sandbox: FleetSandbox) -> Result<(), StoreError> {
+        self.sandboxes += 1;
+        Ok(())
+    }
+
+    fn rest(&mut self, _: Vec<HostId>, _: Option<Wall>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
 /// Reads a fixture's text; ages count back from `now`.
 pub fn parse(text: &str, now: Wall) -> Result<Fleet, FixtureError> {
-    let value: Value = serde_json::from_str(text).map_err(|e| FixtureError {
-        place: format!("line {} column {}", e.line(), e.column()),
-        reason: e.to_string(),
-    })?;
-    let root = Object::new(&value, "fixture".to_owned())?;
-    root.warn_unknown(&["hosts", "sandboxes", "tombstones", "listened_age_s"]);
-    let hosts: Vec<Host> =
-        root.list("hosts")?.iter().map(|host| parse_host(host, now)).collect::<Result<_, _>>()?;
-    let mut known = HashSet::new();
-    for (at, host) in hosts.iter().enumerate() {
-        if !known.insert(host.id) {
-            let place = format!("hosts[{at}].id");
-            return Err(FixtureError { place, reason: format!("{} is there twice", host.id) });
+    let mut fleet = Fleet::default();
+    read_rows(serde_json::Deserializer::from_str(text), &mut fleet, now)?;
+    Ok(fleet)
+}
+
+/// Reads a fixture to its end and keeps nothing of it but ids: whether it would load.
+pub fn count(from: impl io::Read, now: Wall) -> Result<Counts, FixtureError> {
+    let mut counts = Counts::default();
+    read_rows(serde_json::Deserializer::from_reader(from), &mut counts, now)?;
+    Ok(counts)
+}
+
+fn read_rows<'de, I: serde_json::de::Read<'de>>(
+    from: serde_json::Deserializer<I>,
+    rows: &mut impl Rows,
+    now: Wall,
+) -> Result<(), FixtureError> {
+    match stream(from, rows, now) {
+        Ok(()) => Ok(()),
+        Err(LoadError::Fixture(error)) => Err(error),
+        // Rows that are kept in memory, or nowhere, are always taken.
+        Err(LoadError::Store(error)) => Err(refused("fixture".to_owned(), &error)),
+    }
+}
+
+/// Reads a fixture into rows as it comes, so that it is never in memory as a whole.
+fn stream<'de, I: serde_json::de::Read<'de>, R: Rows>(
+    mut from: serde_json::Deserializer<I>,
+    rows: &mut R,
+    now: Wall,
+) -> Result<(), LoadError> {
+    let (known, seen) = (HashSet::new(), HashSet::new());
+    let mut reading =
+        Reading { rows, now, known, seen, early: Vec::new(), fault: None, expected: None };
+    let expected = reading.must_be("fixture", "a JSON object");
+    reading.expected = Some(expected);
+    let read = from.deserialize_any(Root(&mut reading));
+    match read.and_then(|rest| from.end().map(|()| rest)) {
+        Ok(rest) => reading.finish(&rest),
+        Err(error) => Err(reading.fault(&error)),
+    }
+}
+
+/// A fixture on its way into rows.
+struct Reading<'r, R> {
+    rows: &'r mut R,
+    now: Wall,
+    /// Hosts so far, deleted ones included.
+    known: HashSet<HostId>,
+    /// Sandboxes so far.
+    seen: HashSet<SandboxId>,
+    /// Sandboxes that came before the hosts.
+    early: Vec<Value>,
+    /// What ended the reading, if not JSON itself.
+    fault: Option<LoadError>,
+    /// What to say when something of another type comes next.
+    expected: Option<FixtureError>,
+}
+
+impl<R: Rows> Reading<'_, R> {
+    fn must_be(&self, place: &str, what: &str) -> FixtureError {
+        FixtureError { place: place.to_owned(), reason: format!("must be {what}") }
+    }
+
+    /// Why reading ended, when it did with this.
+    fn fault(self, error: &serde_json::Error) -> LoadError {
+        let json = || FixtureError {
+            place: format!("line {} column {}", error.line(), error.column()),
+            reason: error.to_string(),
+        };
+        let other_type = self.expected.filter(|_| error.is_data());
+        self.fault.unwrap_or_else(|| other_type.unwrap_or_else(json).into())
+    }
+
+    /// Ends the reading.
+    fn end<E: de::Error>(&mut self, fault: LoadError) -> E {
+        self.fault = Some(fault);
+        E::custom("the fixture is refused")
+    }
+
+    fn row(&mut self, list: List, at: usize, value: Value) -> Result<(), LoadError> {
+        match list {
+            List::Hosts => self.host(at, &value),
+            List::Sandboxes => self.sandbox(at, &value),
+            List::EarlySandboxes => {
+                self.early.push(value);
+                Ok(())
+            }
         }
     }
-    let mut seen = HashSet::new();
-    let sandboxes = root
-        .list("sandboxes")?
-        .iter()
-        .map(|sandbox| {
-            let sandbox = parse_sandbox(sandbox, &known, now)?;
-            Ok(sandbox)
-        })
-        .collect::<Result<Vec<FleetSandbox>, FixtureError>>()?;
-    for (at, sandbox) in sandboxes.iter().enumerate() {
-        if !seen.insert(sandbox.row.id) {
-            let place = format!("sandboxes[{at}].id");
-            return Err(FixtureError {
-                place,
-                reason: format!("{} is there twice", sandbox.row.id),
-            });
+
+    fn host(&mut self, at: usize, value: &Value) -> Result<(), LoadError> {
+        let host = parse_host(&Object::new(value, format!("hosts[{at}]"))?, self.now)?;
+        if !self.known.insert(host.id) {
+            return Err(twice(format!("hosts[{at}].id"), host.id).into());
         }
+        Ok(self.rows.host(host)?)
     }
-    let mut tombstones = Vec::new();
-    for (place, text) in root.strings("tombstones")? {
-        let host: HostId = text.parse().map_err(|e| refused(place.clone(), &e))?;
-        if !known.insert(host) {
-            return Err(FixtureError { place, reason: format!("{host} is there already") });
+
+    fn sandbox(&mut self, at: usize, value: &Value) -> Result<(), LoadError> {
+        let object = Object::new(value, format!("sandboxes[{at}]"))?;
+        let sandbox = parse_sandbox(&object, &self.known, self.now)?;
+        if !self.seen.insert(sandbox.row.id) {
+            return Err(twice(format!("sandboxes[{at}].id"), sandbox.row.id).into());
         }
-        tombstones.push(host);
+        Ok(self.rows.sandbox(sandbox)?)
     }
-    let listened_until = root.age("listened_age_s", now)?;
-    Ok(Fleet { hosts, sandboxes, tombstones, listened_until })
+
+    /// What may only be said once all hosts are known.
+    fn finish(mut self, rest: &Value) -> Result<(), LoadError> {
+        let root = Object::new(rest, "fixture".to_owned())?;
+        root.warn_unknown(&["hosts", "sandboxes", "tombstones", "listened_age_s"]);
+        for (at, value) in std::mem::take(&mut self.early).iter().enumerate() {
+            self.sandbox(at, value)?;
+        }
+        let mut tombstones = Vec::new();
+        for (place, text) in root.strings("tombstones")? {
+            let host: HostId = text.parse().map_err(|e| refused(place.clone(), &e))?;
+            if !self.known.insert(host) {
+                let reason = format!("{host} is there already");
+                return Err(FixtureError { place, reason }.into());
+            }
+            tombstones.push(host);
+        }
+        let listened_until = root.age("listened_age_s", self.now)?;
+        Ok(self.rows.rest(tombstones, listened_until)?)
+    }
+}
+
+fn twice<K: Kind>(place: String, id: Id<K>) -> FixtureError {
+    FixtureError { place, reason: format!("{id} is there twice") }
+}
+
+/// The whole of a fixture; gives what is in no list of rows.
+struct Root<'a, 'r, R>(&'a mut Reading<'r, R>);
+
+impl<'de, R: Rows> Visitor<'de> for Root<'_, '_, R> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let Root(reading) = self;
+        reading.expected = None;
+        let mut rest = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if rest.contains_key(&key) {
+                let reason = "is there twice".to_owned();
+                return Err(reading.end(FixtureError { place: key, reason }.into()));
+            }
+            let list = match key.as_str() {
+                "hosts" => Some(List::Hosts),
+                "sandboxes" if rest.contains_key("hosts") => Some(List::Sandboxes),
+                "sandboxes" => Some(List::EarlySandboxes),
+                _ => None,
+            };
+            let value = match list {
+                Some(list) => {
+                    reading.expected = Some(reading.must_be(&key, "a list"));
+                    map.next_value_seed(ListOf { list, reading })?;
+                    Value::Null
+                }
+                None => map.next_value()?,
+            };
+            rest.insert(key, value);
+        }
+        Ok(Value::Object(rest))
+    }
+}
+
+/// A list of rows.
+#[derive(Clone, Copy)]
+enum List {
+    Hosts,
+    Sandboxes,
+    /// Sandboxes before the hosts, which wait for them.
+    EarlySandboxes,
+}
+
+struct ListOf<'a, 'r, R> {
+    list: List,
+    reading: &'a mut Reading<'r, R>,
+}
+
+impl<'de, R: Rows> DeserializeSeed<'de> for ListOf<'_, '_, R> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de, R: Rows> Visitor<'de> for ListOf<'_, '_, R> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.reading.expected = None;
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let ListOf { list, reading } = self;
+        reading.expected = None;
+        let mut at = 0;
+        while let Some(value) = seq.next_element()? {
+            if let Err(fault) = reading.row(list, at, value) {
+                return Err(reading.end(fault));
+            }
+            at += 1;
+        }
+        Ok(())
+    }
 }
 
 fn refused(place: String, reason: &dyn fmt::Display) -> FixtureError {
@@ -358,11 +623,6 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn list(&self, key: &str) -> Result<Vec<Object<'a>>, FixtureError> {
-        let values = self.array(key)?.iter().enumerate();
-        values.map(|(n, value)| Object::new(value, format!("{}[{n}]", self.place(key)))).collect()
-    }
-
     fn strings(&self, key: &str) -> Result<Vec<(String, &'a str)>, FixtureError> {
         let values = self.array(key)?.iter().enumerate();
         values
@@ -380,46 +640,108 @@ impl<'a> Object<'a> {
 /// Puts a fleet into a database that has no host yet, in one transaction. False, and
 /// nothing written, when there is one.
 pub fn load(conn: &mut Connection, fleet: &Fleet) -> Result<bool, StoreError> {
+    let done = filled(conn, |inserts| {
+        fleet.hosts.iter().try_for_each(|host| inserts.host(host))?;
+        fleet.sandboxes.iter().try_for_each(|sandbox| inserts.sandbox(sandbox))?;
+        inserts.rest(&fleet.tombstones, fleet.listened_until)
+    })?;
+    Ok(done.is_some())
+}
+
+/// Puts a fixture into a database that has no host yet, row by row, in one transaction.
+/// `None`, and nothing written, when there is one; nothing is written of a fixture that is
+/// refused either.
+pub fn load_from(
+    conn: &mut Connection,
+    from: impl io::Read,
+    now: Wall,
+) -> Result<Option<Counts>, LoadError> {
+    filled(conn, |inserts| {
+        let mut into = IntoDatabase { inserts, counts: Counts::default() };
+        stream(serde_json::Deserializer::from_reader(from), &mut into, now)?;
+        Ok(into.counts)
+    })
+}
+
+/// Fills an empty database in one transaction.
+fn filled<T, E: From<rusqlite::Error>>(
+    conn: &mut Connection,
+    fill: impl FnOnce(&Inserts<'_>) -> Result<T, E>,
+) -> Result<Option<T>, E> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if tx.prepare("SELECT 1 FROM hosts")?.exists([])? {
-        return Ok(false);
+        return Ok(None);
     }
-    for host in &fleet.hosts {
-        rows::insert_host(&tx, host)?;
+    let done = fill(&Inserts(&tx))?;
+    tx.commit()?;
+    Ok(Some(done))
+}
+
+/// Writes rows.
+struct Inserts<'c>(&'c Connection);
+
+impl Inserts<'_> {
+    fn host(&self, host: &Host) -> Result<(), StoreError> {
+        Ok(rows::insert_host(self.0, host)?)
     }
-    let mut announce = tx.prepare(
-        "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) VALUES (?1, ?2, 0, ?3)",
-    )?;
-    let mut operate = tx.prepare(
-        "INSERT INTO operations (id, sandbox_id, host_id, kind, created_at, deadline_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )?;
-    for sandbox in &fleet.sandboxes {
+
+    fn sandbox(&self, sandbox: &FleetSandbox) -> Result<(), StoreError> {
         let row = &sandbox.row;
-        rows::insert_sandbox(&tx, row)?;
-        let (id, host) = (row.id.to_string(), row.host_id.to_string());
+        rows::insert_sandbox(self.0, row)?;
         if sandbox.announced {
+            let mut announce = self.0.prepare_cached(
+                "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) \
+                 VALUES (?1, ?2, 0, ?3)",
+            )?;
+            let (host, id) = (row.host_id.to_string(), row.id.to_string());
             announce.execute(params![host, id, row.status_changed_at.0])?;
         }
         if let Some((kind, deadline)) = sandbox.operation {
+            let mut operate = self.0.prepare_cached(
+                "INSERT INTO operations (id, sandbox_id, host_id, kind, created_at, deadline_at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
             // One operation a sandbox: its id can be the sandbox's own number.
             let op = OpId::from_u128(row.id.as_u128()).to_string();
+            let (host, id) = (row.host_id.to_string(), row.id.to_string());
             let created = row.status_changed_at.0;
             operate.execute(params![op, id, host, kind.as_str(), created, deadline.0])?;
         }
+        Ok(())
     }
-    drop((announce, operate));
-    for host in &fleet.tombstones {
-        let at = fleet.listened_until.unwrap_or_default();
-        tx.execute(
-            "INSERT INTO tombstones (host_id, deleted_at) VALUES (?1, ?2)",
-            params![host.to_string(), at.0],
-        )?;
+
+    fn rest(&self, tombstones: &[HostId], listened: Option<Wall>) -> Result<(), StoreError> {
+        for host in tombstones {
+            self.0.execute(
+                "INSERT INTO tombstones (host_id, deleted_at) VALUES (?1, ?2)",
+                params![host.to_string(), listened.unwrap_or_default().0],
+            )?;
+        }
+        self.0.execute("UPDATE state SET listened_until = ?1", [listened.map(|at| at.0)])?;
+        Ok(())
     }
-    let listened = fleet.listened_until.map(|at| at.0);
-    tx.execute("UPDATE state SET listened_until = ?1", [listened])?;
-    tx.commit()?;
-    Ok(true)
+}
+
+/// Writes rows as they are read, and counts them.
+struct IntoDatabase<'a, 'c> {
+    inserts: &'a Inserts<'c>,
+    counts: Counts,
+}
+
+impl Rows for IntoDatabase<'_, '_> {
+    fn host(&mut self, host: Host) -> Result<(), StoreError> {
+        self.inserts.host(&host)?;
+        self.counts.host(host)
+    }
+
+    fn sandbox(&mut self, sandbox: FleetSandbox) -> Result<(), StoreError> {
+        self.inserts.sandbox(&sandbox)?;
+        self.counts.sandbox(sandbox)
+    }
+
+    fn rest(&mut self, tombstones: Vec<HostId>, listened: Option<Wall>) -> Result<(), StoreError> {
+        self.inserts.rest(&tombstones, listened)
+    }
 }
 
 /// Prints a database as a fixture: ages count back from `now`.

@@ -383,12 +383,15 @@ impl Writer {
         error: Option<&str>,
         now: Wall,
     ) -> Result<(), StoreError> {
-        let mut update = self
-            .conn
-            .prepare_cached("UPDATE operations SET finished_at = ?2, error = ?3 WHERE id = ?1")?;
-        update.execute(params![op.to_string(), now.0, error])?;
+        let mut update = self.conn.prepare_cached(
+            "UPDATE operations SET finished_at = ?2, error = ?3 WHERE id = ?1 RETURNING kind",
+        )?;
+        let closed = params![op.to_string(), now.0, error];
+        let kind = update.query_row(closed, |row| rows::parsed(row, 0)).optional()?;
         drop(update);
-        self.after.push(After::OperationClosed(op));
+        if let Some(kind) = kind {
+            self.after.push(After::OperationClosed { op, kind, failed: error.is_some() });
+        }
         Ok(())
     }
 

@@ -62,6 +62,31 @@ struct Entry {
     /// Something changed since the last flush.
     dirty: bool,
     last_probe: Option<LastProbe>,
+    found: Found,
+}
+
+/// What the last observation of a host found beside what was applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Confirmed zombies.
+    pub zombies: usize,
+    /// Sandboxes whose stop is held.
+    pub held: usize,
+}
+
+/// What is known of all watched hosts together, without the database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// Age of the oldest newest heartbeat among hosts that are not unreachable.
+    pub heartbeat_age_max: Duration,
+    /// Time since an observation was applied, the longest among hosts that are probed.
+    pub observation_age_max: Duration,
+    /// Hosts whose agents may have paused everything unannounced.
+    pub contact_gaps: u64,
+    /// Confirmed zombies on all hosts.
+    pub zombies: u64,
+    /// Sandboxes whose stop is held on all hosts.
+    pub held: u64,
 }
 
 #[derive(Debug, Default)]
@@ -196,6 +221,32 @@ impl Presence {
             entry.last_probe = Some(probe);
         }
         self.news.notify_all();
+    }
+
+    /// Notes what an observation of a host found.
+    pub fn note_found(&self, host: HostId, found: Found) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.found = found;
+        }
+    }
+
+    /// What is known of all watched hosts together.
+    pub fn overview(&self, now: Now, probe_interval: Duration) -> Overview {
+        let inner = self.lock();
+        let mut all = Overview::default();
+        for entry in inner.hosts.values().filter(|entry| entry.now.active) {
+            all.contact_gaps += u64::from(entry.gap_by(now.mono, probe_interval));
+            all.zombies += entry.found.zombies as u64;
+            all.held += entry.found.held as u64;
+            if entry.now.liveness == Liveness::Alive {
+                all.heartbeat_age_max = all.heartbeat_age_max.max(entry.heartbeat_age(now));
+                if entry.now.address.is_some() {
+                    let age = now.mono.since(entry.observed_at);
+                    all.observation_age_max = all.observation_age_max.max(age);
+                }
+            }
+        }
+        all
     }
 
     /// Waits until a probe of the host that was asked at `since` or later is noted, or the
@@ -390,13 +441,23 @@ impl Entry {
             observed_at: now.mono,
             dirty: false,
             last_probe: None,
+            found: Found::default(),
         }
     }
 
     fn has_gap(&self, now: Mono, policy: &Policy) -> bool {
+        self.gap_by(now, policy.probe_interval)
+    }
+
+    fn gap_by(&self, now: Mono, probe_interval: Duration) -> bool {
         // An observation is due every interval, with a tenth of jitter.
-        let question_overdue = policy.probe_interval * 11 / 10 + CONTACT_GAP;
+        let question_overdue = probe_interval * 11 / 10 + CONTACT_GAP;
         self.gap || self.silent_too_long(now) || now.since(self.observed_at) >= question_overdue
+    }
+
+    fn heartbeat_age(&self, now: Now) -> Duration {
+        let stored = || self.now.last_heartbeat_at.map_or(Duration::ZERO, |at| now.wall.since(at));
+        self.now.heard_at.map_or_else(stored, |heard| now.mono.since(heard))
     }
 
     fn probe_since(&self, since: Mono) -> Option<&LastProbe> {

@@ -16,7 +16,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params_from_iter};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,8 @@ pub const ROWS_MAX: u32 = 1000;
 /// A pool of read-only connections.
 #[derive(Clone)]
 pub struct Readers {
-    pool: r2d2::Pool<SqliteConnectionManager>,
+    pub(super) path: PathBuf,
+    pub(super) pool: r2d2::Pool<SqliteConnectionManager>,
 }
 
 /// A connection on loan.
@@ -62,7 +63,7 @@ impl Readers {
             .thread_pool(Arc::new(scheduled_thread_pool::ScheduledThreadPool::new(1)))
             .build(manager)
             .map_err(|e| StoreError::Sqlite(e.to_string()))?;
-        Ok(Readers { pool })
+        Ok(Readers { path: path.to_owned(), pool })
     }
 
     /// A connection; waits a bounded time for one.

@@ -34,7 +34,7 @@ const OVER: &[&str] = &[
      AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
          AND o.sandbox_id = s.id AND o.finished_at IS NULL) \
      AND NOT EXISTS (SELECT 1 FROM auto_pause_inbox i WHERE i.host_id = s.host_id \
-         AND i.sandbox_id = s.id) LIMIT ?2)",
+         AND i.sandbox_id = s.id) LIMIT ?2) RETURNING status",
     "DELETE FROM operations WHERE id IN \
      (SELECT id FROM operations WHERE finished_at < ?1 LIMIT ?2)",
     "DELETE FROM registration_tokens WHERE hash IN \
@@ -50,7 +50,7 @@ impl Writer {
         self.in_savepoint(|w| Ok(w.prune_rows(now, PRUNE_ROWS_MAX)? == PRUNE_ROWS_MAX))
     }
 
-    fn prune_rows(&self, now: Now, rows_max: usize) -> Result<usize, StoreError> {
+    fn prune_rows(&mut self, now: Now, rows_max: usize) -> Result<usize, StoreError> {
         let keep = self.policy.keep;
         let before = |age: Duration| self.is_dated(now).then(|| now.wall.before(age));
         let older = |at: Wall, than: Option<Wall>| than.is_some_and(|than| at < than);
@@ -70,8 +70,23 @@ impl Writer {
         if let Some(over) = before(keep.stopped_age) {
             for sql in OVER {
                 let left = (rows_max - rows) as i64;
-                rows += self.conn.prepare_cached(sql)?.execute(params![over.0, left])?;
+                rows += self.forget(sql, over, left)?;
             }
+        }
+        Ok(rows)
+    }
+
+    /// Deletes what is over; whatever says a status as it goes was a sandbox.
+    fn forget(&mut self, sql: &str, over: Wall, rows_max: i64) -> Result<usize, StoreError> {
+        let mut delete = self.conn.prepare_cached(sql)?;
+        if delete.column_count() == 0 {
+            return Ok(delete.execute(params![over.0, rows_max])?);
+        }
+        let mut gone = delete.query(params![over.0, rows_max])?;
+        let mut rows = 0;
+        while let Some(row) = gone.next()? {
+            self.tally.gone(super::rows::parsed(row, 0)?, 1);
+            rows += 1;
         }
         Ok(rows)
     }

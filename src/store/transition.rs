@@ -6,6 +6,7 @@
 
 use super::StoreError;
 use super::journal::{Actor, Audit, Event, Journal, metadata};
+use super::tally::Tally;
 use super::writer::Writer;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::id::{HostId, SandboxId, TeamId};
@@ -34,6 +35,7 @@ pub(super) struct Move<'a> {
 pub(super) struct Mover<'a> {
     update: CachedStatement<'a>,
     journal: Journal<'a>,
+    tally: &'a mut Tally,
     policy: &'a Policy,
     now: Now,
 }
@@ -52,7 +54,7 @@ impl Writer {
         )?;
         let counters = (&mut self.revision, &mut self.random);
         let journal = Journal::new(&self.conn, counters, now.wall, actor)?;
-        Ok(Mover { update, journal, policy: &self.policy, now })
+        Ok(Mover { update, journal, tally: &mut self.tally, policy: &self.policy, now })
     }
 
     /// Moves one row by what Roost found out. Gives the revision.
@@ -101,6 +103,7 @@ impl Mover<'_> {
         from: Option<SandboxStatus>,
         audit: Option<(AuditAction, AuditStatus)>,
     ) -> Result<u64, StoreError> {
+        self.tally.moved(from, Some(t.to));
         let (from, to) = (from.map(SandboxStatus::as_str), t.to.as_str());
         let revision = self.journal.event(&Event {
             kind: EventKind::of(t.to),

@@ -16,8 +16,11 @@ use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
+use super::tally::{Tallied, Tally};
+use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
+use crate::model::operation::OperationKind;
 use crate::model::policy::Policy;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
@@ -113,6 +116,8 @@ pub enum Command {
     TakeBack(LostToken, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
+    /// Nothing is written: the reply runs between two transactions.
+    Between(Reply<()>),
     /// Decisions are made with other numbers from now on.
     Decide(Policy),
     /// No more commands come; the writer ends.
@@ -177,6 +182,18 @@ pub struct WriterFigures {
     pub failures: AtomicU64,
     /// Rows changed.
     pub rows: AtomicU64,
+    /// Commands that were taken in.
+    pub commands: Counter,
+    /// Events that were written.
+    pub events: Counter,
+    /// How long commits took that had something to write.
+    pub commit_took: Histogram,
+    /// Operations that succeeded, in the order of [`OperationKind::ALL`].
+    pub succeeded: Counters<{ OperationKind::ALL.len() }>,
+    /// Operations that failed, in the same order.
+    pub failed: Counters<{ OperationKind::ALL.len() }>,
+    /// How sandboxes moved.
+    pub tallied: Tallied,
     trouble: Mutex<Option<StoreError>>,
 }
 
@@ -224,6 +241,10 @@ pub struct Writer {
     owed: Owed,
     /// A command of this batch found the database in trouble.
     suffered: bool,
+    /// How sandboxes moved in this transaction.
+    pub(super) tally: Tally,
+    /// How long the last commit took.
+    commit_took: Duration,
     place: Option<Place>,
 }
 
@@ -239,7 +260,7 @@ pub(super) enum After {
     KeysFlushed(Vec<KeyUse>),
     KeyCreated(TokenHash, Box<ApiKey>),
     KeyRevoked(KeyId),
-    OperationClosed(OpId),
+    OperationClosed { op: OpId, kind: OperationKind, failed: bool },
     AnswerLost(HostId),
     Accepted(Now),
 }
@@ -291,6 +312,8 @@ impl Writer {
             after: Vec::new(),
             owed: Owed::default(),
             suffered: false,
+            tally: Tally::default(),
+            commit_took: Duration::ZERO,
             place,
         })
     }
@@ -341,6 +364,7 @@ impl Writer {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
         let durable = tasks.iter().any(|task| task.durable);
+        self.figures.commands.add(tasks.len() as u64);
         let told: Vec<Told> = tasks.iter().filter_map(|task| task.told.clone()).collect();
         let before = self.revision;
         let rows_before = self.rows_written();
@@ -412,13 +436,17 @@ impl Writer {
             let mut update = self.conn.prepare_cached("UPDATE state SET revision = ?1")?;
             update.execute([self.revision as i64])?;
         }
-        Ok(self.conn.prepare_cached("COMMIT")?.execute([]).map(drop)?)
+        let watch = Stopwatch::start();
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        self.commit_took = watch.elapsed();
+        Ok(())
     }
 
     /// Tells everybody what is true now, or takes back what was not written.
     fn settle(&mut self, before: u64, failed: Option<&StoreError>, rows: u64) {
         let after = std::mem::take(&mut self.after);
         let suffered = std::mem::take(&mut self.suffered);
+        let tally = std::mem::take(&mut self.tally);
         if let Some(error) = failed {
             self.figures.suffer(error);
             log::error!("could not write: {error}");
@@ -436,6 +464,11 @@ impl Writer {
         if rows > 0 && !suffered {
             self.figures.set_trouble(None);
         }
+        if rows > 0 {
+            self.figures.commit_took.note(self.commit_took);
+        }
+        self.figures.tallied.add(&tally);
+        self.figures.events.add(self.revision - before);
         let counter = if rows > 0 { &self.figures.commits } else { &self.figures.idle };
         counter.fetch_add(1, Ordering::Relaxed);
         self.figures.rows.fetch_add(rows, Ordering::Relaxed);
@@ -459,7 +492,7 @@ impl Writer {
             | After::HostDeleted(_)
             | After::KeyCreated(..)
             | After::KeyRevoked(_)
-            | After::OperationClosed(_)
+            | After::OperationClosed { .. }
             | After::Accepted(_)
             | After::AnswerLost(_) => {}
         }
@@ -482,7 +515,9 @@ impl Writer {
             }
             After::AnswerLost(host) => self.presence.answer_lost(host),
             After::Accepted(now) => self.make_accepted(now),
-            After::OperationClosed(op) => {
+            After::OperationClosed { op, kind, failed } => {
+                let counters = if failed { &self.figures.failed } else { &self.figures.succeeded };
+                counters.count(kind as usize);
                 self.looking.remove(&op);
             }
             After::MarkedUnreachable(host) => {
@@ -501,12 +536,12 @@ impl Writer {
         write: impl FnOnce(&mut Writer) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let revision = self.revision;
-        let after = self.after.len();
+        let (after, tally) = (self.after.len(), self.tally);
         self.conn.prepare_cached("SAVEPOINT command")?.execute([])?;
         let result = write(self);
         if result.is_err() {
             self.conn.prepare_cached("ROLLBACK TO command")?.execute([])?;
-            self.revision = revision;
+            (self.revision, self.tally) = (revision, tally);
             for undone in self.after.split_off(after) {
                 self.take_back(undone);
             }
@@ -607,6 +642,7 @@ impl Task {
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
             }),
+            Command::Between(reply) => Task::quick(reply, |_| Ok(())),
             Command::Decide(policy) => Task::quick(Box::new(drop), move |w| {
                 w.policy = policy;
                 Ok(())
@@ -663,6 +699,17 @@ impl WriterHandle {
         if let Err(unsent) = self.commands.send(Envelope { now, command }) {
             Task::of(unsent.into_inner()).refuse(&StoreError::Stopped);
         }
+    }
+
+    /// Queues a command unless the queue is full; false when it was not queued, and nobody
+    /// hears of it.
+    pub fn try_send(&self, now: Now, command: Command) -> bool {
+        self.commands.try_send(Envelope { now, command }).is_ok()
+    }
+
+    /// Commands that wait.
+    pub fn queued(&self) -> usize {
+        self.commands.len()
     }
 
     /// Queues a command and waits for its commit.

@@ -2,7 +2,7 @@
 //!
 //! Never: does anything. Called by `args` and by the command.
 
-use super::{Database, Printing, Server};
+use super::{Database, DbExport, Printing, Server};
 use clap::{Args, Subcommand, ValueHint};
 use std::path::PathBuf;
 
@@ -23,6 +23,11 @@ pub enum Db {
     #[command(after_help = "Examples:
   roost db dump > fleet.json")]
     Dump(Database),
+    /// Write a database as SQL for PostgreSQL
+    #[command(after_help = "Examples:
+  roost db export roost.sql
+  roost db export | psql -v ON_ERROR_STOP=1 -1 -f - control_plane")]
+    Export(DbExport),
     /// Verify integrity and invariants
     #[command(after_help = "Examples:
   roost db verify

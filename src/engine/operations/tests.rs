@@ -243,3 +243,32 @@ fn a_result_that_cannot_be_written_is_written_again() {
     world.handle(Input::Written(Box::new(ended), Ok(true)));
     assert_eq!(world.seen(), ["probe"], "what it left is seen at once");
 }
+
+#[test]
+fn a_host_that_hangs_keeps_nobody_else_waiting() {
+    let mut world = World::new();
+    let of_host = |host: u128, op: u128, kind| Work {
+        host: HostId::from_u128(host),
+        sandbox: SandboxId::from_u128(op),
+        ..work(op, kind)
+    };
+    let most = CALLS_PER_HOST_MAX as u128;
+    // The first to come are the first to be called, whatever their ids.
+    for op in (1..=most + 2).rev() {
+        world.begin(of_host(1, op, Pause));
+    }
+    assert_eq!(world.calls.len(), CALLS_PER_HOST_MAX);
+    assert!(world.calls.iter().all(|job| job.work.op > OpId::from_u128(2)));
+    world.begin(of_host(1, 100, Destroy));
+    world.begin(of_host(2, 101, Create));
+    world.begin(Work { sandbox: SandboxId::from_u128(2), ..of_host(1, 102, Destroy) });
+    assert_eq!(world.calls.len(), CALLS_PER_HOST_MAX + 3, "destroys and others go out beside");
+    assert_eq!(world.operations.next_wake(), Some(world.now().mono.after(LOOK_BESIDE_AFTER)));
+
+    world.ends(Pause, Call::Succeeded);
+    world.ends(Pause, Call::Succeeded);
+    world.pass(0);
+    let called: Vec<OpId> = world.calls.iter().map(|job| job.work.op).collect();
+    assert!(called.contains(&OpId::from_u128(1)));
+    assert!(!called.contains(&OpId::from_u128(2)), "its sandbox is being destroyed");
+}

@@ -1,0 +1,75 @@
+//! Owns what the transport counts of its work.
+//!
+//! Never: holds a connection or a handler: whoever reads the figures may outlive the server.
+
+use super::table::Table;
+use crate::figures::{Counter, Counters};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Classes of status codes: 1xx to 5xx.
+pub(super) const CLASSES: usize = 5;
+
+/// What the threads of one server count together.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Streams that run.
+    pub(super) streams: AtomicUsize,
+    /// Streams whose peer did not read in time.
+    pub(super) streams_cut: Counter,
+    /// Connections that were dropped for want of room.
+    pub(super) dropped: Counter,
+    answers: Counters<CLASSES>,
+}
+
+impl Counts {
+    /// An answer with this status code was made.
+    pub(super) fn answered(&self, status: u16) {
+        self.answers.count(usize::from(status / 100).wrapping_sub(1));
+    }
+}
+
+/// What a server counts, to be read while it runs and after.
+#[derive(Clone)]
+pub struct HttpFigures {
+    table: Arc<Table>,
+    counts: Arc<Counts>,
+}
+
+impl fmt::Debug for HttpFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.counts.fmt(f)
+    }
+}
+
+impl HttpFigures {
+    pub(super) fn new(table: Arc<Table>, counts: Arc<Counts>) -> HttpFigures {
+        HttpFigures { table, counts }
+    }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Streams that are open.
+    pub fn streams(&self) -> usize {
+        self.counts.streams.load(Ordering::SeqCst)
+    }
+
+    /// Streams that were cut because their peer did not read.
+    pub fn streams_cut(&self) -> u64 {
+        self.counts.streams_cut.get()
+    }
+
+    /// Connections that were dropped because there was no room.
+    pub fn dropped(&self) -> u64 {
+        self.counts.dropped.get()
+    }
+
+    /// Answers by class of their status code, 1xx first.
+    pub fn answers(&self) -> [u64; CLASSES] {
+        self.counts.answers.get()
+    }
+}
