@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::model::host::{Host, HostStatus};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
+use crate::store::acceptance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
 use crate::store::{Connection, StoreError};
 use serde_json::{Value, json};
@@ -60,11 +61,16 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
     let degraded = hosts.iter().filter(|host| host.degraded).count();
     let listened = read::listened_until(&conn).map_err(unreadable)?;
     let revision = read::revision(&conn).map_err(unreadable)?;
+    let awaited = acceptance::newest(&conn).map_err(unreadable)?;
+    let awaited = awaited.filter(|restore| restore.accepted_at.is_none());
     let server = server_state(&ServerClient::of(config, &options.server));
-    let value = json!({
+    let mut value = json!({
         "revision": revision, "listened_until": listened, "hosts": by_status,
         "degraded": degraded, "sandboxes": sandboxes, "server": server,
     });
+    if let Some(restore) = awaited {
+        value["restored"] = json!({"as_of": restore.as_of, "restored_at": restore.restored_at});
+    }
     let counts = |counts: &BTreeMap<&str, u64>| match counts.is_empty() {
         true => "none".to_owned(),
         false => counts.iter().map(|(s, n)| format!("{n} {s}")).collect::<Vec<_>>().join(", "),
@@ -72,6 +78,10 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
     let width = Screen::of_stdout().width;
     let line = |title: &str, text: &str| wrapped(title, STATUS_TITLE_WIDTH, text, width);
     let mut text = line("server", &server_words(&server));
+    if let Some(restore) = awaited {
+        let words = "not accepted; nothing is decided until `roost db accept`";
+        text += &line("restored", &format!("from a backup of {}, {words}", restore.as_of));
+    }
     text += &line("hosts", &counts(&by_status));
     if degraded > 0 {
         text += &line("degraded", &format!("{degraded}; see `roost hosts`"));
