@@ -283,4 +283,13 @@ pub(super) const TABLES: &[Table] = &[
 
 /// Tables and columns that stay here: what only a running Roost needs.
 #[cfg(test)]
-pub(super) const STAYS: &[&str] = &["state.id", "state.serving", "state.boot_id"];
+pub(super) const STAYS: &[&str] = &[
+    "state.id",
+    "state.serving",
+    "state.boot_id",
+    "restores.revision",
+    "restores.last_known",
+    "restores.as_of",
+    "restores.restored_at",
+    "restores.accepted_at",
+];
