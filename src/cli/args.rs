@@ -202,6 +202,10 @@ pub enum Command {
   roost man > /usr/local/share/man/man1/roost.1
   roost man > /tmp/roost.1")]
     Man,
+    /// Print the service file for systemd
+    #[command(after_help = "Examples:
+  roost unit > /etc/systemd/system/roost.service")]
+    Unit,
     /// Print the version, the commit and the version of SQLite
     #[command(after_help = "Examples:
   roost version")]
@@ -228,6 +232,7 @@ impl Command {
             | Command::AgentSim(_)
             | Command::Completions(_)
             | Command::Man
+            | Command::Unit
             | Command::Version => &[],
         }
     }

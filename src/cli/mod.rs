@@ -48,7 +48,8 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),
         Command::Completions(options) => completions(options.shell),
-        Command::Man => print_man(),
+        Command::Man => print(MANUAL),
+        Command::Unit => print(UNIT),
         Command::Version => version(),
         Command::AgentSim(options) => agent_sim::run(&options),
         Command::Demo(options) => demo::run(&inputs, &options),
@@ -81,6 +82,7 @@ fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man
+        | Command::Unit
         | Command::Version => "warn,roost::store::apply=error",
     }
 }
@@ -172,9 +174,12 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
 /// Made by tests/running/manual.rs.
 const MANUAL: &str = include_str!("../../contrib/roost.1");
 
-fn print_man() -> Result<Exit, Failure> {
+/// The service file for systemd.
+const UNIT: &str = include_str!("../../contrib/roost.service");
+
+fn print(text: &str) -> Result<Exit, Failure> {
     let mut out = Out::stdout();
-    out.text(MANUAL)?;
+    out.text(text)?;
     out.finish().map(|()| Exit::Done)
 }
 
