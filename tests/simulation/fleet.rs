@@ -17,13 +17,6 @@ use roost::store::presence::Presence;
 use roost::store::writer::{Command, Envelope, Writer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use tempfile::TempDir;
-
-/// A directory in memory where the system has one: what is simulated is not the disk.
-pub(crate) fn ram_dir() -> TempDir {
-    let made = tempfile::Builder::new().prefix("roost-simulation-").tempdir_in("/dev/shm");
-    made.or_else(|_| tempfile::tempdir()).expect("a directory can be made")
-}
 
 /// Hosts that registered long ago.
 pub(crate) fn settlers(

@@ -10,7 +10,6 @@ use roost::model::policy::Policy;
 use roost::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use roost::plan::history::audit_of_transition;
 use roost::store::Connection;
-use roost::store::open::open_reader;
 use roost::store::read::{self, SandboxFilter};
 use roost::store::verify::verify;
 use serde_json::Value;
@@ -57,24 +56,26 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Begins with what the database says.
-    pub(crate) fn of(db: &Path, policy: &Policy) -> History {
-        let conn = open_reader(db).expect("the database opens for reading");
+    /// Begins with what the database says. The connection may write: whoever opens it first
+    /// after the power was lost has to read the log anew.
+    pub(crate) fn open(db: &Path, policy: &Policy) -> History {
+        History::of(Connection::open(db).expect("the database opens"), policy.clone())
+    }
+
+    /// Begins anew; and whether the database says what its events led to.
+    pub(crate) fn again(self) -> (bool, History) {
+        let History { conn, policy, revision, rows, .. } = self;
+        let history = History::of(conn, policy);
+        ((revision, &rows) == (history.revision, &history.rows), history)
+    }
+
+    fn of(conn: Connection, policy: Policy) -> History {
         let revision = read::revision(&conn).expect("the revision can be read");
         let audited = conn
             .query_row("SELECT coalesce(max(seq), 0) FROM audit_logs", [], |row| row.get(0))
             .expect("the audit log can be read");
         let (rows, hosts) = (rows(&conn), hosts(&conn));
-        History { conn, policy: policy.clone(), revision, audited, rows, hosts }
-    }
-
-    /// The same of a database that nobody has opened since the power was lost: its log must
-    /// be read anew.
-    pub(crate) fn of_writable(db: &Path, policy: &Policy) -> History {
-        let conn = Connection::open(db).expect("the database opens");
-        conn.query_row("SELECT 1 FROM state", [], |_| Ok(())).expect("the log can be read");
-        drop(conn);
-        History::of(db, policy)
+        History { conn, policy, revision, audited, rows, hosts }
     }
 
     /// What was committed since the last time. Says what is wrong with it.

@@ -5,6 +5,7 @@
 //! comes back as [`Want`].
 
 use crate::defect::Defect;
+use crate::disk::{self, wal_of};
 use roost::agent::client::CallError;
 use roost::clock::Reading;
 use roost::engine::monitor::{self, Monitor};
@@ -95,8 +96,6 @@ pub(crate) struct Plane {
     pub(crate) told: Vec<Told>,
     /// Hosts on which a verdict waits to be written.
     pub(crate) judged: Vec<HostId>,
-    /// When the database was last known to be whole on the disk.
-    pub(crate) synced_bytes: u64,
     pub(crate) failing: bool,
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
@@ -115,7 +114,8 @@ impl Plane {
         defect: Option<Defect>,
     ) -> Plane {
         let conn = open_writer(db, true, now.wall).expect("the database opens");
-        // The log only grows, so that its length says what has reached the disk.
+        // From here on the log only grows, so that its length says what has reached the disk.
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).expect("a checkpoint");
         conn.pragma_update(None, "wal_autocheckpoint", 0).expect("no checkpoints");
         conn.busy_timeout(Duration::ZERO).expect("no waiting");
         let mut hosts = read::hosts(&conn).expect("hosts can be read");
@@ -162,14 +162,13 @@ impl Plane {
             wants: Vec::new(),
             told: Vec::new(),
             judged: Vec::new(),
-            synced_bytes: 0,
             failing: false,
             acknowledged: 0,
             wal: wal_of(db),
             defect,
         };
         // What was left is on the disk: nothing is lost twice.
-        (plane.synced_bytes, plane.acknowledged) = (plane.log_bytes(), plane.revision());
+        plane.acknowledged = plane.revision();
         for work in unfinished {
             plane.take_up(work, now);
         }
@@ -467,12 +466,10 @@ impl Plane {
             }
         }
         let durable = batch.iter().any(|envelope| must_last(&envelope.command));
-        let failures = self.failures();
+        let (failures, before) = (self.failures(), self.revision());
         self.writer.execute(batch);
-        if durable && self.failures() == failures && !self.has(Defect::NotSynced) {
-            self.synced_bytes = self.log_bytes();
-        }
-        if durable && self.failures() == failures {
+        // Who was refused was told of no change, and nothing was written for him.
+        if durable && self.failures() == failures && self.revision() > before {
             self.acknowledged = self.revision();
         }
     }
@@ -481,17 +478,11 @@ impl Plane {
         self.writer.figures().failures.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// How long the write-ahead log is.
-    pub(crate) fn log_bytes(&self) -> u64 {
-        std::fs::metadata(&self.wal).map_or(0, |log| log.len())
+    /// How much of the write-ahead log there is, and how much of that is on the disk.
+    pub(crate) fn log_bytes(&self) -> (u64, u64) {
+        let (there, synced) = disk::length(&self.wal);
+        (there, if self.has(Defect::NotSynced) { 0 } else { synced })
     }
-}
-
-/// The write-ahead log of a database.
-pub(crate) fn wal_of(db: &Path) -> PathBuf {
-    let mut name = db.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
 }
 
 /// What power loss after the answer must not undo. Observations are made again and
