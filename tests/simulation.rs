@@ -26,6 +26,8 @@ mod fleet;
 mod history;
 #[path = "simulation/judge.rs"]
 mod judge;
+#[path = "simulation/leaving.rs"]
+mod leaving;
 #[path = "simulation/machine.rs"]
 mod machine;
 #[path = "simulation/network.rs"]

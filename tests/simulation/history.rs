@@ -96,6 +96,10 @@ impl History {
         for revision in entries.keys() {
             wrong.push(format!("an audit entry tells of revision {revision}, which is no change"));
         }
+        let gone = |row: &Row| row.reason == Some(Reason::HostDeleted);
+        for (id, row) in self.rows.iter().filter(|(_, row)| gone(row)) {
+            wrong.push(format!("{id} ended with a host, and {} is still there", row.host));
+        }
         self.revision = newest;
         changes
     }
@@ -155,18 +159,39 @@ impl History {
     }
 
     fn apply(&mut self, change: &Change, wrong: &mut Vec<String>) {
+        if change.kind == EventKind::HostDeleted {
+            self.end_rows_of(change.host, wrong);
+        }
         let (Some(id), Some(to)) = (change.sandbox, change.to) else {
             return;
         };
         let row = Row { host: change.host, status: to, reason: Some(change.reason.clone()) };
-        let before = self.rows.insert(id, row).map(|row| row.status);
+        let before = self.rows.insert(id, row);
+        if before.as_ref().is_some_and(|before| before.host != change.host) {
+            wrong.push(format!("{id} changed with a host that is not its own"));
+        }
+        let before = before.map(|row| row.status);
         if before != change.from {
             wrong.push(format!("{id} left {:?} and was {before:?}", change.from));
         }
     }
 
+    /// With a host its rows go; each had its last event before.
+    fn end_rows_of(&mut self, host: HostId, wrong: &mut Vec<String>) {
+        self.rows.retain(|id, row| {
+            if row.host == host && row.status != SandboxStatus::Stopped {
+                wrong.push(format!("{id} went with {host} and was {}", row.status));
+            }
+            row.host != host
+        });
+    }
+
     /// Every wish, every failure and every move that nobody wished is audited, once.
     fn compare(&self, change: &Change, entry: Option<Entry>, wrong: &mut Vec<String>) {
+        let wish = change.kind == EventKind::HostDeleted || change.kind == EventKind::HostIntent;
+        if wish && entry.is_none() {
+            wrong.push(format!("nobody is said to have wished {change:?}"));
+        }
         let (Some(_), Some(to)) = (change.sandbox, change.to) else { return };
         let from = change.from.map_or("none", SandboxStatus::as_str);
         let told = entry.as_ref().is_none_or(|entry| {
@@ -192,6 +217,23 @@ impl History {
             wrong.push("the rows are not where their events lead".to_owned());
         }
         wrong.extend(verify(&self.conn).expect("the database can be verified"));
+    }
+
+    /// Tables that still know a host that was deleted.
+    pub(crate) fn left_of(&self, host: HostId) -> Vec<&'static str> {
+        const TABLES: &[(&str, &str)] = &[
+            ("hosts", "SELECT 1 FROM hosts WHERE id = ?1"),
+            ("sandboxes", "SELECT 1 FROM sandboxes WHERE host_id = ?1"),
+            ("operations", "SELECT 1 FROM operations WHERE host_id = ?1 AND finished_at IS NULL"),
+            ("auto_pause_inbox", "SELECT 1 FROM auto_pause_inbox WHERE host_id = ?1"),
+            ("registration_tokens", "SELECT 1 FROM registration_tokens WHERE host_id = ?1"),
+            ("refresh_tokens", "SELECT 1 FROM refresh_tokens WHERE host_id = ?1"),
+        ];
+        let is_left = |sql: &str| {
+            self.conn.prepare(sql).and_then(|mut select| select.exists([host.to_string()]))
+        };
+        let left = TABLES.iter().filter(|(_, sql)| is_left(sql).expect("a table can be read"));
+        left.map(|(table, _)| *table).collect()
     }
 
     pub(crate) fn look_at_hosts(&mut self) {

@@ -6,11 +6,12 @@
 
 use crate::defect::Defect;
 use crate::disk::{self, wal_of};
+use crate::leaving::Newcomer;
 use roost::agent::client::CallError;
 use roost::clock::Reading;
 use roost::engine::monitor::{self, Monitor};
 use roost::engine::operations::{self, Called, Job, Operations, Outcome, call_of};
-use roost::model::host::Host;
+use roost::model::host::{Host, Intent};
 use roost::model::id::{HostId, OpId, SandboxId};
 use roost::model::operation::OperationKind;
 use roost::model::policy::Policy;
@@ -21,6 +22,7 @@ use roost::plan::operation::Call;
 use roost::plan::placement::NoHost;
 use roost::store::StoreError;
 use roost::store::apply::{Applied, Probed};
+use roost::store::deletion::Deletion;
 use roost::store::journal::Random;
 use roost::store::lifecycle::{self, Begun, Ended, Work};
 use roost::store::open::{begin_serving, open_writer};
@@ -60,6 +62,14 @@ pub(crate) enum Told {
     Created(Result<(Sandbox, Work), NoHost>),
     Begun(Begun),
     Refreshed(usize, [u8; 32], Result<Option<Host>, StoreError>),
+    /// Whether the host was found.
+    Intended(usize, Intent, bool),
+    Deleted(usize, bool, Deletion),
+    /// What came of a token of a host that is deleted.
+    Dead(usize, Result<Option<Host>, StoreError>),
+    Added(Box<Host>, Newcomer),
+    /// Whether the registration token was good.
+    Registered(usize, [u8; 32], bool),
 }
 
 /// What the writer answered.
@@ -119,7 +129,10 @@ impl Plane {
         conn.pragma_update(None, "wal_autocheckpoint", 0).expect("no checkpoints");
         conn.busy_timeout(Duration::ZERO).expect("no waiting");
         let mut hosts = read::hosts(&conn).expect("hosts can be read");
-        let deleted = read::tombstones(&conn).expect("tombstones can be read");
+        let mut deleted = read::tombstones(&conn).expect("tombstones can be read");
+        if defect == Some(Defect::TombstoneForgotten) {
+            deleted.clear();
+        }
         let listened_until = read::listened_until(&conn).expect("the state can be read");
         let mut interrupted = begin_serving(&conn, Some(boot)).expect("the start can be noted");
         let mut since = now;
@@ -344,7 +357,14 @@ impl Plane {
         let work = match &told {
             Told::Created(Ok((_, work))) => Some(work.clone()),
             Told::Begun(Begun::Started(_, work)) => Some(work.as_ref().clone()),
-            Told::Created(Err(_)) | Told::Begun(_) | Told::Refreshed(..) => None,
+            Told::Created(Err(_))
+            | Told::Begun(_)
+            | Told::Refreshed(..)
+            | Told::Intended(..)
+            | Told::Deleted(..)
+            | Told::Dead(..)
+            | Told::Added(..)
+            | Told::Registered(..) => None,
         };
         if let Some(work) = work {
             self.take_up(work, now);

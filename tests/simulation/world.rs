@@ -9,9 +9,11 @@ use crate::defect::Defect;
 use crate::disk::{self, Disk, wal_of};
 use crate::fleet::settlers;
 use crate::history::History;
+use crate::leaving::{Newcomer, Standing};
 use crate::plane::{Plane, Told};
 use roost::agent::client::CallError;
 use roost::clock::{Clock, ManualClock, Reading};
+use roost::model::host::AgentAddress;
 use roost::model::id::{HostId, OpId, SandboxId};
 use roost::model::operation::OperationKind;
 use roost::model::policy::{Policy, ZombiePolicy};
@@ -97,6 +99,10 @@ pub(crate) struct Heart {
 /// One host.
 pub(crate) struct Machine {
     pub(crate) id: HostId,
+    pub(crate) address: AgentAddress,
+    /// The host whose address it takes when it registers.
+    pub(crate) instead_of: Option<usize>,
+    pub(crate) standing: Standing,
     pub(crate) agent: Agent,
     pub(crate) link: Link,
     pub(crate) heart: Heart,
@@ -130,6 +136,13 @@ pub(crate) enum Event {
     /// Somebody wants this done with that sandbox.
     Wish(SandboxId, OperationKind),
     Operator,
+    SetBack(usize),
+    /// An operator wants it gone; also with all that it has.
+    Delete(usize, bool),
+    Arrives(Newcomer),
+    Register(usize),
+    /// An agent is told to end.
+    Terminate(usize),
     Strike,
     Heal(usize, Heal),
     AgentStarts(usize, u32),
@@ -302,6 +315,7 @@ impl World {
         self.stalled_until = 0;
         for host in 0..self.machines.len() {
             self.machines[host].link = Link::GOOD;
+            self.after(SECOND, Event::SetBack(host));
             if self.machines[host].heart.over {
                 // Nobody is there at once, and the silence until then tells.
                 self.end_agent(host, false, 2 * MINUTE);
@@ -412,11 +426,16 @@ impl World {
             | Event::Write(_)
             | Event::User
             | Event::Wish(..)
-            | Event::Operator => true,
+            | Event::Operator
+            | Event::SetBack(_)
+            | Event::Delete(..)
+            | Event::Arrives(_)
+            | Event::Register(_) => true,
             Event::Beat(..)
             | Event::Listed(..)
             | Event::Called(..)
             | Event::Agent(..)
+            | Event::Terminate(_)
             | Event::Strike
             | Event::Heal(..)
             | Event::AgentStarts(..)
@@ -443,6 +462,11 @@ impl World {
             }
             Event::Wish(sandbox, kind) => self.wish(sandbox, kind),
             Event::Operator => self.operator(),
+            Event::SetBack(host) => self.set_back(host),
+            Event::Delete(host, force) => self.delete(host, force),
+            Event::Arrives(newcomer) => self.arrives(newcomer),
+            Event::Register(host) => self.register(host),
+            Event::Terminate(host) => self.terminated(host),
             Event::Strike => self.strike(),
             Event::Heal(host, heal) => self.heal(host, heal),
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
@@ -603,6 +627,11 @@ impl World {
             }
             Told::Begun(_) => {}
             Told::Refreshed(host, fresh, result) => self.refreshed(host, fresh, result),
+            Told::Intended(host, intent, found) => self.intended(host, intent, found),
+            Told::Deleted(host, force, deletion) => self.deleted(host, force, &deletion),
+            Told::Dead(host, result) => self.shown_dead(host, &result),
+            Told::Added(host, newcomer) => self.added(&host, &newcomer),
+            Told::Registered(host, refresh, found) => self.registered(host, refresh, found),
         }
     }
 }
