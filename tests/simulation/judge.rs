@@ -212,7 +212,7 @@ impl World {
         let Some(history) = &mut self.history else {
             return self.wrong("the control plane does not run at the end".to_owned());
         };
-        history.verify(&mut wrong);
+        history.verify(self.clock_moved, &mut wrong);
         history.look_at_hosts();
         for (id, row) in &history.rows {
             let machine = self.machines.iter().find(|machine| machine.id == row.host);

@@ -527,7 +527,7 @@ impl World {
         }
         let mut wrong = Vec::new();
         if let Some(history) = &mut self.history {
-            history.verify(&mut wrong);
+            history.verify(self.clock_moved, &mut wrong);
         }
         wrong.into_iter().for_each(|what| self.wrong(what));
         if how == End::PowerLost {
