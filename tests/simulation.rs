@@ -6,9 +6,10 @@
 //!
 //! `ROOST_SIM_SEEDS=N` plays N seeds; `ROOST_SIM_SEED=S [ROOST_SIM_TRACE=1]` with the test
 //! `replay` plays one again. What is not simulated: HTTP in either direction (the API's
-//! answers to heartbeats are played as `api::agents` gives them), TLS (with it, a host that
-//! has another's address cannot be reached), the agents' wire JSON. `kill -9` keeps what
-//! the kernel has; a loss of power cuts the write-ahead log anywhere behind its last sync.
+//! answers to heartbeats and to a deletion are played as `api::agents` and `api::hosts` give
+//! them), TLS (with it, a host that has another's address cannot be reached), the agents'
+//! wire JSON. SQLite's files live in this process; `kill -9` keeps what the kernel has, a loss
+//! of power cuts the write-ahead log anywhere behind its last sync.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -363,9 +363,7 @@ impl Handle {
         let busy = match level {
             SQLITE_LOCK_SHARED => file.exclusive,
             SQLITE_LOCK_RESERVED => file.reserved && self.level < SQLITE_LOCK_RESERVED,
-            _ => {
-                file.readers > ours || file.reserved && self.level < SQLITE_LOCK_RESERVED
-            }
+            _ => file.readers > ours || file.reserved && self.level < SQLITE_LOCK_RESERVED,
         };
         if level <= self.level {
             return SQLITE_OK;

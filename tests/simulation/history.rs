@@ -215,9 +215,7 @@ impl History {
     /// by the clock on the wall what is over may be so old that it was given up.
     pub(crate) fn verify(&mut self, aged: bool, wrong: &mut Vec<String>) {
         let there = rows(&self.conn);
-        self.rows.retain(|id, row| {
-            !(aged && row.status.is_over()) || there.contains_key(id)
-        });
+        self.rows.retain(|id, row| !(aged && row.status.is_over()) || there.contains_key(id));
         for (id, row) in self.rows.iter().filter(|(id, row)| there.get(id) != Some(row)) {
             wrong.push(format!("{id}: events lead to {row:?}, and there is {:?}", there.get(id)));
         }

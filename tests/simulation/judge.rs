@@ -118,9 +118,8 @@ impl World {
         // An agent that is started anew within a minute forgets what it had to announce,
         // and nothing tells that from microVMs that died with it.
         let vanished = *reason == Reason::Vanished;
-        let forgotten = vanished
-            && truth == Truth::Paused
-            && self.machines[host].agent.forgotten.contains(&id);
+        let forgotten =
+            vanished && truth == Truth::Paused && self.machines[host].agent.forgotten.contains(&id);
         let unseen = vanished && truth == Truth::Running && self.few_vanish(host);
         if !late_create && !overtaken && !forgotten && !unseen {
             self.wrong(format!("{id} went from {from} to {to} ({reason}) and is {truth:?}"));
