@@ -78,7 +78,8 @@ impl World {
         let now_ms = self.now_ms();
         let machine = &mut self.machines[host];
         if kind == EventKind::HostRegistered {
-            (machine.standing.since_ms, machine.heard_ms) = (now_ms, Some(now_ms));
+            machine.standing.since_ms = now_ms;
+            machine.heard_ms = Some(machine.standing.asked_ms);
         }
         if kind == EventKind::HostIntent {
             // Whoever asked for it has not heard yet what it is now.

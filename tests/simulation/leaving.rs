@@ -31,6 +31,8 @@ pub(crate) struct Standing {
     pub(crate) aside: bool,
     /// Another host has its address for good.
     pub(crate) successor: Option<usize>,
+    /// When its agent last asked to be registered, which is contact like a heartbeat.
+    pub(crate) asked_ms: u64,
     /// When it was last registered, or its operators' intent last changed.
     pub(crate) since_ms: u64,
 }
@@ -226,6 +228,7 @@ impl World {
             return;
         }
         self.after(2 * MINUTE, Event::Register(host));
+        self.machines[host].standing.asked_ms = self.now_ms();
         let (token, refresh) = (self.secret(), self.secret());
         let (id, address) = (self.machines[host].id, self.machines[host].address.clone());
         let registration = Registration {
