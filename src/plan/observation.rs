@@ -412,13 +412,15 @@ impl Planner<'_> {
     }
 
     /// A host that loses at least three and at least half of its running sandboxes at
-    /// once may have restarted its agent: one more look, a whole interval later.
+    /// once may have restarted its agent: one more look, a whole interval later. Until then
+    /// nothing of it vanishes, however few are left of those that are held.
     fn hold_mass_vanish(&mut self) {
         let vanishes =
             |t: &Transition| t.reason == Reason::Vanished && t.from == SandboxStatus::Running;
         let vanished = self.plan.transitions.iter().filter(|t| vanishes(t)).count();
-        if self.policy.is_strict() || vanished < MASS_VANISH_MIN || vanished * 2 < self.running_rows
-        {
+        let many = vanished >= MASS_VANISH_MIN && vanished * 2 >= self.running_rows;
+        let holds = many || self.memory.vanish_held_since.is_some() && vanished > 0;
+        if self.policy.is_strict() || !holds {
             return;
         }
         let now = self.question.now.mono;

@@ -2,9 +2,9 @@
 //! the usual one; of watched directories it keeps a tape of what was written and synced in
 //! which order, and makes calls fail on request.
 //!
-//! Never: changes what is written. This is the only test that has foreign functions: what
-//! the database does with its files cannot be seen in any other safe way, and a file system
-//! that loses writes would need more privileges than a test has.
+//! Never: changes what is written. Beside the simulation's disk this is the only test that
+//! has foreign functions: what the database does with its files cannot be seen in any other
+//! safe way, and a file system that loses writes would need more privileges than a test has.
 
 #![allow(unsafe_code, reason = "SQLite calls its file system through pointers")]
 #![allow(unreachable_pub, reason = "a part of one test")]

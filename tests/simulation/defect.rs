@@ -28,6 +28,10 @@ pub(crate) enum Defect {
     NoSecondLookAtHeartbeats,
     RefreshNotRepeatable,
     NotSynced,
+    TombstoneForgotten,
+    TerminateByAddress,
+    ForceUnasked,
+    AsideIsDraining,
 }
 
 impl Defect {
@@ -50,6 +54,10 @@ impl Defect {
         (Defect::NoSecondLookAtHeartbeats, "a heartbeat during the verdict is overlooked"),
         (Defect::RefreshNotRepeatable, "a refresh token ends when it is shown"),
         (Defect::NotSynced, "what is acknowledged has not reached the disk"),
+        (Defect::TombstoneForgotten, "a deleted host is unknown, and its agent hears 503"),
+        (Defect::TerminateByAddress, "whoever has a deleted host's address is told to end"),
+        (Defect::ForceUnasked, "a host is deleted with all it has, and nobody said so"),
+        (Defect::AsideIsDraining, "a host that is set aside is probed and judged"),
     ];
 
     /// Numbers that take a precaution away; for the writer only.

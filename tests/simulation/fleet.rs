@@ -4,12 +4,13 @@
 
 use crate::agent::{Agent, Habits};
 use crate::chance::Chance;
+use crate::leaving::Standing;
 use crate::people::somebody;
 use crate::world::{Heart, Link, Machine, TOKEN_LIFE};
 use roost::model::host::AgentAddress;
-use roost::model::id::PLATFORM_TEAM;
+use roost::model::id::{HostId, PLATFORM_TEAM};
 use roost::model::policy::Policy;
-use roost::model::time::Now;
+use roost::model::time::{Now, Wall};
 use roost::store::identity::{NewHost, Registration};
 use roost::store::journal::Random;
 use roost::store::open::{begin_serving, open_writer};
@@ -17,13 +18,6 @@ use roost::store::presence::Presence;
 use roost::store::writer::{Command, Envelope, Writer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use tempfile::TempDir;
-
-/// A directory in memory where the system has one: what is simulated is not the disk.
-pub(crate) fn ram_dir() -> TempDir {
-    let made = tempfile::Builder::new().prefix("roost-simulation-").tempdir_in("/dev/shm");
-    made.or_else(|_| tempfile::tempdir()).expect("a directory can be made")
-}
 
 /// Hosts that registered long ago.
 pub(crate) fn settlers(
@@ -64,7 +58,7 @@ pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now
     let registration = Registration {
         token,
         refresh: refresh_token,
-        address,
+        address: address.clone(),
         arch: None,
         cpu_cores: Some(64),
         memory_mb: Some(65_536),
@@ -74,21 +68,37 @@ pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now
     writer.execute(vec![Envelope { now, command: Command::CreateHost(new, reply) }]);
     writer.execute(vec![Envelope { now, command: register }]);
     let host = made.lock().expect("one thread").take().expect("an answer").expect("a host");
+    let mut settler = machine(host.id, address, chance, now.wall);
+    settler.standing.registered = true;
+    settler.heart.refresh_token = refresh_token;
+    settler
+}
+
+/// A host that nobody has heard of yet.
+pub(crate) fn machine(
+    id: HostId,
+    address: AgentAddress,
+    chance: &mut Chance,
+    now: Wall,
+) -> Machine {
     let habits = Habits {
         lists_paused: chance.permille(400),
         lists_slowly: chance.permille(300),
         waits_for_creates: chance.permille(500),
     };
     Machine {
-        id: host.id,
+        id,
+        address,
+        instead_of: None,
+        standing: Standing::default(),
         agent: Agent::new(habits),
         link: Link::GOOD,
         heart: Heart {
             failures: 0,
             over: false,
             pausing_until: 0,
-            token_expires_at: now.wall.after(TOKEN_LIFE),
-            refresh_token,
+            token_expires_at: now.after(TOKEN_LIFE),
+            refresh_token: [0; 32],
         },
         skew_ms: chance.within(0, 4_000) as i64 - 2_000,
         reports: chance.permille(600),

@@ -10,7 +10,6 @@ use roost::model::policy::Policy;
 use roost::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use roost::plan::history::audit_of_transition;
 use roost::store::Connection;
-use roost::store::open::open_reader;
 use roost::store::read::{self, SandboxFilter};
 use roost::store::verify::verify;
 use serde_json::Value;
@@ -57,24 +56,26 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Begins with what the database says.
-    pub(crate) fn of(db: &Path, policy: &Policy) -> History {
-        let conn = open_reader(db).expect("the database opens for reading");
+    /// Begins with what the database says. The connection may write: whoever opens it first
+    /// after the power was lost has to read the log anew.
+    pub(crate) fn open(db: &Path, policy: &Policy) -> History {
+        History::of(Connection::open(db).expect("the database opens"), policy.clone())
+    }
+
+    /// Begins anew; and whether the database says what its events led to.
+    pub(crate) fn again(self) -> (bool, History) {
+        let History { conn, policy, revision, rows, .. } = self;
+        let history = History::of(conn, policy);
+        ((revision, &rows) == (history.revision, &history.rows), history)
+    }
+
+    fn of(conn: Connection, policy: Policy) -> History {
         let revision = read::revision(&conn).expect("the revision can be read");
         let audited = conn
             .query_row("SELECT coalesce(max(seq), 0) FROM audit_logs", [], |row| row.get(0))
             .expect("the audit log can be read");
         let (rows, hosts) = (rows(&conn), hosts(&conn));
-        History { conn, policy: policy.clone(), revision, audited, rows, hosts }
-    }
-
-    /// The same of a database that nobody has opened since the power was lost: its log must
-    /// be read anew.
-    pub(crate) fn of_writable(db: &Path, policy: &Policy) -> History {
-        let conn = Connection::open(db).expect("the database opens");
-        conn.query_row("SELECT 1 FROM state", [], |_| Ok(())).expect("the log can be read");
-        drop(conn);
-        History::of(db, policy)
+        History { conn, policy, revision, audited, rows, hosts }
     }
 
     /// What was committed since the last time. Says what is wrong with it.
@@ -94,6 +95,10 @@ impl History {
         }
         for revision in entries.keys() {
             wrong.push(format!("an audit entry tells of revision {revision}, which is no change"));
+        }
+        let gone = |row: &Row| row.reason == Some(Reason::HostDeleted);
+        for (id, row) in self.rows.iter().filter(|(_, row)| gone(row)) {
+            wrong.push(format!("{id} ended with a host, and {} is still there", row.host));
         }
         self.revision = newest;
         changes
@@ -154,18 +159,39 @@ impl History {
     }
 
     fn apply(&mut self, change: &Change, wrong: &mut Vec<String>) {
+        if change.kind == EventKind::HostDeleted {
+            self.end_rows_of(change.host, wrong);
+        }
         let (Some(id), Some(to)) = (change.sandbox, change.to) else {
             return;
         };
         let row = Row { host: change.host, status: to, reason: Some(change.reason.clone()) };
-        let before = self.rows.insert(id, row).map(|row| row.status);
+        let before = self.rows.insert(id, row);
+        if before.as_ref().is_some_and(|before| before.host != change.host) {
+            wrong.push(format!("{id} changed with a host that is not its own"));
+        }
+        let before = before.map(|row| row.status);
         if before != change.from {
             wrong.push(format!("{id} left {:?} and was {before:?}", change.from));
         }
     }
 
+    /// With a host its rows go; each had its last event before.
+    fn end_rows_of(&mut self, host: HostId, wrong: &mut Vec<String>) {
+        self.rows.retain(|id, row| {
+            if row.host == host && row.status != SandboxStatus::Stopped {
+                wrong.push(format!("{id} went with {host} and was {}", row.status));
+            }
+            row.host != host
+        });
+    }
+
     /// Every wish, every failure and every move that nobody wished is audited, once.
     fn compare(&self, change: &Change, entry: Option<Entry>, wrong: &mut Vec<String>) {
+        let wish = change.kind == EventKind::HostDeleted || change.kind == EventKind::HostIntent;
+        if wish && entry.is_none() {
+            wrong.push(format!("nobody is said to have wished {change:?}"));
+        }
         let (Some(_), Some(to)) = (change.sandbox, change.to) else { return };
         let from = change.from.map_or("none", SandboxStatus::as_str);
         let told = entry.as_ref().is_none_or(|entry| {
@@ -185,12 +211,35 @@ impl History {
         }
     }
 
-    /// Holds the rows against where the events have led, and SQLite against itself.
-    pub(crate) fn verify(&mut self, wrong: &mut Vec<String>) {
-        if rows(&self.conn) != self.rows {
-            wrong.push("the rows are not where their events lead".to_owned());
+    /// Holds the rows against where the events have led, and SQLite against itself. `aged`:
+    /// by the clock on the wall what is over may be so old that it was given up.
+    pub(crate) fn verify(&mut self, aged: bool, wrong: &mut Vec<String>) {
+        let there = rows(&self.conn);
+        self.rows.retain(|id, row| !(aged && row.status.is_over()) || there.contains_key(id));
+        for (id, row) in self.rows.iter().filter(|(id, row)| there.get(id) != Some(row)) {
+            wrong.push(format!("{id}: events lead to {row:?}, and there is {:?}", there.get(id)));
+        }
+        for id in there.keys().filter(|id| !self.rows.contains_key(id)) {
+            wrong.push(format!("{id} is there, and no event tells of it"));
         }
         wrong.extend(verify(&self.conn).expect("the database can be verified"));
+    }
+
+    /// Tables that still know a host that was deleted.
+    pub(crate) fn left_of(&self, host: HostId) -> Vec<&'static str> {
+        const TABLES: &[(&str, &str)] = &[
+            ("hosts", "SELECT 1 FROM hosts WHERE id = ?1"),
+            ("sandboxes", "SELECT 1 FROM sandboxes WHERE host_id = ?1"),
+            ("operations", "SELECT 1 FROM operations WHERE host_id = ?1 AND finished_at IS NULL"),
+            ("auto_pause_inbox", "SELECT 1 FROM auto_pause_inbox WHERE host_id = ?1"),
+            ("registration_tokens", "SELECT 1 FROM registration_tokens WHERE host_id = ?1"),
+            ("refresh_tokens", "SELECT 1 FROM refresh_tokens WHERE host_id = ?1"),
+        ];
+        let is_left = |sql: &str| {
+            self.conn.prepare(sql).and_then(|mut select| select.exists([host.to_string()]))
+        };
+        let left = TABLES.iter().filter(|(_, sql)| is_left(sql).expect("a table can be read"));
+        left.map(|(table, _)| *table).collect()
     }
 
     pub(crate) fn look_at_hosts(&mut self) {

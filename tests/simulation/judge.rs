@@ -5,9 +5,10 @@
 
 use crate::agent::Truth;
 use crate::history::Change;
-use crate::world::World;
+use crate::leaving::Standing;
+use crate::world::{Machine, World};
 use roost::model::event::EventKind;
-use roost::model::host::Liveness;
+use roost::model::host::{Host, Liveness};
 use roost::model::id::SandboxId;
 use roost::model::policy::{MASS_VANISH_MIN, ZombiePolicy};
 use roost::model::sandbox::{Reason, SandboxStatus};
@@ -21,6 +22,25 @@ const JUDGED_WITHIN_MS: u64 = 90_000 + 300_000 + 180_000 + 30_000;
 /// Longest deadline of a create.
 const CREATE_DEADLINE_MS: u64 = 120_000;
 
+/// Reasons that only a look at the host gives, or its silence.
+fn is_seen(reason: &Reason) -> bool {
+    [
+        Reason::ListedRunning,
+        Reason::ListedPaused,
+        Reason::AutoPaused,
+        Reason::Restored,
+        Reason::Adopted,
+        Reason::Vanished,
+        Reason::PresumedPaused,
+        Reason::NotStarted,
+        Reason::NotResumed,
+        Reason::PauseFinished,
+        Reason::DestroyFinished,
+        Reason::HostUnreachable,
+    ]
+    .contains(reason)
+}
+
 impl World {
     pub(crate) fn judge(&mut self, change: &Change) {
         let (host, kind) = (self.machine_of(change.host), change.kind);
@@ -33,7 +53,7 @@ impl World {
             if let Some(history) = &mut self.history {
                 history.look_at_hosts();
             }
-            return;
+            return self.judge_standing(host, kind);
         };
         let truth = self.machines[host].agent.truth(id);
         let from = change.from.map_or("none", SandboxStatus::as_str);
@@ -50,21 +70,46 @@ impl World {
             self.wrong(format!("{id} was marked paused ({reason}) and runs"));
         }
         if let (Some(from), Some(to)) = (change.from, change.to) {
-            self.judge_move(id, from, to, reason, truth);
+            self.judge_move(change, id, (from, to), truth);
+        }
+    }
+
+    fn judge_standing(&mut self, host: usize, kind: EventKind) {
+        let now_ms = self.now_ms();
+        let machine = &mut self.machines[host];
+        if kind == EventKind::HostRegistered {
+            machine.standing.since_ms = now_ms;
+            machine.heard_ms = Some(machine.standing.asked_ms);
+        }
+        if kind == EventKind::HostIntent {
+            // Whoever asked for it has not heard yet what it is now.
+            (machine.standing.since_ms, machine.standing.aside) = (now_ms, false);
+        }
+        if kind == EventKind::HostDeleted {
+            self.judge_deletion(host);
         }
     }
 
     /// What is over must be over in truth.
     fn judge_move(
         &mut self,
+        change: &Change,
         id: SandboxId,
-        from: SandboxStatus,
-        to: SandboxStatus,
-        reason: &Reason,
+        (from, to): (SandboxStatus, SandboxStatus),
         truth: Truth,
     ) {
+        let reason = &change.reason;
+        let host = self.machine_of(change.host);
+        let Standing { aside, forced, .. } = self.machines[host].standing;
+        if aside && is_seen(reason) {
+            self.wrong(format!("{id} went to {to} ({reason}) on a host that is set aside"));
+        }
+        let with_host = *reason == Reason::HostDeleted;
+        if with_host && !forced && !from.is_over() {
+            self.wrong(format!("{id} was {from} when its host was deleted, and nobody said so"));
+        }
         let over = to == SandboxStatus::Stopped || to == SandboxStatus::Error;
-        if !over || truth == Truth::Nothing {
+        if !over || truth == Truth::Nothing || with_host {
             return;
         }
         // A create that outlives its deadline is nobody's fault; it is reported as a zombie.
@@ -73,12 +118,10 @@ impl World {
         let overtaken = from == SandboxStatus::Stopping && truth == Truth::Making;
         // An agent that is started anew within a minute forgets what it had to announce,
         // and nothing tells that from microVMs that died with it.
-        let host = self.history.as_ref().map(|history| history.rows[&id].host);
-        let agent = host.map(|host| &self.machines[self.machine_of(host)].agent);
-        let forgotten = *reason == Reason::Vanished
-            && truth == Truth::Paused
-            && agent.is_some_and(|agent| agent.forgotten.contains(&id));
-        let unseen = *reason == Reason::Vanished && truth == Truth::Running && self.few_vanish(id);
+        let vanished = *reason == Reason::Vanished;
+        let forgotten =
+            vanished && truth == Truth::Paused && self.machines[host].agent.forgotten.contains(&id);
+        let unseen = vanished && truth == Truth::Running && self.few_vanish(host);
         if !late_create && !overtaken && !forgotten && !unseen {
             self.wrong(format!("{id} went from {from} to {to} ({reason}) and is {truth:?}"));
         }
@@ -86,12 +129,11 @@ impl World {
 
     /// Whether an agent that has lost sight of its microVMs has so few of them that no hold
     /// applies; they are taken back when it finds them.
-    fn few_vanish(&self, id: SandboxId) -> bool {
+    fn few_vanish(&self, host: usize) -> bool {
         let Some(history) = &self.history else { return false };
-        let host = history.rows[&id].host;
-        let agent = &self.machines[self.machine_of(host)].agent;
+        let Machine { id: host, agent, .. } = &self.machines[host];
         let vanished = history.rows.iter().filter(|(id, row)| {
-            row.host == host
+            row.host == *host
                 && row.reason == Some(Reason::Vanished)
                 && agent.truth(**id) == Truth::Running
         });
@@ -103,6 +145,9 @@ impl World {
         let now_ms = self.now_ms();
         let silent_ms = self.machines[host].heard_ms.map_or(u64::MAX, |heard| now_ms - heard);
         let listened_ms = now_ms - self.listening_ms;
+        if self.machines[host].standing.aside {
+            self.wrong(format!("host {host} is set aside and judged"));
+        }
         if silent_ms <= UNREACHABLE_AFTER_MS || listened_ms < UNREACHABLE_AFTER_MS {
             self.wrong(format!(
                 "host {host} is down, was heard {silent_ms} ms ago, listened for {listened_ms} ms"
@@ -114,8 +159,10 @@ impl World {
     pub(crate) fn judge_beat(&mut self, host: usize) {
         let now_ms = self.now_ms();
         let calm_since = self.listening_ms.max(self.disk_failed_ms);
+        let calm_since = calm_since.max(self.machines[host].standing.since_ms);
         let Some(history) = &self.history else { return };
-        let down = |id| history.hosts.get(&id).is_some_and(|h| h.liveness == Liveness::Unreachable);
+        let is_down = |h: &Host| h.is_active() && h.liveness == Liveness::Unreachable;
+        let down = |id| history.hosts.get(&id).is_some_and(is_down);
         let heard = self.machines[host].heard_ms.is_some_and(|heard| {
             // The beat before this one was heard too.
             heard > calm_since && (1_000..60_000).contains(&(now_ms - heard))
@@ -136,8 +183,10 @@ impl World {
         };
         let mut wrong = Vec::new();
         for (at, machine) in self.machines.iter().enumerate() {
-            let up = history.hosts.get(&machine.id).is_some_and(|h| h.liveness == Liveness::Alive);
-            let silent_ms = now_ms - machine.heard_ms.unwrap_or(0).max(calm_since);
+            let is_up = |h: &Host| h.is_active() && h.liveness == Liveness::Alive;
+            let up = history.hosts.get(&machine.id).is_some_and(is_up);
+            let since = calm_since.max(machine.standing.since_ms);
+            let silent_ms = now_ms - machine.heard_ms.unwrap_or(0).max(since);
             if up && silent_ms > JUDGED_WITHIN_MS {
                 wrong.push(format!("host {at} is silent for {silent_ms} ms and up"));
             }
@@ -163,7 +212,7 @@ impl World {
         let Some(history) = &mut self.history else {
             return self.wrong("the control plane does not run at the end".to_owned());
         };
-        history.verify(&mut wrong);
+        history.verify(self.clock_moved, &mut wrong);
         history.look_at_hosts();
         for (id, row) in &history.rows {
             let machine = self.machines.iter().find(|machine| machine.id == row.host);
@@ -191,7 +240,7 @@ impl World {
                 wrong.push(format!("{id} is {} ({reason}) and in truth {truth:?}", row.status));
             }
         }
-        for host in history.hosts.values() {
+        for host in history.hosts.values().filter(|host| host.registered_at.is_some()) {
             if host.liveness != Liveness::Alive || host.rejoining || host.degraded {
                 wrong.push(format!("{} is not in order: {host:?}", host.id));
             }
@@ -203,6 +252,9 @@ impl World {
         for (at, machine) in self.machines.iter().enumerate() {
             let strangers = machine.agent.all().filter(|(id, _)| !rows.contains_key(id));
             wrong.extend(strangers.map(|(id, truth)| format!("{id} on host {at} is {truth:?}")));
+            if machine.standing.deleted && !machine.standing.ended {
+                wrong.push(format!("host {at} was deleted, and nobody told its agent"));
+            }
         }
         wrong.into_iter().for_each(|what| self.wrong(what));
     }

@@ -39,7 +39,8 @@ impl World {
     pub(crate) fn beat(&mut self, host: usize, boot: u32, again: bool) {
         let now_ms = self.now_ms();
         let machine = &self.machines[host];
-        if machine.agent.boot != boot || !machine.agent.up || machine.heart.over {
+        let beats = machine.agent.up && !machine.heart.over && machine.standing.registered;
+        if machine.agent.boot != boot || !beats {
             return;
         }
         let busy_until = machine.heart.pausing_until.max(machine.link.hung_until);
@@ -63,7 +64,8 @@ impl World {
         let now = self.now();
         let Some(plane) = &mut self.plane else { return self.unanswered(host) };
         let id = self.machines[host].id;
-        let expired = now.wall >= self.machines[host].heart.token_expires_at;
+        let known = matches!(plane.presence.lookup(id), Beat::Known { .. });
+        let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
         if expired && !plane.presence.clock_is_suspect() {
             // As the API: a renewal is asked for only when it could be served.
             if !plane.is_failing() && !plane.failing {
@@ -85,12 +87,11 @@ impl World {
                     false => self.machines[host].heart.failures = 0,
                 }
             }
-            Beat::Deleted => {
-                self.machines[host].agent.destroy_all();
-                self.machines[host].heart.over = true;
-                self.wrong(format!("{id} was told to destroy everything"));
-            }
-            Beat::Unknown => {}
+            Beat::Deleted if self.defect == Some(Defect::TombstoneForgotten) => {}
+            Beat::Deleted if self.is_lost(host) => self.unanswered(host),
+            Beat::Deleted => self.obey_end(host),
+            Beat::Unknown if self.machines[host].standing.deleted => {}
+            Beat::Unknown => self.wrong(format!("{id} is not known any more")),
         }
     }
 
@@ -152,7 +153,8 @@ impl World {
                 plane.order(now, Command::Refresh { shown, fresh, lenient, reply });
             }
         }
-        if matches!(result, Ok(None)) {
+        let deleted = self.machines[host].standing.deleted;
+        if matches!(result, Ok(None)) && !deleted {
             self.wrong(format!("the genuine refresh token of host {host} was refused"));
         }
         let unlucky = self.stormy && self.chance.permille(60);
@@ -192,7 +194,7 @@ impl World {
 
     pub(crate) fn agent_starts(&mut self, host: usize, boot: u32) {
         let machine = &mut self.machines[host];
-        if machine.agent.boot != boot || machine.agent.up {
+        if machine.agent.boot != boot || machine.agent.up || machine.standing.ended {
             return;
         }
         machine.agent.up = true;

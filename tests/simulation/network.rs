@@ -31,8 +31,9 @@ impl World {
 
     /// A host that does not listen refuses at once; one that is cut off says nothing.
     pub(crate) fn unreached_after(&mut self, host: usize) -> Option<u64> {
-        let Machine { agent, link, .. } = &self.machines[host];
-        match (agent.up, link.calls && link.taken_by.is_none()) {
+        let Machine { agent, link, standing, .. } = &self.machines[host];
+        let taken = link.taken_by.is_some() || standing.successor.is_some();
+        match (agent.up, link.calls && !taken) {
             (true, true) => None,
             (false, true) => Some(5),
             (_, false) => Some(CONNECT_TIMEOUT_MS),
@@ -44,6 +45,9 @@ impl World {
         match want {
             Want::List(number, id) => {
                 let host = self.machine_of(id);
+                if self.machines[host].standing.aside {
+                    self.wrong(format!("{id} is set aside and probed"));
+                }
                 let fails = |kind, answer_lost| {
                     let failure = ProbeFailure::new(kind, "as the simulation wants it");
                     Probe::Failed(ProbeFailure { answer_lost, ..failure })
@@ -88,7 +92,8 @@ impl World {
     /// Who answers at the address of a host that belongs to another one now. With TLS
     /// nobody does, and without it a host that has nothing could not be told apart.
     pub(crate) fn imposter(&mut self, host: usize) -> Option<usize> {
-        let other = self.machines[host].link.taken_by?;
+        let Machine { link, standing, .. } = &self.machines[host];
+        let other = link.taken_by.or(standing.successor)?;
         let Machine { agent, link, .. } = &self.machines[other];
         let answers = agent.up && link.calls && link.hung_until <= self.now_ms();
         let lists =

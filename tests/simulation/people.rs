@@ -4,7 +4,6 @@
 
 use crate::plane::Told;
 use crate::world::{Event, MINUTE, SECOND, World};
-use roost::engine::monitor::Input;
 use roost::model::event::ActorType;
 use roost::model::host::Intent;
 use roost::model::id::{PLATFORM_TEAM, SandboxId};
@@ -89,14 +88,13 @@ impl World {
     pub(crate) fn operator(&mut self) {
         let after = self.chance.within(5 * MINUTE, 40 * MINUTE);
         self.after(after, Event::Operator);
-        let now = self.now();
         let host = self.chance.within(0, self.machines.len() as u64) as usize;
-        let drains = self.stormy && self.chance.permille(400);
-        let intent = if drains { Intent::Draining } else { Intent::Active };
-        let id = self.machines[host].id;
-        if let Some(plane) = &mut self.plane {
-            plane.order(now, Command::SetIntent(id, intent, somebody(), Box::new(|_| {})));
-            plane.tell(now, Input::ProbeNow(id));
+        match self.chance.within(0, 100) {
+            _ if !self.stormy => self.intend(host, Intent::Active),
+            0..25 => self.intend(host, Intent::Draining),
+            25..50 => self.intend(host, Intent::Offline),
+            50..70 => self.part_with(host),
+            _ => self.intend(host, Intent::Active),
         }
     }
 }

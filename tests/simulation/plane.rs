@@ -5,11 +5,13 @@
 //! comes back as [`Want`].
 
 use crate::defect::Defect;
+use crate::disk::{self, wal_of};
+use crate::leaving::Newcomer;
 use roost::agent::client::CallError;
 use roost::clock::Reading;
 use roost::engine::monitor::{self, Monitor};
 use roost::engine::operations::{self, Called, Job, Operations, Outcome, call_of};
-use roost::model::host::Host;
+use roost::model::host::{Host, Intent};
 use roost::model::id::{HostId, OpId, SandboxId};
 use roost::model::operation::OperationKind;
 use roost::model::policy::Policy;
@@ -20,6 +22,7 @@ use roost::plan::operation::Call;
 use roost::plan::placement::NoHost;
 use roost::store::StoreError;
 use roost::store::apply::{Applied, Probed};
+use roost::store::deletion::Deletion;
 use roost::store::journal::Random;
 use roost::store::lifecycle::{self, Begun, Ended, Work};
 use roost::store::open::{begin_serving, open_writer};
@@ -59,6 +62,14 @@ pub(crate) enum Told {
     Created(Result<(Sandbox, Work), NoHost>),
     Begun(Begun),
     Refreshed(usize, [u8; 32], Result<Option<Host>, StoreError>),
+    /// Whether the host was found.
+    Intended(usize, Intent, bool),
+    Deleted(usize, bool, Deletion),
+    /// What came of a token of a host that is deleted.
+    Dead(usize, Result<Option<Host>, StoreError>),
+    Added(Box<Host>, Newcomer),
+    /// Whether the registration token was good.
+    Registered(usize, [u8; 32], bool),
 }
 
 /// What the writer answered.
@@ -95,8 +106,6 @@ pub(crate) struct Plane {
     pub(crate) told: Vec<Told>,
     /// Hosts on which a verdict waits to be written.
     pub(crate) judged: Vec<HostId>,
-    /// When the database was last known to be whole on the disk.
-    pub(crate) synced_bytes: u64,
     pub(crate) failing: bool,
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
@@ -115,11 +124,15 @@ impl Plane {
         defect: Option<Defect>,
     ) -> Plane {
         let conn = open_writer(db, true, now.wall).expect("the database opens");
-        // The log only grows, so that its length says what has reached the disk.
+        // From here on the log only grows, so that its length says what has reached the disk.
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).expect("a checkpoint");
         conn.pragma_update(None, "wal_autocheckpoint", 0).expect("no checkpoints");
         conn.busy_timeout(Duration::ZERO).expect("no waiting");
         let mut hosts = read::hosts(&conn).expect("hosts can be read");
-        let deleted = read::tombstones(&conn).expect("tombstones can be read");
+        let mut deleted = read::tombstones(&conn).expect("tombstones can be read");
+        if defect == Some(Defect::TombstoneForgotten) {
+            deleted.clear();
+        }
         let listened_until = read::listened_until(&conn).expect("the state can be read");
         let mut interrupted = begin_serving(&conn, Some(boot)).expect("the start can be noted");
         let mut since = now;
@@ -162,14 +175,13 @@ impl Plane {
             wants: Vec::new(),
             told: Vec::new(),
             judged: Vec::new(),
-            synced_bytes: 0,
             failing: false,
             acknowledged: 0,
             wal: wal_of(db),
             defect,
         };
         // What was left is on the disk: nothing is lost twice.
-        (plane.synced_bytes, plane.acknowledged) = (plane.log_bytes(), plane.revision());
+        plane.acknowledged = plane.revision();
         for work in unfinished {
             plane.take_up(work, now);
         }
@@ -345,7 +357,14 @@ impl Plane {
         let work = match &told {
             Told::Created(Ok((_, work))) => Some(work.clone()),
             Told::Begun(Begun::Started(_, work)) => Some(work.as_ref().clone()),
-            Told::Created(Err(_)) | Told::Begun(_) | Told::Refreshed(..) => None,
+            Told::Created(Err(_))
+            | Told::Begun(_)
+            | Told::Refreshed(..)
+            | Told::Intended(..)
+            | Told::Deleted(..)
+            | Told::Dead(..)
+            | Told::Added(..)
+            | Told::Registered(..) => None,
         };
         if let Some(work) = work {
             self.take_up(work, now);
@@ -467,12 +486,10 @@ impl Plane {
             }
         }
         let durable = batch.iter().any(|envelope| must_last(&envelope.command));
-        let failures = self.failures();
+        let (failures, before) = (self.failures(), self.revision());
         self.writer.execute(batch);
-        if durable && self.failures() == failures && !self.has(Defect::NotSynced) {
-            self.synced_bytes = self.log_bytes();
-        }
-        if durable && self.failures() == failures {
+        // Who was refused was told of no change, and nothing was written for him.
+        if durable && self.failures() == failures && self.revision() > before {
             self.acknowledged = self.revision();
         }
     }
@@ -481,17 +498,11 @@ impl Plane {
         self.writer.figures().failures.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// How long the write-ahead log is.
-    pub(crate) fn log_bytes(&self) -> u64 {
-        std::fs::metadata(&self.wal).map_or(0, |log| log.len())
+    /// How much of the write-ahead log there is, and how much of that is on the disk.
+    pub(crate) fn log_bytes(&self) -> (u64, u64) {
+        let (there, synced) = disk::length(&self.wal);
+        (there, if self.has(Defect::NotSynced) { 0 } else { synced })
     }
-}
-
-/// The write-ahead log of a database.
-pub(crate) fn wal_of(db: &Path) -> PathBuf {
-    let mut name = db.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
 }
 
 /// What power loss after the answer must not undo. Observations are made again and

@@ -6,11 +6,14 @@
 use crate::agent::{Agent, Arrived, Later};
 use crate::chance::Chance;
 use crate::defect::Defect;
-use crate::fleet::{ram_dir, settlers};
+use crate::disk::{self, Disk, wal_of};
+use crate::fleet::settlers;
 use crate::history::History;
-use crate::plane::{Plane, Told, wal_of};
+use crate::leaving::{Newcomer, Standing};
+use crate::plane::{Plane, Told};
 use roost::agent::client::CallError;
 use roost::clock::{Clock, ManualClock, Reading};
+use roost::model::host::AgentAddress;
 use roost::model::id::{HostId, OpId, SandboxId};
 use roost::model::operation::OperationKind;
 use roost::model::policy::{Policy, ZombiePolicy};
@@ -23,7 +26,6 @@ use roost::store::writer::Command;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// When every simulation begins: 2026-05-17T06:40:00Z.
 pub(crate) const BEGIN: Wall = Wall(1_779_000_000_000);
@@ -97,6 +99,10 @@ pub(crate) struct Heart {
 /// One host.
 pub(crate) struct Machine {
     pub(crate) id: HostId,
+    pub(crate) address: AgentAddress,
+    /// The host whose address it takes when it registers.
+    pub(crate) instead_of: Option<usize>,
+    pub(crate) standing: Standing,
     pub(crate) agent: Agent,
     pub(crate) link: Link,
     pub(crate) heart: Heart,
@@ -130,6 +136,13 @@ pub(crate) enum Event {
     /// Somebody wants this done with that sandbox.
     Wish(SandboxId, OperationKind),
     Operator,
+    SetBack(usize),
+    /// An operator wants it gone; also with all that it has.
+    Delete(usize, bool),
+    Arrives(Newcomer),
+    Register(usize),
+    /// An agent is told to end.
+    Terminate(usize),
     Strike,
     Heal(usize, Heal),
     AgentStarts(usize, u32),
@@ -184,7 +197,7 @@ pub(crate) struct World {
     pub(crate) life: u64,
     pub(crate) boots: u64,
     pub(crate) db: PathBuf,
-    pub(crate) dir: TempDir,
+    pub(crate) disk: Disk,
     pub(crate) dbs: u32,
     pub(crate) agenda: BTreeMap<(u64, u64), Event>,
     pub(crate) events: u64,
@@ -225,8 +238,8 @@ pub(crate) fn play(seed: u64, pace: u64, defect: Option<Defect>, traced: bool) -
 impl World {
     pub(crate) fn new(seed: u64, pace: u64, defect: Option<Defect>, traced: bool) -> World {
         let mut chance = Chance::new(seed);
-        let dir = ram_dir();
-        let db = dir.path().join("0.db");
+        let disk = Disk::new();
+        let db = disk.path(0);
         let clock = ManualClock::new(BEGIN);
         let mut policy = Policy::default();
         if chance.permille(400) {
@@ -256,7 +269,7 @@ impl World {
             life: 0,
             boots: 0,
             db,
-            dir,
+            disk,
             dbs: 0,
             agenda: BTreeMap::new(),
             events: 0,
@@ -302,6 +315,7 @@ impl World {
         self.stalled_until = 0;
         for host in 0..self.machines.len() {
             self.machines[host].link = Link::GOOD;
+            self.after(SECOND, Event::SetBack(host));
             if self.machines[host].heart.over {
                 // Nobody is there at once, and the silence until then tells.
                 self.end_agent(host, false, 2 * MINUTE);
@@ -412,11 +426,16 @@ impl World {
             | Event::Write(_)
             | Event::User
             | Event::Wish(..)
-            | Event::Operator => true,
+            | Event::Operator
+            | Event::SetBack(_)
+            | Event::Delete(..)
+            | Event::Arrives(_)
+            | Event::Register(_) => true,
             Event::Beat(..)
             | Event::Listed(..)
             | Event::Called(..)
             | Event::Agent(..)
+            | Event::Terminate(_)
             | Event::Strike
             | Event::Heal(..)
             | Event::AgentStarts(..)
@@ -443,6 +462,11 @@ impl World {
             }
             Event::Wish(sandbox, kind) => self.wish(sandbox, kind),
             Event::Operator => self.operator(),
+            Event::SetBack(host) => self.set_back(host),
+            Event::Delete(host, force) => self.delete(host, force),
+            Event::Arrives(newcomer) => self.arrives(newcomer),
+            Event::Register(host) => self.register(host),
+            Event::Terminate(host) => self.terminated(host),
             Event::Strike => self.strike(),
             Event::Heal(host, heal) => self.heal(host, heal),
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
@@ -468,13 +492,16 @@ impl World {
         let boot = self.boots.to_string();
         let ids = (self.seed, self.life);
         let plane = Plane::start(&self.db, &self.policy, ids, &boot, now, self.defect);
-        let history = History::of(&self.db, &self.policy);
-        if let Some(before) = self.history.take()
-            && (before.revision, &before.rows) != (history.revision, &history.rows)
-        {
-            self.wrong("a restart found something else than was left".to_owned());
+        match self.history.take() {
+            None => self.history = Some(History::open(&self.db, &self.policy)),
+            Some(left) => {
+                let (same, history) = left.again();
+                self.history = Some(history);
+                if !same {
+                    self.wrong("a restart found something else than was left".to_owned());
+                }
+            }
         }
-        self.history = Some(history);
         self.plane = Some(plane);
         self.attention = Attention::Listening;
         self.listening_ms = self.now_ms();
@@ -500,7 +527,7 @@ impl World {
         }
         let mut wrong = Vec::new();
         if let Some(history) = &mut self.history {
-            history.verify(&mut wrong);
+            history.verify(self.clock_moved, &mut wrong);
         }
         wrong.into_iter().for_each(|what| self.wrong(what));
         if how == End::PowerLost {
@@ -512,21 +539,19 @@ impl World {
 
     /// Of what was not synced, some is lost: the log ends somewhere.
     pub(crate) fn lose_power(&mut self, plane: &Plane) {
-        let kept = self.chance.within(plane.synced_bytes, plane.log_bytes() + 1);
+        let (there, synced) = plane.log_bytes();
+        let kept = self.chance.within(synced, there + 1);
         self.dbs += 1;
-        let db = self.dir.path().join(format!("{}.db", self.dbs));
-        std::fs::copy(&self.db, &db).expect("the database can be copied");
-        if let Ok(mut log) = std::fs::read(wal_of(&self.db)) {
-            log.truncate(kept as usize);
-            std::fs::write(wal_of(&db), log).expect("the log can be written");
-        }
-        self.history = None;
+        let db = self.disk.path(self.dbs);
+        disk::copy(&self.db, &db, u64::MAX);
+        disk::copy(&wal_of(&self.db), &wal_of(&db), kept);
         self.db = db;
-        let left = History::of_writable(&self.db, &self.policy);
+        let left = History::open(&self.db, &self.policy);
         if left.revision < plane.acknowledged {
             let (revision, told) = (left.revision, plane.acknowledged);
             self.wrong(format!("revision {told} was acknowledged, {revision} is left"));
         }
+        self.history = Some(left);
     }
 
     pub(crate) fn write(&mut self, life: u64) {
@@ -602,6 +627,11 @@ impl World {
             }
             Told::Begun(_) => {}
             Told::Refreshed(host, fresh, result) => self.refreshed(host, fresh, result),
+            Told::Intended(host, intent, found) => self.intended(host, intent, found),
+            Told::Deleted(host, force, deletion) => self.deleted(host, force, &deletion),
+            Told::Dead(host, result) => self.shown_dead(host, &result),
+            Told::Added(host, newcomer) => self.added(&host, &newcomer),
+            Told::Registered(host, refresh, found) => self.registered(host, refresh, found),
         }
     }
 }

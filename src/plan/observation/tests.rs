@@ -247,6 +247,22 @@ fn a_mass_vanish_is_held_for_one_interval() {
 }
 
 #[test]
+fn what_is_held_stays_held_although_a_user_took_some_of_it() {
+    let rows = (1..=4).map(|n| row(n, SandboxStatus::Running)).collect();
+    let mut host = Host::new(rows);
+    let one_left = listing(&[4]);
+    host.look(0, &one_left);
+    assert_eq!(host.look(3, &one_left).held.len(), 3);
+    host.rows[0].status = SandboxStatus::Stopped;
+    let still = host.look(59, &one_left);
+    assert_eq!((moves(&still), still.held.len()), (vec![], 2));
+    assert_eq!(moves(&host.look(1, &one_left)).len(), 2);
+
+    let found = host.look(60, &listing(&[2, 3, 4]));
+    assert_eq!(found.memory, HostMemory::default(), "the next one that vanishes is one");
+}
+
+#[test]
 fn less_than_half_is_no_mass() {
     let rows = (1..=7).map(|n| row(n, SandboxStatus::Running)).collect();
     let mut host = Host::new(rows);

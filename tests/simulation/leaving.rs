@@ -1,0 +1,301 @@
+//! Owns how hosts come and go: operators delete them, set them aside and back, and add new
+//! ones, also at an address that another one had or still has in the database.
+//!
+//! Never: looks behind the control plane, but for what an agent does that was told to end.
+
+use crate::defect::Defect;
+use crate::fleet::machine;
+use crate::network::unknown;
+use crate::people::somebody;
+use crate::plane::Told;
+use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
+use roost::engine::monitor::Input;
+use roost::model::host::{AgentAddress, Host, Intent};
+use roost::model::id::PLATFORM_TEAM;
+use roost::store::StoreError;
+use roost::store::deletion::Deletion;
+use roost::store::identity::{NewHost, Registration};
+use roost::store::writer::Command;
+
+/// Where a host stands with its operators, as far as they were told.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    pub(crate) registered: bool,
+    /// Its deletion was committed.
+    pub(crate) deleted: bool,
+    /// Somebody wanted that with all that it has.
+    pub(crate) forced: bool,
+    /// Its agent destroyed everything, as it was told, and ended for good.
+    pub(crate) ended: bool,
+    /// It was acknowledged that the host is offline.
+    pub(crate) aside: bool,
+    /// Another host has its address for good.
+    pub(crate) successor: Option<usize>,
+    /// When its agent last asked to be registered, which is contact like a heartbeat.
+    pub(crate) asked_ms: u64,
+    /// When it was last registered, or its operators' intent last changed.
+    pub(crate) since_ms: u64,
+}
+
+/// Who comes.
+#[derive(Debug, Clone)]
+pub(crate) struct Newcomer {
+    pub(crate) address: AgentAddress,
+    /// The host that it takes the address from.
+    pub(crate) instead_of: Option<usize>,
+}
+
+impl World {
+    pub(crate) fn intend(&mut self, host: usize, intent: Intent) {
+        let now = self.now();
+        let sent = match (intent, self.defect) {
+            (Intent::Offline, Some(Defect::AsideIsDraining)) => Intent::Draining,
+            (intent, _) => intent,
+        };
+        let id = self.machines[host].id;
+        let Some(plane) = &mut self.plane else { return };
+        let told = move |found: Option<Host>| Told::Intended(host, intent, found.is_some());
+        plane.ask(now, told, |reply| Command::SetIntent(id, sent, somebody(), reply));
+    }
+
+    pub(crate) fn intended(&mut self, host: usize, intent: Intent, found: bool) {
+        let now = self.now();
+        let id = self.machines[host].id;
+        if found == self.machines[host].standing.deleted {
+            self.wrong(format!("{id} was found: {found}"));
+        }
+        let aside = intent == Intent::Offline;
+        self.machines[host].standing.aside = aside;
+        let asks = !aside && self.chance.permille(500);
+        if let Some(plane) = &mut self.plane {
+            plane.tell(now, Input::Changed(id));
+            if asks {
+                plane.tell(now, Input::ProbeNow(id));
+            }
+        }
+    }
+
+    /// Whatever was set aside comes back, as soon as that can be said to anybody.
+    pub(crate) fn set_back(&mut self, host: usize) {
+        let Some(history) = &self.history else { return self.after(MINUTE, Event::SetBack(host)) };
+        let intent = history.hosts.get(&self.machines[host].id).map(|host| host.intent);
+        if intent.is_some_and(|intent| intent != Intent::Active) {
+            self.intend(host, Intent::Active);
+            self.after(MINUTE, Event::SetBack(host));
+        }
+    }
+
+    /// A host shall go: as it is, only if it has nothing, or after another one has taken
+    /// its address.
+    pub(crate) fn part_with(&mut self, host: usize) {
+        let Standing { registered, deleted, successor, .. } = self.machines[host].standing;
+        if !registered || deleted || successor.is_some() {
+            return;
+        }
+        match self.chance.within(0, 4) {
+            0 => self.delete(host, false),
+            1 => {
+                let address = self.machines[host].address.clone();
+                let instead_of = Some(host);
+                self.after(SECOND, Event::Arrives(Newcomer { address, instead_of }));
+            }
+            _ => self.delete(host, true),
+        }
+    }
+
+    pub(crate) fn delete(&mut self, host: usize, force: bool) {
+        let now = self.now();
+        if self.machines[host].standing.deleted {
+            return;
+        }
+        if force {
+            // Until it is done, whatever happens meanwhile.
+            self.after(MINUTE, Event::Delete(host, true));
+        }
+        self.machines[host].standing.forced |= force;
+        let id = self.machines[host].id;
+        let sent = force || self.defect == Some(Defect::ForceUnasked);
+        let Some(plane) = &mut self.plane else { return };
+        let told = move |deletion| Told::Deleted(host, force, deletion);
+        plane.ask(now, told, |reply| Command::DeleteHost {
+            host: id,
+            force: sent,
+            actor: somebody(),
+            reply,
+        });
+    }
+
+    pub(crate) fn deleted(&mut self, host: usize, force: bool, deletion: &Deletion) {
+        let now = self.now();
+        let id = self.machines[host].id;
+        let was_deleted = self.machines[host].standing.deleted;
+        match deletion {
+            Deletion::NotFound if was_deleted => return,
+            Deletion::HasActive(ids) if !force && !ids.is_empty() => return,
+            Deletion::Deleted(_) if was_deleted => {}
+            Deletion::NotFound | Deletion::HasActive(_) | Deletion::Deleted(_) => {
+                return self.wrong(format!("the deletion of {id} ended with {deletion:?}"));
+            }
+        }
+        let shown = self.machines[host].heart.refresh_token;
+        let fresh = self.secret();
+        if let Some(plane) = &mut self.plane {
+            plane.tell(now, Input::Changed(id));
+            plane.ask_all(
+                now,
+                move |result| Told::Dead(host, result),
+                |reply| Command::Refresh { shown, fresh, lenient: true, reply },
+            );
+        }
+        self.terminate(host);
+    }
+
+    /// As the API does after a deletion: whoever has the address now must not end.
+    fn terminate(&mut self, host: usize) {
+        let address = Some(&self.machines[host].address);
+        let Some(history) = &self.history else { return };
+        let moved = history.hosts.values().any(|other| other.address.as_ref() == address);
+        if moved && self.defect != Some(Defect::TerminateByAddress) {
+            return self.note(|| format!("host {host} is deleted, and its address another's"));
+        }
+        let successor = self.machines[host].standing.successor;
+        let there = successor.filter(|_| !self.tls).unwrap_or(host);
+        if self.unreached_after(there).is_none() && !self.is_lost(there) {
+            let way = self.one_way(there);
+            self.after(way, Event::Terminate(there));
+        }
+    }
+
+    pub(crate) fn terminated(&mut self, host: usize) {
+        let hung_until = self.machines[host].link.hung_until;
+        if hung_until > self.now_ms() {
+            return self.at(hung_until, Event::Terminate(host));
+        }
+        if self.machines[host].agent.up {
+            self.obey_end(host);
+        }
+    }
+
+    /// The agent does literally what it was told: no credentials, no sandboxes, no agent.
+    pub(crate) fn obey_end(&mut self, host: usize) {
+        self.note(|| format!("  host {host} destroys everything and ends"));
+        let machine = &mut self.machines[host];
+        let id = machine.id;
+        machine.standing.ended = true;
+        let broken = machine.agent.end(false);
+        machine.agent.destroy_all();
+        if !machine.standing.deleted {
+            self.wrong(format!("{id} was told to destroy everything"));
+        }
+        for number in broken {
+            self.answer(host, number, Err(unknown()));
+        }
+    }
+
+    /// Somebody adds a host.
+    pub(crate) fn arrives(&mut self, newcomer: Newcomer) {
+        let now = self.now();
+        let token = self.secret();
+        let Some(plane) = &mut self.plane else {
+            return self.after(MINUTE, Event::Arrives(newcomer));
+        };
+        let new = NewHost {
+            team: PLATFORM_TEAM,
+            kind: "regular".to_owned(),
+            provider: None,
+            availability_zone: None,
+            token,
+            actor: somebody(),
+        };
+        let told = move |host: Host| Told::Added(Box::new(host), newcomer);
+        plane.ask(now, told, |reply| Command::CreateHost(new, reply));
+    }
+
+    pub(crate) fn added(&mut self, host: &Host, newcomer: &Newcomer) {
+        let now = self.now().wall;
+        let at = self.machines.len();
+        let mut new = machine(host.id, newcomer.address.clone(), &mut self.chance, now);
+        new.instead_of = newcomer.instead_of;
+        self.note(|| format!("host {at} is {} at {}", host.id, newcomer.address.as_str()));
+        self.machines.push(new);
+        self.after(SECOND, Event::Register(at));
+    }
+
+    /// Its agent registers; when that comes to nothing, somebody makes another token.
+    pub(crate) fn register(&mut self, host: usize) {
+        let now = self.now();
+        if self.machines[host].standing.registered {
+            return;
+        }
+        self.after(2 * MINUTE, Event::Register(host));
+        self.machines[host].standing.asked_ms = self.now_ms();
+        let (token, refresh) = (self.secret(), self.secret());
+        let (id, address) = (self.machines[host].id, self.machines[host].address.clone());
+        let registration = Registration {
+            token,
+            refresh,
+            address,
+            arch: None,
+            cpu_cores: Some(64),
+            memory_mb: Some(65_536),
+            disk_gb: None,
+        };
+        let Some(plane) = &mut self.plane else { return };
+        plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
+        let told = move |found: Option<Host>| Told::Registered(host, refresh, found.is_some());
+        plane.ask(now, told, |reply| Command::Register(Box::new(registration), reply));
+    }
+
+    pub(crate) fn registered(&mut self, host: usize, refresh: [u8; 32], found: bool) {
+        let now = self.now();
+        let id = self.machines[host].id;
+        if let Some(plane) = &mut self.plane {
+            plane.tell(now, Input::Changed(id));
+        }
+        let lost = self.chance.permille(100);
+        if !found || lost || self.machines[host].standing.registered {
+            return;
+        }
+        let new = &mut self.machines[host];
+        new.standing.registered = true;
+        new.heart.refresh_token = refresh;
+        new.heart.token_expires_at = now.wall.after(TOKEN_LIFE);
+        let (boot, instead_of) = (new.agent.boot, new.instead_of);
+        let at = self.chance.within(0, 30 * SECOND);
+        self.after(at, Event::Beat(host, boot, true));
+        if let Some(other) = instead_of {
+            self.machines[other].standing.successor = Some(host);
+            let after = self.chance.within(MINUTE, 10 * MINUTE);
+            self.after(after, Event::Delete(other, true));
+        }
+    }
+
+    /// The deletion of a host is committed.
+    pub(crate) fn judge_deletion(&mut self, host: usize) {
+        let machine = &mut self.machines[host];
+        (machine.standing.deleted, machine.standing.aside) = (true, false);
+        let (id, address) = (machine.id, machine.address.clone());
+        let taken = machine.standing.successor.is_some();
+        let left = self.history.as_ref().map(|history| history.left_of(id)).unwrap_or_default();
+        for table in left {
+            self.wrong(format!("{id} was deleted and is in {table}"));
+        }
+        let after = self.chance.within(MINUTE, 10 * MINUTE);
+        let elsewhere = || {
+            let place = format!("10.0.1.{}:50051", self.machines.len());
+            place.parse().expect("an address")
+        };
+        let address = match self.chance.permille(500) && !taken {
+            true => address,
+            false => elsewhere(),
+        };
+        self.after(after, Event::Arrives(Newcomer { address, instead_of: None }));
+    }
+
+    /// The token that its agent had when it was deleted was shown once more.
+    pub(crate) fn shown_dead(&mut self, host: usize, result: &Result<Option<Host>, StoreError>) {
+        if let Ok(Some(_)) = result {
+            self.wrong(format!("the refresh token of host {host}, which is deleted, was taken"));
+        }
+    }
+}
