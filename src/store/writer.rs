@@ -11,6 +11,7 @@ use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
+use super::notify::{Lookout, Maintenance, Noticed};
 use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
@@ -106,6 +107,19 @@ pub enum Command {
     CreateKey(Box<NewKey>, Reply<Option<ApiKey>>),
     /// An operator revokes an API key. False: no such key.
     RevokeKey(KeyId, Actor, Reply<bool>),
+    /// What is wrong is looked at, and what shall be announced is put into the outbox.
+    Notice(Box<Lookout>, Reply<Noticed>),
+    /// A message needs no more delivery to a target: it arrived, or was given up.
+    Delivered {
+        /// To which target.
+        target: String,
+        /// Which message.
+        seq: i64,
+        /// When that is noted.
+        reply: Reply<()>,
+    },
+    /// An operator begins or ends work on a host. False: no such host.
+    Maintain(Maintenance, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Decisions are made with other numbers from now on.
@@ -128,6 +142,7 @@ pub struct Revision {
     newest: AtomicU64,
     wait: Mutex<()>,
     changed: Condvar,
+    bell: Mutex<Option<Sender<()>>>,
 }
 
 impl Revision {
@@ -150,6 +165,14 @@ impl Revision {
         self.newest.store(revision, Ordering::Release);
         drop(guard);
         self.changed.notify_all();
+        let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full bell rings already.
+        bell.iter().for_each(|bell| drop(bell.try_send(())));
+    }
+
+    /// Rings this bell at every newer revision from now on; one ring may stand for several.
+    pub fn ring(&self, bell: Sender<()>) {
+        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = Some(bell);
     }
 }
 
@@ -216,6 +239,8 @@ pub struct Writer {
     pub(super) after: Vec<After>,
     /// Announcements that a failed transaction could not keep.
     owed: Owed,
+    /// Events up to this revision were looked at for what to announce.
+    pub(super) noticed: Option<u64>,
     /// A command of this batch found the database in trouble.
     suffered: bool,
     place: Option<Place>,
@@ -235,6 +260,7 @@ pub(super) enum After {
     KeyRevoked(KeyId),
     OperationClosed(OpId),
     AnswerLost(HostId),
+    Noticed(u64),
 }
 
 type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -281,6 +307,7 @@ impl Writer {
             full_sync: false,
             after: Vec::new(),
             owed: Owed::default(),
+            noticed: None,
             suffered: false,
             place,
         })
@@ -445,6 +472,7 @@ impl Writer {
             | After::KeyCreated(..)
             | After::KeyRevoked(_)
             | After::OperationClosed(_)
+            | After::Noticed(_)
             | After::AnswerLost(_) => {}
         }
     }
@@ -465,6 +493,7 @@ impl Writer {
                 self.presence.delete(host);
             }
             After::AnswerLost(host) => self.presence.answer_lost(host),
+            After::Noticed(cursor) => self.noticed = Some(cursor),
             After::OperationClosed(op) => {
                 self.looking.remove(&op);
             }
@@ -584,6 +613,18 @@ impl Task {
             }
             Command::RevokeKey(key, actor, reply) => {
                 Task::durable(reply, move |w| w.revoke_key(key, &actor, now))
+            }
+            Command::Notice(look, reply) => {
+                // What is announced now must not be announced again after power loss.
+                let durable = look.is_due;
+                let task = Task::quick(reply, move |w| w.notice(&look, now));
+                Task { durable, ..task }
+            }
+            Command::Delivered { target, seq, reply } => {
+                Task::quick(reply, move |w| w.delivered(&target, seq))
+            }
+            Command::Maintain(wanted, reply) => {
+                Task::durable(reply, move |w| w.maintain(&wanted, now))
             }
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
