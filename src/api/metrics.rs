@@ -2,11 +2,12 @@
 //!
 //! Never: needs a key, tells anything of a single sandbox.
 
+use super::notify::TargetState;
 use super::{Problem, Ready, load};
 use crate::http::Response;
 use crate::model::host::HostStatus;
 use crate::model::sandbox::SandboxStatus;
-use crate::store::read;
+use crate::store::{notify, read};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
@@ -72,11 +73,27 @@ pub(super) fn metrics(ready: &Ready) -> Result<Response, Problem> {
     let failures = load(&figures.failures);
     out.one("roost_commit_failures_total", "counter", "Transactions that failed.", failures);
     out.one("roost_rows_written_total", "counter", "Rows written.", load(&figures.rows));
+    notifications(ready, &reader, &mut out)?;
     let version = env!("CARGO_PKG_VERSION");
     out.family("roost_build_info", "gauge", "1, with the version as a label.");
     out.sample("roost_build_info", &[("version", version)], 1);
     let text = out.0.into_bytes();
     Ok(Response::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text))
+}
+
+/// What became of notifications, over all targets: their names may say more than figures
+/// should.
+fn notifications(ready: &Ready, reader: &read::Reader, out: &mut Text) -> Result<(), Problem> {
+    let targets = ready.notify.targets();
+    let sum = |of: fn(&TargetState) -> u64| targets.iter().map(of).sum();
+    let waiting = notify::waiting(reader)?.values().sum();
+    out.one("roost_notifications_sent_total", "counter", "Messages that arrived.", sum(|t| t.sent));
+    let failed = sum(|t| t.failed);
+    out.one("roost_notifications_failed_total", "counter", "Attempts that failed.", failed);
+    let given_up = sum(|t| t.given_up);
+    out.one("roost_notifications_given_up_total", "counter", "Messages given up.", given_up);
+    out.one("roost_notifications_waiting", "gauge", "Messages not yet delivered.", waiting);
+    Ok(())
 }
 
 /// Prometheus text format, version 0.0.4.

@@ -14,6 +14,7 @@ pub mod history;
 mod hosts;
 mod keys;
 mod metrics;
+pub mod notify;
 pub mod page;
 mod query;
 mod routes;
@@ -62,10 +63,17 @@ pub struct Pulse {
     pub interval_ms: AtomicU64,
     /// Monotonic milliseconds since when verdicts on silent hosts are held; 0: they are not.
     pub holding_since_ms: AtomicU64,
+    /// Hosts on which the mass guard holds the verdict; [`Pulse::NOT_JUDGED`] until it can.
+    pub held: AtomicU64,
     /// Probes in flight.
     pub in_flight: AtomicU64,
     /// The server is shutting down.
     pub stopping: AtomicBool,
+}
+
+impl Pulse {
+    /// Stands in `held` for: not judged since the start.
+    pub const NOT_JUDGED: u64 = u64::MAX;
 }
 
 /// Everything a request can need once the database is open.
@@ -96,6 +104,8 @@ pub struct Ready {
     pub agent: AgentClient,
     /// Issues certificates to hosts; `None`: agents are spoken to plainly.
     pub authority: Option<Arc<Authority>>,
+    /// Who is told of trouble.
+    pub notify: Box<dyn notify::Notify>,
     /// Tells the engine.
     pub wake: Box<dyn Fn(Wake) + Send + Sync>,
 }

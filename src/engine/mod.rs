@@ -3,9 +3,11 @@
 //! Never: decides (`plan`), writes (`store`), speaks a protocol (`agent`, `http`, `api`).
 
 mod calls;
+mod deliver;
 pub mod check;
 mod https;
 pub mod monitor;
+mod notify;
 pub mod operations;
 mod pool;
 mod probes;

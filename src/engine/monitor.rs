@@ -104,6 +104,8 @@ pub struct Monitor {
     begun: Vec<Work>,
     /// When we asked to be woken.
     wake_at: Option<Mono>,
+    /// Hosts on which the verdict is held; `None` until anybody could be judged.
+    held: Option<usize>,
 }
 
 impl Monitor {
@@ -130,6 +132,7 @@ impl Monitor {
             returning: Vec::new(),
             begun: Vec::new(),
             wake_at: None,
+            held: None,
             presence,
         };
         let mut hosts = monitor.presence.active();
@@ -141,6 +144,11 @@ impl Monitor {
     /// Whether verdicts on silent hosts are being held, and since when.
     pub fn holding_since(&self) -> Option<Mono> {
         self.guard.holding_since()
+    }
+
+    /// Hosts on which the verdict is held; `None` until anybody could be judged.
+    pub fn held(&self) -> Option<usize> {
+        self.held
     }
 
     /// Milliseconds of a probe interval; a round is due at least so often.
@@ -319,6 +327,11 @@ impl Monitor {
                 hosts.len()
             );
         }
+        let judges = listening.is_none_or(|span| span >= self.policy.startup_grace);
+        self.held = match self.guard.holding_since() {
+            Some(_) => Some(verdict.held.len()),
+            None => judges.then_some(0).or(self.held.filter(|held| *held == 0)),
+        };
         let next = verdict.next_in.unwrap_or(self.policy.unreachable_after);
         // Without hosts, or with patient ones, a round every interval shows that we live.
         let latest = self.policy.unreachable_after.min(self.policy.probe_interval);

@@ -167,7 +167,9 @@ impl Revision {
         self.changed.notify_all();
         let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
         // A full bell rings already.
-        bell.iter().for_each(|bell| drop(bell.try_send(())));
+        if let Some(bell) = &*bell {
+            let _ = bell.try_send(());
+        }
     }
 
     /// Rings this bell at every newer revision from now on; one ring may stand for several.
