@@ -3,7 +3,9 @@
 //! Never: does the work of a resource.
 
 use super::access::Caller;
-use super::{Problem, Ready, agents, audit, capsules, history, hosts, keys, metrics, notify, page, stream};
+use super::{
+    Problem, Ready, agents, audit, capsules, history, hosts, keys, metrics, notify, page, stream,
+};
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
 use crate::model::host::Intent;

@@ -155,13 +155,22 @@ struct Section<'a> {
 }
 
 const FIELDS: &[&str] = &[
-    "name", "kind", "url", "url_file", "secret", "secret_file", "token", "token_file", "ca_file",
+    "name",
+    "kind",
+    "url",
+    "url_file",
+    "secret",
+    "secret_file",
+    "token",
+    "token_file",
+    "ca_file",
     "events",
 ];
 
 impl Section<'_> {
     fn target(self) -> Result<Target, ConfigError> {
-        if let Some((name, _)) = self.table.iter().find(|(n, _)| !FIELDS.contains(&n.get_ref().as_ref()))
+        if let Some((name, _)) =
+            self.table.iter().find(|(n, _)| !FIELDS.contains(&n.get_ref().as_ref()))
         {
             return Err(ConfigError::Unknown {
                 name: format!("{:.40} in [[notify]] ({})", name.get_ref(), self.source),
@@ -171,7 +180,8 @@ impl Section<'_> {
         }
         let kind = self.text("kind")?.unwrap_or_default();
         let words = TargetKind::WORDS.join(" or ");
-        let kind: TargetKind = kind.parse().map_err(|_| self.refused("kind", &format!("be {words}")))?;
+        let kind: TargetKind =
+            kind.parse().map_err(|_| self.refused("kind", &format!("be {words}")))?;
         let url = self.secret("url", "url_file")?;
         let url = url.ok_or_else(|| self.refused("url", "be set, or url_file"))?;
         if let Secret::Here(url) = &url {

@@ -80,12 +80,7 @@ fn without(text: String, url: &str) -> String {
     text
 }
 
-fn request(
-    target: &Target,
-    url: &str,
-    body: &Value,
-    now: Wall,
-) -> Result<Request<String>, String> {
+fn request(target: &Target, url: &str, body: &Value, now: Wall) -> Result<Request<String>, String> {
     let text = |name: &str| body[name].as_str().unwrap_or_default();
     let request = Request::post(url);
     let request = match target.kind {

@@ -3,8 +3,8 @@
 //! Never: decides (`plan`), writes (`store`), speaks a protocol (`agent`, `http`, `api`).
 
 mod calls;
-mod deliver;
 pub mod check;
+mod deliver;
 mod https;
 pub mod monitor;
 mod notify;

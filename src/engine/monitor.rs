@@ -330,7 +330,7 @@ impl Monitor {
         let judges = listening.is_none_or(|span| span >= self.policy.startup_grace);
         self.held = match self.guard.holding_since() {
             Some(_) => Some(verdict.held.len()),
-            None => judges.then_some(0).or(self.held.filter(|held| *held == 0)),
+            None => judges.then_some(0).or(self.held.map(|_| 0)),
         };
         let next = verdict.next_in.unwrap_or(self.policy.unreachable_after);
         // Without hosts, or with patient ones, a round every interval shows that we live.

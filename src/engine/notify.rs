@@ -122,8 +122,7 @@ pub(super) struct Notifier {
 
 impl Notifier {
     pub(super) fn new(sources: Sources, roll: Arc<Roll>, config: &Config) -> Notifier {
-        let mut notifier =
-            Notifier { sources, roll, served: Vec::new(), rules: rules_of(config) };
+        let mut notifier = Notifier { sources, roll, served: Vec::new(), rules: rules_of(config) };
         notifier.take(config);
         notifier
     }
@@ -215,8 +214,7 @@ impl Notifier {
             0 => Guard::Free,
             hosts => Guard::Holding(hosts),
         };
-        let lookout =
-            Lookout { rules: self.rules, listeners: listeners.collect(), guard, is_due };
+        let lookout = Lookout { rules: self.rules, listeners: listeners.collect(), guard, is_due };
         let now = self.sources.clock.now();
         self.sources.writer.call(now, |reply| Command::Notice(Box::new(lookout), reply))
     }
@@ -306,9 +304,10 @@ impl Carrier {
         let sent = deliver::send(&self.post.target, &delivery.body, now);
         self.judge(&delivery, sent, now)?;
         let (target, seq) = (name.clone(), delivery.seq);
-        let noted = self.sources.writer.call(self.sources.clock.now(), |reply| {
-            Command::Delivered { target, seq, reply }
-        });
+        let noted = self
+            .sources
+            .writer
+            .call(self.sources.clock.now(), |reply| Command::Delivered { target, seq, reply });
         noted.map(|()| true).map_err(|error| {
             log::error!("could not note what {name} was told; it will be told again: {error}");
         })
@@ -353,7 +352,8 @@ fn backoff(failures: u32) -> Duration {
     let whole = BACKOFF_FIRST.saturating_mul(1 << (failures - 1).min(16)).min(BACKOFF_MAX);
     let mut byte = [0; 1];
     // Without randomness everybody waits as long as may be.
-    let share = SystemRandom::new().fill(&mut byte).map_or(u32::from(u8::MAX), |()| u32::from(byte[0]));
+    let share =
+        SystemRandom::new().fill(&mut byte).map_or(u32::from(u8::MAX), |()| u32::from(byte[0]));
     whole / 2 + whole / 2 * share / 255
 }
 

@@ -353,14 +353,12 @@ fn words(problems: &[&Problem], phase: Phase) -> (String, String) {
     let who = who(problems);
     let are = if problems.len() == 1 { "is" } else { "are" };
     let (what, detail) = match first.kind {
-        NotifyKind::HostDown => (
-            format!("{who} unreachable"),
-            format!("{} missing", many(sum, "sandbox", "sandboxes")),
-        ),
-        NotifyKind::HostDegraded => (
-            format!("{who} degraded"),
-            "heartbeats arrive, but probes fail".to_owned(),
-        ),
+        NotifyKind::HostDown => {
+            (format!("{who} unreachable"), format!("{} missing", many(sum, "sandbox", "sandboxes")))
+        }
+        NotifyKind::HostDegraded => {
+            (format!("{who} degraded"), "heartbeats arrive, but probes fail".to_owned())
+        }
         NotifyKind::MassGuard => (
             format!("{} silent together", many(sum, "host", "hosts")),
             "verdicts are held; look at the network of the machine that runs roost".to_owned(),
@@ -398,7 +396,8 @@ fn words(problems: &[&Problem], phase: Phase) -> (String, String) {
         Phase::Resolved => format!("{title}; the trouble began {since}"),
     };
     if problems.len() > 1 {
-        let named: Vec<String> = problems.iter().filter_map(|p| p.host).map(|h| h.to_string()).collect();
+        let named: Vec<String> =
+            problems.iter().filter_map(|p| p.host).map(|h| h.to_string()).collect();
         let rest = named.len().saturating_sub(HOSTS_NAMED_MAX);
         text += &format!(": {}", named[..named.len() - rest].join(", "));
         if rest > 0 {

@@ -18,8 +18,11 @@ use std::time::Duration;
 pub const SCHEMA: &str = include_str!("../../schema.sql");
 
 /// Steps from an empty database to the current schema.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql"), include_str!("migrations/0004.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001.sql"),
+    include_str!("migrations/0002.sql"),
+    include_str!("migrations/0004.sql"),
+];
 
 /// `PRAGMA application_id`: "Roos" in ASCII, so that `file` and we know our own.
 const APPLICATION_ID: i32 = 0x526f_6f73;
