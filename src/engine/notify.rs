@@ -11,6 +11,7 @@ use crate::api::Pulse;
 use crate::api::notify::{Notify, TargetState, Tested};
 use crate::clock::Clock;
 use crate::config::{Config, Target};
+use crate::logging::SECRET_THREAD;
 use crate::model::time::Wall;
 use crate::plan::notify::Rules;
 use crate::store::StoreError;
@@ -152,7 +153,7 @@ impl Notifier {
         let post = Arc::new(Post::new(target.clone()));
         let (bell, rung) = bounded(1);
         let carrier = Carrier { post: Arc::clone(&post), sources: self.sources.clone() };
-        let thread = std::thread::Builder::new().name("deliver".to_owned());
+        let thread = std::thread::Builder::new().name(SECRET_THREAD.to_owned());
         match thread.stack_size(STACK_BYTES).spawn(move || carrier.run(&rung)) {
             Ok(_) => {
                 log::info!("notifications go to {} ({})", target.name, target.kind);
@@ -382,7 +383,7 @@ impl Notify for Desk {
                     let body = notify::test_body(&id, now);
                     drop(tell.send(deliver::send(&asked.target, &body, now)));
                 };
-                let thread = std::thread::Builder::new().name("deliver".to_owned());
+                let thread = std::thread::Builder::new().name(SECRET_THREAD.to_owned());
                 // Not started: the channel is closed and says so below.
                 drop(thread.stack_size(STACK_BYTES).spawn(test));
                 (post, told)
