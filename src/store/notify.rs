@@ -478,3 +478,6 @@ pub fn test_body(id: &str, now: Wall) -> Value {
         "message": "this target gets what roost announces",
     })
 }
+
+#[cfg(test)]
+mod tests;

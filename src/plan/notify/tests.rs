@@ -1,4 +1,7 @@
-//! Every course of a problem, step by step with times of our own.
+//! Owns the tests of `plan::notify`: every course of a problem, step by step with times of
+//! our own.
+//!
+//! Never: a clock.
 
 use super::*;
 
