@@ -358,6 +358,9 @@ fn backoff(failures: u32) -> Duration {
     whole / 2 + whole / 2 * share / 255
 }
 
+/// What came of one attempt.
+type Outcome = Result<(), Undelivered>;
+
 /// What the API asks of notifications.
 pub(super) struct Desk {
     pub(super) roll: Arc<Roll>,
@@ -373,7 +376,7 @@ impl Notify for Desk {
     fn test(&self) -> Vec<Tested> {
         let now = self.sources.clock.now().wall;
         let posts = self.roll.posts().clone();
-        let asked: Vec<(Arc<Post>, Receiver<Result<(), Undelivered>>)> = posts
+        let asked: Vec<(Arc<Post>, Receiver<Outcome>)> = posts
             .into_iter()
             .map(|post| {
                 let (tell, told) = bounded(1);
@@ -397,7 +400,7 @@ impl Notify for Desk {
     }
 }
 
-fn tested(post: &Post, told: &Receiver<Result<(), Undelivered>>) -> Tested {
+fn tested(post: &Post, told: &Receiver<Outcome>) -> Tested {
     let error = match told.recv_timeout(DEADLINE + Duration::from_secs(1)) {
         Ok(Ok(())) => None,
         Ok(Err(undelivered)) => Some(undelivered.why),
