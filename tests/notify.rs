@@ -475,6 +475,36 @@ fn tls_is_trusted_by_file_and_a_stranger_is_not_and_no_secret_shows_anywhere() {
 }
 
 #[test]
+fn a_held_verdict_on_the_fleet_is_one_message_and_its_end_another() {
+    let target = Target::start(None);
+    let home = Home::new();
+    let section = format!("[[notify]]\nkind = 'generic'\nurl = '{}'\n", target.url("/"));
+    home.write(
+        "roost.toml",
+        &format!(
+            "unreachable_after = '3s'\nstartup_grace = '1s'\nnotify_delay = '100ms'\n\
+             notify_reminder = '0s'\nmass_guard_max = '1h'\n{section}"
+        ),
+    );
+    let serving = home.serve(&[]);
+    let hosts = [host(&serving), host(&serving), host(&serving)];
+    let of = |target: &Target| -> Vec<Value> {
+        let all = target.got().iter().map(Got::json).collect::<Vec<_>>();
+        all.into_iter().filter(|body| body["kind"] == json!("mass_guard")).collect()
+    };
+    let held = eventually("a held verdict", || of(&target).into_iter().next());
+    assert_eq!(held["title"], json!("3 hosts silent together"));
+    assert!(held.get("host_id").is_none(), "{held}");
+    let free = eventually("its end", || {
+        hosts.iter().for_each(|(id, token)| drop(serving.beat(id, token)));
+        of(&target).into_iter().nth(1)
+    });
+    assert_eq!((&free["state"], &free["problem"]), (&json!("resolved"), &held["id"]));
+    let down = target.got().iter().filter(|got| got.json()["kind"] == json!("host_down")).count();
+    assert_eq!(down, 0, "the verdict was never given");
+}
+
+#[test]
 fn a_signal_adds_a_target_that_hears_of_what_is_still_wrong() {
     let target = Target::start(None);
     let home = home("0s", "");
