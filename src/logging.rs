@@ -38,6 +38,14 @@ pub fn restart(filter: &str, format: LogFormat) {
     }
 }
 
+/// Threads of this name ask URLs that are secret, with tokens. Libraries log both in detail;
+/// of these threads only our own records are written, whatever the filter.
+pub const SECRET_THREAD: &str = "deliver";
+
+fn tells_secrets(target: &str, thread: Option<&str>) -> bool {
+    !target.starts_with("roost") && thread == Some(SECRET_THREAD)
+}
+
 /// What the `log` crate holds; it hands every record to the current logger.
 struct Forward;
 
@@ -54,6 +62,9 @@ impl Log for Forward {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if tells_secrets(record.target(), std::thread::current().name()) {
+            return;
+        }
         self.with(|logger| logger.log(record));
     }
 

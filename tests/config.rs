@@ -384,7 +384,9 @@ fn effective_settings_for_people_and_scripts() {
         tls_cert default
         tls_key default
         log info default
-        log_format json --log-format"#]]
+        log_format json --log-format
+        notify_delay 60s default
+        notify_reminder 4h default"#]]
     .assert_eq(&squeezed.join("\n"));
     let json = config.to_json();
     assert_eq!(json["settings"]["workers"]["source"], "file");

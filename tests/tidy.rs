@@ -188,8 +188,8 @@ fn unfinished(file: &File) -> Vec<String> {
     found.map(|word| format!("says {word}")).collect()
 }
 
-/// The program's one call, and the test that stands between SQLite and its files.
-const WITH_LEAVE: &[&str] = &["src/main.rs", "tests/power/vfs.rs"];
+/// The program's one call, and the tests that stand between SQLite and its files.
+const WITH_LEAVE: &[&str] = &["src/main.rs", "tests/power/vfs.rs", "tests/simulation/disk.rs"];
 
 fn without_leave(file: &File) -> Vec<String> {
     let word = concat!("un", "safe");

@@ -12,6 +12,7 @@ use crate::model::host::{Host, HostStatus, Intent};
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
 use crate::store::deletion::Deletion;
 use crate::store::identity::NewHost;
+use crate::store::notify::maintenance;
 use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
 use serde::Serialize;
@@ -191,18 +192,24 @@ pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Resp
 
 /// `GET /v1/hosts`
 pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> {
-    let hosts = read::hosts(&*ready.read()?)?;
+    let reader = ready.read()?;
+    let (hosts, maintained) = (read::hosts(&reader)?, maintenance(&reader, ready.now().wall)?);
     let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
-    let views: Vec<HostView> = seen.map(|host| HostView::of(host, &ready.presence)).collect();
+    let view = |host: &Host| {
+        HostView::of(host, &ready.presence).maintained(maintained.get(&host.id).copied())
+    };
+    let views: Vec<HostView> = seen.map(view).collect();
     json(200, &views)
 }
 
 /// `GET /v1/hosts/{id}`
 pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
-    let host = read::host(&*ready.read()?, host_id(id)?)?;
+    let reader = ready.read()?;
+    let host = read::host(&reader, host_id(id)?)?;
     let host = host.filter(|host| caller.sees(host.team_id));
     let host = host.ok_or_else(|| Problem::not_found("host"))?;
-    json(200, &HostView::of(&host, &ready.presence))
+    let until = maintenance(&reader, ready.now().wall)?.get(&host.id).copied();
+    json(200, &HostView::of(&host, &ready.presence).maintained(until))
 }
 
 /// What is no id names no host.

@@ -15,6 +15,7 @@ pub mod history;
 mod hosts;
 mod keys;
 pub mod metrics;
+pub mod notify;
 pub mod page;
 mod query;
 mod routes;
@@ -69,6 +70,8 @@ pub struct Pulse {
     pub interval_ms: AtomicU64,
     /// Monotonic milliseconds since when verdicts on silent hosts are held; 0: they are not.
     pub holding_since_ms: AtomicU64,
+    /// Hosts on which the mass guard holds the verdict; [`Pulse::NOT_JUDGED`] until it can.
+    pub held: AtomicU64,
     /// Probes in flight.
     pub in_flight: AtomicU64,
     /// Those of them in the slow lane.
@@ -87,6 +90,11 @@ pub struct Pulse {
     pub certificate_expires_s: AtomicU64,
     /// The server is shutting down.
     pub stopping: AtomicBool,
+}
+
+impl Pulse {
+    /// Stands in `held` for: not judged since the start.
+    pub const NOT_JUDGED: u64 = u64::MAX;
 }
 
 /// Everything a request can need once the database is open.
@@ -123,6 +131,8 @@ pub struct Ready {
     pub agent: AgentClient,
     /// Issues certificates to hosts; `None`: agents are spoken to plainly.
     pub authority: Option<Arc<Authority>>,
+    /// Who is told of trouble.
+    pub notify: Box<dyn notify::Notify>,
     /// Tells the engine.
     pub wake: Box<dyn Fn(Wake) + Send + Sync>,
 }

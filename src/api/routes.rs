@@ -4,7 +4,8 @@
 
 use super::access::Caller;
 use super::{
-    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, page, stream,
+    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, notify, page,
+    stream,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
@@ -35,6 +36,7 @@ pub(super) fn answer_while_opening(request: &Request) -> Response {
 pub(super) fn waits_for_agent(request: &Request) -> bool {
     match segments(&request.path).as_slice() {
         ["v1", "capsules", _, "ping"] | ["v1", "hosts", _, "probe"] => true,
+        ["v1", "notifications", "test"] => true,
         ["v1", "hosts", _] => request.method == Delete,
         _ => false,
     }
@@ -92,6 +94,10 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Post, "v1/hosts/{id}/drain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Draining))),
     (Post, "v1/hosts/{id}/undrain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Active))),
     (Post, "v1/hosts/{id}/offline", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Offline))),
+    (Post, "v1/hosts/{id}/maintenance", Admin(|a| notify::begin(a.ready, a.id, a.request))),
+    (Delete, "v1/hosts/{id}/maintenance", Admin(|a| notify::end(a.ready, a.id))),
+    (Get, "v1/notifications", Admin(|a| notify::overview(a.ready))),
+    (Post, "v1/notifications/test", Admin(|a| notify::test(a.ready))),
     (Get, "v1/capsules", Key(|a| capsules::list(a.ready, &a.caller, a.request))),
     (Post, "v1/capsules", Key(|a| capsules::create(a.ready, &a.caller, a.request))),
     (Get, "v1/capsules/{id}", Key(|a| capsules::show(a.ready, &a.caller, a.id))),

@@ -43,6 +43,8 @@ pub struct HostView {
     last_heartbeat_at: Option<Wall>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_probe: Option<ProbeView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maintenance_until: Option<Wall>,
     created_at: Wall,
     updated_at: Wall,
 }
@@ -101,9 +103,15 @@ impl HostView {
                 sandboxes: None,
                 note: None,
             }),
+            maintenance_until: None,
             created_at: host.created_at,
             updated_at: host.updated_at,
         }
+    }
+
+    /// The same host, worked on until then.
+    pub fn maintained(self, until: Option<Wall>) -> HostView {
+        HostView { maintenance_until: until, ..self }
     }
 }
 

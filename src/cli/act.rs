@@ -7,11 +7,13 @@ mod client;
 mod follow;
 mod hosts;
 mod keys;
+mod notify;
 mod sandboxes;
 
 pub(super) use client::{ServerClient, reachable};
 pub(super) use hosts::{add_host, delete_host, new_token, probe, set_intent};
 pub(super) use keys::keys;
+pub(super) use notify::{maintain, notify};
 pub(super) use sandboxes::{create_sandbox, operate};
 
 use super::args::Format;

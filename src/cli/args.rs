@@ -10,6 +10,7 @@ mod flags;
 mod history;
 mod hosts;
 mod keys;
+mod notify;
 mod run;
 mod sandboxes;
 mod settings;
@@ -18,8 +19,11 @@ pub use db::{Db, DbAccept, DbFile, DbLoad, DbVerify};
 pub use export::{DbExport, ExportFormat};
 pub use flags::{Flags, KeySet};
 pub use history::{Audit, Events};
-pub use hosts::{Hosts, HostsAdd, HostsCommand, HostsList, HostsRm, HostsShow, OneHost};
+pub use hosts::{
+    Hosts, HostsAdd, HostsCommand, HostsList, HostsMaintenance, HostsRm, HostsShow, OneHost,
+};
 pub use keys::{Keys, KeysCreate, KeysList, KeysRevoke};
+pub use notify::{Notify, NotifyCommand, NotifyShow};
 pub use run::{AgentSim, Check, Demo, Serve};
 pub use sandboxes::{
     Sandboxes, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow, SomeSandboxes,
@@ -136,6 +140,11 @@ pub enum Command {
   roost sandboxes create --template python --wait
   roost sandboxes pause cl-0000000000000000000000001 --wait")]
     Sandboxes(Sandboxes),
+    /// Show what is announced to whom, or test it
+    #[command(after_help = "Examples:
+  roost notify
+  roost notify test")]
+    Notify(Notify),
     /// Create, list or revoke API keys
     #[command(
         subcommand,
@@ -225,6 +234,7 @@ impl Command {
             | Command::Probe(_)
             | Command::Sandboxes(_)
             | Command::Keys(_)
+            | Command::Notify(_)
             | Command::Health(_)
             | Command::Events(_)
             | Command::Audit(_)

@@ -15,6 +15,7 @@ use crate::model::host::{Host, HostStatus};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
 use crate::store::acceptance;
+use crate::store::notify::maintenance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
 use crate::store::{Connection, StoreError};
 use serde_json::{Value, json};
@@ -165,8 +166,11 @@ fn host_tone(host: &Host) -> Tone {
     }
 }
 
-fn host_note(host: &Host) -> String {
+fn host_note(host: &Host, maintained: Option<Wall>) -> String {
     let mut notes = Vec::new();
+    if let Some(until) = maintained {
+        notes.push(format!("maintenance until {until}"));
+    }
     if host.degraded {
         notes.push("degraded".to_owned());
     }
@@ -188,6 +192,7 @@ pub(super) fn hosts(config: &Config, options: &HostsList) -> Result<Exit, Failur
     let now = clock().now().wall;
     let hosts = read::hosts(&conn).map_err(unreadable)?;
     let counts = read::counts(&conn).map_err(unreadable)?;
+    let maintained = maintenance(&conn, now).map_err(unreadable)?;
     let mut table = Table::new(&[
         Column::id("HOST"),
         Column::left("STATUS"),
@@ -209,10 +214,11 @@ pub(super) fn hosts(config: &Config, options: &HostsList) -> Result<Exit, Failur
             Cell::from(sum(|status| status == SandboxStatus::Running).to_string()),
             Cell::from(sum(|status| !status.is_over()).to_string()),
             Cell::from(host.address.as_ref().map_or("", |address| address.as_str())),
-            Cell::from(host_note(host)),
+            Cell::from(host_note(host, maintained.get(&host.id).copied())),
         ]);
     }
-    let views: Vec<HostView> = hosts.iter().map(HostView::stored).collect();
+    let view = |host: &Host| HostView::stored(host).maintained(maintained.get(&host.id).copied());
+    let views: Vec<HostView> = hosts.iter().map(view).collect();
     print(options.printing.format, &views, &table.render(Screen::of_stdout()))
 }
 

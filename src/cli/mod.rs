@@ -42,6 +42,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Probe(options) => act::probe(&config, &options),
         Command::Sandboxes(options) => sandboxes(&config, options),
         Command::Keys(command) => act::keys(&config, &command),
+        Command::Notify(options) => act::notify(&config, &options),
         Command::Health(options) => look::health(&config, &options),
         Command::Events(options) => events::events(&config, &options),
         Command::Audit(options) => look::audit(&config, &options),
@@ -74,6 +75,7 @@ fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
         | Command::Probe(_)
         | Command::Sandboxes(_)
         | Command::Keys(_)
+        | Command::Notify(_)
         | Command::Health(_)
         | Command::Events(_)
         | Command::Audit(_)
@@ -97,6 +99,7 @@ fn hosts(config: &Config, options: args::Hosts) -> Result<Exit, Failure> {
         HostsCommand::Drain(options) => act::set_intent(config, Intent::Draining, &options),
         HostsCommand::Undrain(options) => act::set_intent(config, Intent::Active, &options),
         HostsCommand::Offline(options) => act::set_intent(config, Intent::Offline, &options),
+        HostsCommand::Maintenance(options) => act::maintain(config, &options),
         HostsCommand::Rm(options) => act::delete_host(config, &options),
     }
 }

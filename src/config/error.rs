@@ -57,6 +57,13 @@ pub enum ConfigError {
         /// The other.
         other: &'static str,
     },
+    /// A target of notifications that is not one. Its values stay untold: they are secret.
+    Target {
+        /// Which field of which target, and where.
+        place: String,
+        /// What is allowed, to stand after "must".
+        must: String,
+    },
     /// A file found in the data directory names another data directory.
     MovesDataDir {
         /// Key, value and source.
@@ -89,6 +96,7 @@ impl fmt::Display for ConfigError {
             ConfigError::Twice { one, other } => {
                 write!(f, "{one} and {other} are both set; unset one of them")
             }
+            ConfigError::Target { place, must } => write!(f, "{place}: must {must}"),
             ConfigError::NotText { variable } => write!(f, "{variable}: must be UTF-8"),
             ConfigError::MovesDataDir { setting } => write!(
                 f,
@@ -115,6 +123,7 @@ impl std::error::Error for ConfigError {
             | ConfigError::Refused { .. }
             | ConfigError::NotText { .. }
             | ConfigError::Twice { .. }
+            | ConfigError::Target { .. }
             | ConfigError::MovesDataDir { .. } => None,
         }
     }

@@ -4,6 +4,7 @@
 
 use super::error::ConfigError;
 use super::key::{KEYS, Key};
+use super::notify::{self, Target};
 use super::paths::Paths;
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -148,6 +149,15 @@ pub(super) struct Gathered {
     pub(super) settings: Vec<Setting>,
     /// The file that was read.
     pub(super) file: Option<PathBuf>,
+    /// Who is told of trouble; only a file can say.
+    pub(super) targets: Vec<Target>,
+}
+
+/// What a file says.
+#[derive(Default)]
+struct Contents {
+    settings: Vec<Setting>,
+    targets: Vec<Target>,
 }
 
 /// Finds the winning text of every key.
@@ -159,10 +169,11 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Gathered, ConfigError> {
     let overrides: Vec<Setting> = overrides.collect();
 
     let named = inputs.config_file.clone().or(variables.config_file);
-    let file = match named {
+    let (file, targets) = match named {
         Some(path) => {
-            put(&mut settings, read_file(&path)?);
-            Some(path)
+            let contents = read_file(&path)?;
+            put(&mut settings, contents.settings);
+            (Some(path), contents.targets)
         }
         None => {
             // The file cannot say where it lies, so the directory is known before it is read.
@@ -171,12 +182,13 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Gathered, ConfigError> {
             let path = Paths::of(Path::new(dir)).config_file;
             let found = read_file_if_there(&path)?;
             let file = found.is_some().then_some(path);
-            put(&mut settings, refuse_to_move(found.unwrap_or_default())?);
-            file
+            let contents = found.unwrap_or_default();
+            put(&mut settings, refuse_to_move(contents.settings)?);
+            (file, contents.targets)
         }
     };
     put(&mut settings, overrides);
-    Ok(Gathered { settings, file })
+    Ok(Gathered { settings, file, targets })
 }
 
 /// Later ones win.
@@ -251,7 +263,7 @@ fn unknown_variable(name: &str) -> ConfigError {
     }
 }
 
-fn read_file_if_there(path: &Path) -> Result<Option<Vec<Setting>>, ConfigError> {
+fn read_file_if_there(path: &Path) -> Result<Option<Contents>, ConfigError> {
     use std::io::ErrorKind::{NotADirectory, NotFound};
     match read_file(path) {
         Err(ConfigError::Unreadable { cause, .. })
@@ -263,7 +275,7 @@ fn read_file_if_there(path: &Path) -> Result<Option<Vec<Setting>>, ConfigError> 
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<Setting>, ConfigError> {
+fn read_file(path: &Path) -> Result<Contents, ConfigError> {
     let text = read_text(path)
         .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
     let table = DeTable::parse(&text).map_err(|error| ConfigError::Syntax {
@@ -274,13 +286,19 @@ fn read_file(path: &Path) -> Result<Vec<Setting>, ConfigError> {
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     // The parser sorts by name; people read from the top.
     entries.sort_by_key(|(name, _)| name.span().start);
-    let settings = entries.into_iter().map(|(name, value)| {
+    let mut contents = Contents::default();
+    for (name, value) in entries {
+        if name.get_ref().as_ref() == notify::SECTION {
+            let place = |at| Source::File { path: path.to_owned(), line: line_at(&text, at) };
+            contents.targets = notify::targets(value, &place)?;
+            continue;
+        }
         let line = line_at(&text, name.span().start);
         let source = Source::File { path: path.to_owned(), line };
         let written = text.get(value.span()).unwrap_or_default();
-        file_setting(name.get_ref(), value.get_ref(), written, source)
-    });
-    settings.collect()
+        contents.settings.push(file_setting(name.get_ref(), value.get_ref(), written, source)?);
+    }
+    Ok(contents)
 }
 
 fn read_text(path: &Path) -> std::io::Result<String> {

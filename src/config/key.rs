@@ -56,6 +56,10 @@ vocabulary! {
         Log = "log",
         /// Log format.
         LogFormat = "log_format",
+        /// How long trouble lasts before anybody is told.
+        NotifyDelay = "notify_delay",
+        /// Time between two reminders.
+        NotifyReminder = "notify_reminder",
     }
 }
 
@@ -265,6 +269,20 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         },
         live: true,
         about: "How a log record is written on stderr; `json` is one object a line.",
+    },
+    KeyInfo {
+        key: Key::NotifyDelay,
+        default: "60s",
+        rule: Rule::Span { min: s(0), max: HOUR, field: |c| &mut c.notify_delay },
+        live: true,
+        about: "How long something must be wrong before anybody is told; see docs/notifications.md.",
+    },
+    KeyInfo {
+        key: Key::NotifyReminder,
+        default: "4h",
+        rule: Rule::Span { min: s(0), max: min(30 * 24 * 60), field: |c| &mut c.notify_reminder },
+        live: true,
+        about: "Time between two reminders of what is still wrong; 0s sends none.",
     },
 ];
 

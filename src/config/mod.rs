@@ -10,6 +10,7 @@
 mod error;
 mod gather;
 mod key;
+mod notify;
 mod paths;
 mod rule;
 mod show;
@@ -21,6 +22,7 @@ pub use gather::{
     TEST_VARIABLE_PREFIXES, URL_VARIABLE,
 };
 pub use key::{KEYS, Key, KeyInfo};
+pub use notify::{Secret, SecretError, Target, TargetKind};
 pub use paths::Paths;
 pub use rule::{AgentTls, LogFormat, Rule, parse_span};
 pub use show::reference;
@@ -71,6 +73,12 @@ pub struct Config {
     pub log: String,
     /// How a record is written.
     pub log_format: LogFormat,
+    /// How long something must be wrong before anybody is told.
+    pub notify_delay: Duration,
+    /// Time between two reminders of what is still wrong; zero: none.
+    pub notify_reminder: Duration,
+    /// Who is told.
+    pub targets: Vec<Target>,
     settings: Vec<Setting>,
     file: Option<PathBuf>,
 }
@@ -85,6 +93,7 @@ impl Config {
         let gathered = gather::gather(inputs)?;
         let mut config = Config::empty();
         config.file = gathered.file;
+        config.targets = gathered.targets;
         for (info, setting) in KEYS.iter().zip(gathered.settings) {
             let lowered = info.rule.lower(&mut config, &setting);
             lowered.map_err(|hint| ConfigError::refused(info, &setting, hint))?;
@@ -155,6 +164,9 @@ impl Config {
             tls_key: None,
             log: String::new(),
             log_format: LogFormat::Text,
+            notify_delay: Duration::ZERO,
+            notify_reminder: Duration::ZERO,
+            targets: Vec::new(),
             settings: Vec::with_capacity(KEYS.len()),
             file: None,
         }

@@ -1,12 +1,13 @@
 //! Owns how settings are shown: effective values for people and scripts, and the reference
 //! in docs/configuration.md.
 //!
-//! Never: shows a secret; no key holds one. Called by `roost config` and by the test that
+//! Never: shows a secret; no key holds one, and of a target of notifications only its name
+//! and kind are shown. Called by `roost config` and by the test that
 //! compares the documentation with the code.
 
 use super::gather::{OTHER_VARIABLES, Source};
 use super::key::{KEYS, KeyInfo};
-use super::{Config, Setting};
+use super::{Config, Setting, Target};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -22,6 +23,9 @@ impl Config {
             // Writing into a String cannot fail.
             let _ = writeln!(out, "{key:<key_width$}  {text:<value_width$}  {source}");
         }
+        for target in &self.targets {
+            let _ = writeln!(out, "notify: {} ({}, {})", target.name, target.kind, target.source);
+        }
         out
     }
 
@@ -31,7 +35,12 @@ impl Config {
     pub fn to_json(&self) -> Value {
         let settings = self.settings().iter().map(|row| (row.key.to_string(), setting_json(row)));
         let settings: Map<String, Value> = settings.collect();
-        json!({ "file": self.file(), "settings": settings })
+        let mut value = json!({ "file": self.file(), "settings": settings });
+        if !self.targets.is_empty() {
+            let target = |t: &Target| json!({ "name": t.name, "kind": t.kind, "events": t.events });
+            value["notify"] = self.targets.iter().map(target).collect();
+        }
+        value
     }
 }
 
@@ -96,6 +105,8 @@ const TAIL: &str = "
 `tls_cert` and `tls_key` are set together.
 
 `data_dir` cannot be set in a `roost.toml` that lies in the data directory.
+
+`roost.toml` may also name who is told of trouble, in `[[notify]]` sections at its end; docs/notifications.md says how.
 
 A key for the API can also come from a file: `ROOST_API_KEY_FILE` names it. Setting it and `ROOST_API_KEY` is refused.
 

@@ -4,8 +4,10 @@
 
 mod calls;
 pub mod check;
+mod deliver;
 mod https;
 pub mod monitor;
+mod notify;
 pub mod operations;
 mod pool;
 mod probes;

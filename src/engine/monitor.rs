@@ -103,11 +103,13 @@ pub struct Monitor {
     /// A verdict is being written; judging again would repeat it.
     marking: bool,
     /// The database was restored and is not accepted: nothing is asked, judged or written.
-    held: bool,
+    unaccepted: bool,
     returning: Vec<HostId>,
     begun: Vec<Work>,
     /// When we asked to be woken.
     wake_at: Option<Mono>,
+    /// Hosts on which the verdict is held; `None` until anybody could be judged.
+    held: Option<usize>,
 }
 
 impl Monitor {
@@ -131,10 +133,11 @@ impl Monitor {
             prune_at: now,
             judge_at: now,
             marking: false,
-            held: false,
+            unaccepted: false,
             returning: Vec::new(),
             begun: Vec::new(),
             wake_at: None,
+            held: None,
             presence,
         };
         let mut hosts = monitor.presence.active();
@@ -145,12 +148,17 @@ impl Monitor {
 
     /// Asks, judges and writes nothing until [`Input::Accepted`].
     pub fn hold(&mut self) {
-        self.held = true;
+        self.unaccepted = true;
     }
 
     /// Whether verdicts on silent hosts are being held, and since when.
     pub fn holding_since(&self) -> Option<Mono> {
         self.guard.holding_since()
+    }
+
+    /// Hosts on which the verdict is held; `None` until anybody could be judged.
+    pub fn held(&self) -> Option<usize> {
+        self.held
     }
 
     /// Milliseconds of a probe interval; a round is due at least so often.
@@ -241,7 +249,7 @@ impl Monitor {
 
     /// Nobody was listened to until now, and nobody knows what was missed.
     fn accepted(&mut self, now: Mono) {
-        if std::mem::take(&mut self.held) {
+        if std::mem::take(&mut self.unaccepted) {
             self.listen_anew(now, true);
             self.flush_at = now;
         }
@@ -308,7 +316,7 @@ impl Monitor {
 
     /// What shall be done now.
     pub fn effects(&mut self, now: Now) -> Vec<Effect> {
-        if self.held {
+        if self.unaccepted {
             self.judge_at = now.mono.after(self.policy.probe_interval);
             return Vec::new();
         }
@@ -347,6 +355,11 @@ impl Monitor {
                 hosts.len()
             );
         }
+        let judges = listening.is_none_or(|span| span >= self.policy.startup_grace);
+        self.held = match self.guard.holding_since() {
+            Some(_) => Some(verdict.held.len()),
+            None => judges.then_some(0).or(self.held.map(|_| 0)),
+        };
         let next = verdict.next_in.unwrap_or(self.policy.unreachable_after);
         // Without hosts, or with patient ones, a round every interval shows that we live.
         let latest = self.policy.unreachable_after.min(self.policy.probe_interval);
@@ -358,7 +371,7 @@ impl Monitor {
 
     /// When to look again if nothing happens before.
     pub fn next_wake(&mut self) -> Mono {
-        if self.held {
+        if self.unaccepted {
             self.wake_at = Some(self.judge_at);
             return self.judge_at;
         }

@@ -46,6 +46,8 @@ pub(super) struct Scheduler {
     pub(super) mail: Receiver<Mail>,
     pub(super) post: Sender<Mail>,
     pub(super) pulse: Arc<Pulse>,
+    /// Rings when the mass guard begins or ends to hold.
+    pub(super) bell: Sender<()>,
 }
 
 impl Scheduler {
@@ -96,6 +98,11 @@ impl Scheduler {
         self.pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
         self.pulse.interval_ms.store(self.monitor.interval_ms(), Ordering::Relaxed);
         self.pulse.holding_since_ms.store(holding, Ordering::Relaxed);
+        let held = self.monitor.held().map_or(Pulse::NOT_JUDGED, |held| held as u64);
+        if self.pulse.held.swap(held, Ordering::Relaxed) != held {
+            // A full bell rings already.
+            let _ = self.bell.try_send(());
+        }
         self.pulse.in_flight.store(self.monitor.in_flight() as u64, Ordering::Relaxed);
         self.pulse.slow_in_flight.store(self.monitor.slow_in_flight() as u64, Ordering::Relaxed);
     }

@@ -7,6 +7,7 @@
 use super::calls::{self, Calls, OpMail};
 use super::https::{Https, HttpsError};
 use super::monitor::{Input, Monitor};
+use super::notify::{Notifier, NotifyMail, Roll, Sources};
 use super::operations::{self, Operations};
 use super::probes;
 use super::scheduler::{Mail, Scheduler, deliver};
@@ -122,6 +123,8 @@ pub struct Running {
     scheduler_thread: JoinHandle<bool>,
     operations: Sender<OpMail>,
     operations_thread: JoinHandle<bool>,
+    notify: Sender<NotifyMail>,
+    notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
     revision: Arc<Revision>,
@@ -228,7 +231,21 @@ pub fn serve(
     for work in unfinished.into_iter().filter(|_| awaited.is_none()) {
         drop(op_post.send(OpMail::input(operations::Input::Work(Box::new(work)))));
     }
+    let (bell, rung) = crossbeam_channel::bounded(1);
+    revision.ring(bell.clone());
+    pulse.held.store(Pulse::NOT_JUDGED, Ordering::Relaxed);
+    let sources = Sources {
+        clock: Arc::clone(&clock),
+        writer: writer.clone(),
+        readers: readers.clone(),
+        pulse: Arc::clone(&pulse),
+    };
+    let roll = Arc::new(Roll::default());
+    let (notify, notify_mail) = crossbeam_channel::unbounded();
+    let notifier = Notifier::new(sources.clone(), Arc::clone(&roll), config);
+    let notify_thread = spawn("notify", move || notifier.run(&rung, &notify_mail))?;
     let scheduler = Scheduler {
+        bell: bell.clone(),
         monitor,
         clock: Arc::clone(&clock),
         writer: writer.clone(),
@@ -259,6 +276,7 @@ pub fn serve(
         pulse: Arc::clone(&pulse),
         agent,
         authority,
+        notify: Box::new(super::notify::Desk { roll, sources, bell }),
         wake: wake(post.clone(), op_post.clone()),
     });
     Ok(Running {
@@ -271,6 +289,8 @@ pub fn serve(
         scheduler_thread,
         operations: op_post,
         operations_thread,
+        notify,
+        notify_thread,
         clock,
         pulse,
         revision,
@@ -422,6 +442,7 @@ impl Running {
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
         drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));
+        drop(self.notify.send(NotifyMail::Reload(Box::new(config.clone()))));
     }
 
     /// Stops everything: no new probes; those in flight end and are written; heartbeats
@@ -431,8 +452,10 @@ impl Running {
         self.pulse.stopping.store(true, Ordering::Relaxed);
         drop(self.operations.send(OpMail::Stop));
         drop(self.scheduler.send(Mail::Stop));
+        drop(self.notify.send(NotifyMail::Stop));
         let ended = [self.operations_thread.join(), self.scheduler_thread.join()];
         let ended = ended.into_iter().all(|drained| drained.unwrap_or(false));
+        let ended = self.notify_thread.join().is_ok() && ended;
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {
             log::error!("could not flush heartbeats: {error}");

@@ -5,6 +5,7 @@
 pub mod event;
 pub mod host;
 pub mod id;
+pub mod notify;
 pub mod operation;
 pub mod policy;
 pub mod probe;

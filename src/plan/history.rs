@@ -62,6 +62,11 @@ pub fn audit_of_transition(
     }
 }
 
+/// Whether a transition tells that something failed: an operation, or the sandbox itself.
+pub fn is_failure(to: Option<SandboxStatus>, reason: &Reason) -> bool {
+    to == Some(SandboxStatus::Error) || Finding::of(reason).failed
+}
+
 /// Whether a transient status ends as whoever began it wished.
 fn is_wish_come_true(from: SandboxStatus, to: SandboxStatus) -> bool {
     match from {

@@ -6,6 +6,7 @@
 
 pub mod history;
 pub mod liveness;
+pub mod notify;
 pub mod observation;
 pub mod operation;
 pub mod placement;

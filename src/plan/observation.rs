@@ -90,6 +90,19 @@ pub struct HostMemory {
     vanish_held_since: Option<Mono>,
 }
 
+impl HostMemory {
+    /// Sandboxes whose stop is held because too many vanished at once.
+    pub fn held(&self) -> usize {
+        let absent = |s: &&Sighting| s.what == Seen::Absent;
+        self.vanish_held_since.map_or(0, |_| self.sightings.iter().filter(absent).count())
+    }
+
+    /// Zombies that were reported and are still seen.
+    pub fn zombies(&self) -> usize {
+        self.sightings.iter().filter(|s| s.reported).count()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Sighting {
     id: SandboxId,

@@ -36,6 +36,7 @@ const FORGET: &[&str] = &[
     "DELETE FROM auto_pause_inbox WHERE host_id = ?1",
     "DELETE FROM registration_tokens WHERE host_id = ?1",
     "DELETE FROM refresh_tokens WHERE host_id = ?1",
+    "DELETE FROM host_maintenance WHERE host_id = ?1",
     "DELETE FROM sandboxes WHERE host_id = ?1",
     "DELETE FROM hosts WHERE id = ?1",
 ];

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod journal;
 pub mod keys;
 pub mod lifecycle;
+pub mod notify;
 pub mod open;
 mod owed;
 mod place;

@@ -12,6 +12,7 @@ use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
+use super::notify::{Lookout, Maintenance, Noticed};
 use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
@@ -114,6 +115,19 @@ pub enum Command {
     Accept(Actor, Reply<Option<Accepted>>),
     /// An agent shows a token that was given out after the backup. True: it counts.
     TakeBack(LostToken, Reply<bool>),
+    /// What is wrong is looked at, and what shall be announced is put into the outbox.
+    Notice(Box<Lookout>, Reply<Noticed>),
+    /// A message needs no more delivery to a target: it arrived, or was given up.
+    Delivered {
+        /// To which target.
+        target: String,
+        /// Which message.
+        seq: i64,
+        /// When that is noted.
+        reply: Reply<()>,
+    },
+    /// An operator begins or ends work on a host. False: no such host.
+    Maintain(Maintenance, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Somebody asks whether the writer goes on. Nothing is written: the reply runs between
@@ -139,6 +153,7 @@ pub struct Revision {
     newest: AtomicU64,
     wait: Mutex<()>,
     changed: Condvar,
+    bell: Mutex<Option<Sender<()>>>,
 }
 
 impl Revision {
@@ -161,6 +176,16 @@ impl Revision {
         self.newest.store(revision, Ordering::Release);
         drop(guard);
         self.changed.notify_all();
+        let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full bell rings already.
+        if let Some(bell) = &*bell {
+            let _ = bell.try_send(());
+        }
+    }
+
+    /// Rings this bell at every newer revision from now on; one ring may stand for several.
+    pub fn ring(&self, bell: Sender<()>) {
+        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = Some(bell);
     }
 }
 
@@ -240,6 +265,8 @@ pub struct Writer {
     pub(super) after: Vec<After>,
     /// Announcements that a failed transaction could not keep.
     owed: Owed,
+    /// Events up to this revision were looked at for what to announce.
+    pub(super) noticed: Option<u64>,
     /// A command of this batch found the database in trouble.
     suffered: bool,
     /// How sandboxes moved in this transaction.
@@ -264,6 +291,7 @@ pub(super) enum After {
     OperationClosed { op: OpId, kind: OperationKind, failed: bool },
     AnswerLost(HostId),
     Accepted(Now),
+    Noticed(u64),
 }
 
 type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -312,6 +340,7 @@ impl Writer {
             full_sync: false,
             after: Vec::new(),
             owed: Owed::default(),
+            noticed: None,
             suffered: false,
             tally: Tally::default(),
             commit_took: Duration::ZERO,
@@ -495,6 +524,7 @@ impl Writer {
             | After::KeyRevoked(_)
             | After::OperationClosed { .. }
             | After::Accepted(_)
+            | After::Noticed(_)
             | After::AnswerLost(_) => {}
         }
     }
@@ -516,6 +546,7 @@ impl Writer {
             }
             After::AnswerLost(host) => self.presence.answer_lost(host),
             After::Accepted(now) => self.make_accepted(now),
+            After::Noticed(cursor) => self.noticed = Some(cursor),
             After::OperationClosed { op, kind, failed } => {
                 let counters = if failed { &self.figures.failed } else { &self.figures.succeeded };
                 counters.count(kind as usize);
@@ -639,6 +670,18 @@ impl Task {
             Command::Accept(actor, reply) => Task::durable(reply, move |w| w.accept(&actor, now)),
             Command::TakeBack(lost, reply) => {
                 Task::durable(reply, move |w| w.take_back_token(lost))
+            }
+            Command::Notice(look, reply) => {
+                // What is announced now must not be announced again after power loss.
+                let durable = look.is_due;
+                let task = Task::quick(reply, move |w| w.notice(&look, now));
+                Task { durable, ..task }
+            }
+            Command::Delivered { target, seq, reply } => {
+                Task::quick(reply, move |w| w.delivered(&target, seq))
+            }
+            Command::Maintain(wanted, reply) => {
+                Task::durable(reply, move |w| w.maintain(&wanted, now))
             }
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)

@@ -178,6 +178,14 @@ families! {
         "Event streams that are open.";
     STREAMS_CUT = Counter "roost_event_streams_cut_total" []
         "Event streams that were cut because their reader did not read.";
+    NOTIFICATIONS = Counter "roost_notifications_sent_total" []
+        "Notifications that arrived, over all targets.";
+    NOTIFICATIONS_FAILED = Counter "roost_notification_attempts_failed_total" []
+        "Attempts to deliver a notification that failed; most are made again.";
+    NOTIFICATIONS_GIVEN_UP = Counter "roost_notifications_given_up_total" []
+        "Notifications that were given up.";
+    NOTIFICATIONS_WAITING = Gauge "roost_notifications_waiting" []
+        "Notifications that are not delivered yet, one for each target.";
     CERTIFICATE_EXPIRES = Gauge "roost_api_certificate_expiry_timestamp_seconds" []
         "When the certificate of the API expires; absent without HTTPS.";
     RESIDENT = Gauge "process_resident_memory_bytes" []

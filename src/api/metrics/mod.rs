@@ -8,12 +8,14 @@ pub mod families;
 mod process;
 mod text;
 
+use super::notify::TargetState;
 use super::{Problem, Ready, load};
 use crate::figures::Counters;
 use crate::http::Response;
 use crate::model::operation::OperationKind;
 use crate::model::time::Now;
 use crate::store::StoreError;
+use crate::store::notify;
 use crate::store::tally::{self, Base};
 use families as f;
 use std::sync::atomic::Ordering;
@@ -104,6 +106,7 @@ pub(super) fn metrics(ready: &Ready) -> Response {
     monitored(ready, &mut out, now);
     written(ready, &mut out);
     transported(ready, &mut out);
+    announced(ready, &mut out);
     process::scrape(&mut out);
     let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("BUILT_FROM_COMMIT"));
     out.sample(&f::BUILD, &[version, commit, tally::sqlite_version()], 1);
@@ -148,6 +151,7 @@ fn read(
     out.each(&f::OPERATIONS_UNFINISHED, unfinished.by_kind);
     let oldest = unfinished.oldest.map_or(Duration::ZERO, |at| now.wall.since(at));
     out.one(&f::OPERATIONS_OLDEST, seconds(oldest));
+    out.one(&f::NOTIFICATIONS_WAITING, notify::waiting(&reader)?.values().sum::<u64>());
     drop(reader);
     if base.is_none() {
         // Needs the writer for a moment: while that waits for somebody else, readers answer.
@@ -213,6 +217,16 @@ fn written(ready: &Ready, out: &mut Scrape) {
     out.one(&f::REVISION, ready.revision.newest());
     let trouble = figures.trouble().map(|trouble| word_of(&trouble));
     out.each(&f::TROUBLE, TROUBLES.iter().map(|word| u8::from(trouble == Some(*word))));
+}
+
+/// What became of notifications, over all targets: their names may say more than figures
+/// should.
+fn announced(ready: &Ready, out: &mut Scrape) {
+    let targets = ready.notify.targets();
+    let sum = |of: fn(&TargetState) -> u64| targets.iter().map(of).sum::<u64>();
+    out.one(&f::NOTIFICATIONS, sum(|target| target.sent));
+    out.one(&f::NOTIFICATIONS_FAILED, sum(|target| target.failed));
+    out.one(&f::NOTIFICATIONS_GIVEN_UP, sum(|target| target.given_up));
 }
 
 /// One of [`TROUBLES`].

@@ -58,6 +58,13 @@ pub enum HostsCommand {
     #[command(after_help = "Examples:
   roost hosts offline host-0000000000000000000000001")]
     Offline(OneHost),
+    /// Send no notifications about a host while somebody works on it
+    ///
+    /// What is still wrong when the time is over is announced then.
+    #[command(after_help = "Examples:
+  roost hosts maintenance host-0000000000000000000000001 --for 2h --reason disk
+  roost hosts maintenance host-0000000000000000000000001 --end")]
+    Maintenance(HostsMaintenance),
     /// Delete a host
     ///
     /// Its agent is told so and destroys every sandbox it has. A host with sandboxes is
@@ -129,6 +136,24 @@ pub struct OneHost {
     /// Output.
     #[command(flatten)]
     pub printing: Printing,
+}
+
+/// Options of `roost hosts maintenance`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("span").required(true).args(["for_span", "end"])))]
+pub struct HostsMaintenance {
+    /// The host.
+    #[command(flatten)]
+    pub host: OneHost,
+    /// For how long, for example 2h
+    #[arg(long = "for", value_name = "DURATION", value_parser = crate::config::parse_span)]
+    pub for_span: Option<std::time::Duration>,
+    /// What for, in your own words
+    #[arg(long, value_name = "TEXT", conflicts_with = "end")]
+    pub reason: Option<String>,
+    /// End it now
+    #[arg(long)]
+    pub end: bool,
 }
 
 /// Options of `roost hosts rm`.

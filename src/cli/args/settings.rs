@@ -39,6 +39,8 @@ impl KeySet for ServeKeys {
         Key::AgentTls,
         Key::TlsCert,
         Key::TlsKey,
+        Key::NotifyDelay,
+        Key::NotifyReminder,
     ];
 }
 
