@@ -230,7 +230,7 @@ pub(super) fn sync_dir_of(path: &Path) -> Result<(), StoreError> {
     synced.map_err(|e| StoreError::io(dir, &e))
 }
 
-fn dir_of(path: &Path) -> &Path {
+pub(super) fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -5,13 +5,15 @@
 
 use super::StoreError;
 use super::acceptance;
-use super::backup::{Part, beside, check, one_file, open_copy, snapshot, stamp, sync, sync_dir_of};
+use super::backup::{
+    Part, beside, check, dir_of, one_file, open_copy, snapshot, stamp, sync, sync_dir_of,
+};
 use super::open::{self, upgrade};
 use crate::model::time::Wall;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 /// What SQLite keeps beside a database: it belongs to that one file.
@@ -46,6 +48,7 @@ pub fn restore(file: &Path, db: &Path, now: Wall) -> Result<Restored, StoreError
     check(&part.path, file).map_err(named)?;
     let as_of = prepare(&part.path, now).map_err(named)?;
     check(&part.path, file)?;
+    give_to_owner(&part.path, dir_of(db))?;
     sync(&part.path)?;
     let aside = exchange(&part.path, db, now)?;
     Ok(Restored { aside, as_of, version })
@@ -62,6 +65,17 @@ fn named(error: StoreError, file: &Path) -> StoreError {
 fn is_same(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
     identity(a).is_some_and(|a| identity(b) == Some(a))
+}
+
+/// Root restores for a service that runs as somebody else: what lies in a directory belongs
+/// to whom the directory does.
+fn give_to_owner(file: &Path, dir: &Path) -> Result<(), StoreError> {
+    let of = |path: &Path| path.metadata().map(|file| (file.uid(), file.gid()));
+    let owner = of(dir).map_err(|e| StoreError::io(dir, &e))?;
+    if of(file).is_ok_and(|found| found == owner) || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    chown(file, Some(owner.0), Some(owner.1)).map_err(|e| StoreError::io(file, &e))
 }
 
 /// Brings the copy to the current schema and marks it.
@@ -288,5 +302,21 @@ mod tests {
         let restored = restore(&file, &db, Wall(1)).unwrap();
         assert!(restored.aside.is_some_and(|aside| aside.exists()));
         assert!(!beside(&db, ".part").exists());
+    }
+
+    #[test]
+    fn what_root_restores_belongs_to_whom_the_directory_does() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (db, backup) = (dir.path().join("roost.db"), dir.path().join("backup.db"));
+        let conn = open_writer(&backup, true, Wall(1)).unwrap();
+        one_file(&conn).unwrap();
+        drop(conn);
+        chown(dir.path(), Some(4321), Some(1234)).unwrap();
+        restore(&backup, &db, Wall(2)).unwrap();
+        let found = db.metadata().unwrap();
+        assert_eq!((found.uid(), found.gid()), (4321, 1234));
     }
 }
