@@ -28,6 +28,10 @@ pub const STEP_MS: i64 = 15 * 60 * 1000;
 /// of a large and busy fleet.
 const EVENTS_MAX: u64 = 2_000_000;
 
+/// News from which on a look takes its time. Larger: whoever asks meanwhile waits for longer
+/// (this many take 60 ms, unoptimised); smaller: they are sent away for little.
+const NEWS_LONG: u64 = 20_000;
+
 /// Changes of hosts that are kept; the oldest give way. Larger: memory; smaller: a fleet
 /// that flaps all day loses its morning.
 const HOST_CHANGES_MAX: usize = 100_000;
@@ -81,7 +85,8 @@ impl Timeline {
         // One snapshot: counts and events must be of the same moment.
         let snapshot = conn.unchecked_transaction()?;
         let since = Wall((now.0 - WINDOW_MS).div_euclid(STEP_MS) * STEP_MS + STEP_MS);
-        if self.read_until == 0 {
+        if self.read_until == 0 || self.is_far_behind(read::revision(&snapshot)?) {
+            // What nobody looked at for long is not read from there: only the day is shown.
             self.begin(&snapshot, since)?;
         }
         self.read_news(&snapshot)?;
@@ -101,7 +106,12 @@ impl Timeline {
         })
     }
 
-    /// Finds where the window begins.
+    /// Whether there is so much news up to this revision that a look takes its time.
+    pub fn is_far_behind(&self, newest: u64) -> bool {
+        newest.saturating_sub(self.read_until) > NEWS_LONG
+    }
+
+    /// Finds where the window begins; goes on where it stopped when that is within.
     fn begin(&mut self, conn: &Connection, since: Wall) -> Result<(), StoreError> {
         let newest = read::revision(conn)?;
         let Some(oldest) = read::oldest_event(conn)? else {
@@ -110,6 +120,10 @@ impl Timeline {
         };
         let floor = oldest.max(newest.saturating_sub(EVENTS_MAX));
         let first = first_since(conn, since, floor, newest)?;
+        if first <= self.read_until {
+            return Ok(());
+        }
+        *self = Timeline::default();
         // Whether something before it was given up, or is not read for being too much.
         if first == floor && floor > 1 {
             self.complete_from = at_or_after(conn, floor)?.map(|(_, at)| at);
