@@ -96,3 +96,18 @@ fn by_status(points: &[Counts]) -> BTreeMap<&'static str, Vec<i64>> {
     let lines = lines.map(|(at, status)| (status.as_str(), line(at)));
     lines.filter(|(_, line)| line.iter().any(|count| *count != 0)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_long_look() {
+        let history = History::default();
+        let long = lock(&history).unwrap();
+        history.is_long.store(true, Ordering::Relaxed);
+        assert_eq!(lock(&history).err().map(|problem| problem.status), Some(503));
+        drop(long);
+        assert!(lock(&history).is_ok());
+    }
+}

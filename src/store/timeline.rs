@@ -239,6 +239,10 @@ fn host_change(row: &Row<'_>) -> rusqlite::Result<Option<Change>> {
     if kind == EventKind::HostDegraded || kind == EventKind::HostRecovered {
         return Ok(Some(Change::Degraded(kind == EventKind::HostDegraded)));
     }
+    // Who is gone fares no more, and `deleted` is no status.
+    if kind == EventKind::HostDeleted {
+        return Ok(None);
+    }
     let from = rows::parsed_opt(row, 5)?;
     Ok(rows::parsed_opt(row, 6)?.map(|to| Change::Status(from, to)))
 }
@@ -266,5 +270,60 @@ fn at_or_after(conn: &Connection, revision: u64) -> Result<Option<(u64, Wall)>, 
     match found.next()? {
         Some(row) => Ok(Some((rows::unsigned(row, 0)?, rows::wall(row, 1)?))),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::SCHEMA;
+    use rusqlite::params;
+
+    const NOW: i64 = 1_779_000_000_000;
+
+    /// Adds so many events up to a moment, one a second; the first says what nobody reads.
+    fn add(conn: &Connection, count: i64, until: i64) {
+        let first: i64 = conn
+            .query_row("SELECT ifnull(max(revision), 0) + 1 FROM events", [], |r| r.get(0))
+            .unwrap();
+        conn.execute_batch("BEGIN").unwrap();
+        for nth in 0..count {
+            let kind = if nth == 0 { "unreadable" } else { "host.intent" };
+            let (from, to) =
+                if nth % 2 == 0 { ("online", "draining") } else { ("draining", "online") };
+            let host = HostId::from_u128(1).to_string();
+            conn.prepare_cached(
+                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, NULL, 'team', ?5, ?6, 'requested', 'user')",
+            )
+            .unwrap()
+            .execute(params![first + nth, until - (count - nth) * 1000, kind, host, from, to])
+            .unwrap();
+        }
+        conn.execute("UPDATE state SET revision = ?1", [first + count - 1]).unwrap();
+        conn.execute_batch("COMMIT").unwrap();
+    }
+
+    #[test]
+    fn what_nobody_looked_at_for_long_is_not_read_from_there() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(SCHEMA).unwrap();
+        conn.execute("INSERT INTO state (id, revision, created_at) VALUES (1, 0, 0)", []).unwrap();
+        let mut timeline = Timeline::default();
+        assert_eq!(timeline.day(&conn, Wall(NOW)).unwrap().revision, 0);
+
+        let news = i64::try_from(NEWS_LONG).unwrap() + 2;
+        let later = NOW + 3 * WINDOW_MS;
+        add(&conn, news, later - WINDOW_MS);
+        assert!(timeline.is_far_behind(news as u64));
+        let day = timeline.day(&conn, Wall(later)).unwrap();
+        assert_eq!(day.revision, news as u64);
+        assert_eq!(timeline.changes.len(), 0, "all of it is older than the day");
+        assert!(!timeline.is_far_behind(news as u64));
+
+        // What is within the day is read on from where the last look stopped.
+        timeline.read_until = 1;
+        let halfway = timeline.day(&conn, Wall(later - WINDOW_MS)).unwrap();
+        assert_eq!(halfway.revision, news as u64);
+        assert_eq!(timeline.changes.len(), news as usize - 1);
     }
 }

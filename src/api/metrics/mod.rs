@@ -68,7 +68,8 @@ pub(super) fn readyz(ready: &Ready) -> Result<Response, Problem> {
     crate::store::read::revision(&*ready.read()?)?;
     let mut text = String::from("ready\n");
     if load(&ready.pulse.holding_since_ms) > 0 {
-        text += "most hosts fell silent together: suspecting our own network, holding the verdict\n";
+        text +=
+            "most hosts fell silent together: suspecting our own network, holding the verdict\n";
     }
     Ok(Response::bytes(200, "text/plain; charset=utf-8", text.into_bytes()))
 }
