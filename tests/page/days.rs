@@ -111,10 +111,7 @@ fn a_day_is_told_in_spans_and_counts() {
     let points = day["counts"]["running"].as_array().unwrap().len();
     assert!((95..=97).contains(&points), "{points} points");
 
-    // What comes later is added to what was read. A host that goes takes nothing with it.
-    let path = format!("/v1/hosts/{}?force=true", host(3));
-    let admin = [("X-API-Key", serving.key())];
-    assert_eq!(serving.ask("DELETE", &path, &admin, "").status, 204);
+    // What comes later is added to what was read.
     serving.post(&format!("/v1/hosts/{}/drain", host(1)), &json!({}));
     let later = eventually("the drain in the history", || {
         let day = serving.get("/v1/history").json();
@@ -122,6 +119,20 @@ fn a_day_is_told_in_spans_and_counts() {
     });
     assert_eq!(states(&later, 1), ["online", "unreachable", "online", "draining"]);
     assert_eq!(line(&later, "running"), [3, 2, 3, 2, 1]);
+    serving.stop();
+}
+
+#[test]
+fn a_host_that_was_deleted_leaves_the_day_of_the_others() {
+    let hosts = [a_host(1, "online"), a_host(2, "online")];
+    let home = Home::with(&json!({"hosts": hosts, "sandboxes": []}));
+    let serving = home.serve(&["--startup-grace", "1h", "--unreachable-after", "1h"]);
+    let admin = [("X-API-Key", serving.key())];
+    let gone = serving.ask("DELETE", &format!("/v1/hosts/{}", host(2)), &admin, "");
+    assert_eq!(gone.status, 204);
+    let day = serving.get("/v1/history").json();
+    assert_eq!(day["hosts"].as_array().unwrap().len(), 1, "{day}");
+    assert_eq!(states(&day, 1), ["online"]);
     serving.stop();
 }
 

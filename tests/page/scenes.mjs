@@ -189,7 +189,7 @@ const scenes = {
     await row.getByRole('button', { name: /^Pause/ }).click();
     await has(121);
     await says(entries.first(), /^[\d:]+admin paused cl-/);
-    await page.locator('.head', { hasText: 'Sandboxes' }).first().click();
+    await picture(page, 'page-audit');
     await ofOne(page, entries, id, has);
     await close(page);
   },
@@ -395,6 +395,12 @@ const scenes = {
     for (const button of await phone.locator('#boxlist .row').nth(3).getByRole('button').all()) {
       assert((await button.boundingBox()).height >= 24, 'a finger hits it');
     }
+    await phone.locator('.card').first().getByRole('button', { name: /^More/ }).tap();
+    await says(dialog, 'Look at the machine');
+    await picture(phone, 'page-phone-host');
+    await dialog.getByRole('button', { name: 'History' }).tap();
+    await phone.locator('#audit-of').waitFor();
+    assert(await phone.evaluate(() => document.scrollingElement.scrollWidth <= innerWidth), 'the audit log scrolls sideways');
     await close(phone);
     await stillness(browser);
   },
