@@ -113,11 +113,13 @@ impl Timeline {
 
     /// Finds where the window begins; goes on where it stopped when that is within.
     fn begin(&mut self, conn: &Connection, since: Wall) -> Result<(), StoreError> {
-        let newest = read::revision(conn)?;
         let Some(oldest) = read::oldest_event(conn)? else {
-            self.read_until = newest;
+            self.read_until = read::revision(conn)?;
             return Ok(());
         };
+        // Of an event: the revision itself may be far ahead of the last of them.
+        let newest =
+            conn.query_row("SELECT max(revision) FROM events", [], |row| rows::unsigned(row, 0))?;
         let floor = oldest.max(newest.saturating_sub(EVENTS_MAX));
         let first = first_since(conn, since, floor, newest)?;
         if first <= self.read_until {
@@ -319,6 +321,12 @@ mod tests {
         assert_eq!(day.revision, news as u64);
         assert_eq!(timeline.changes.len(), 0, "all of it is older than the day");
         assert!(!timeline.is_far_behind(news as u64));
+
+        // Revisions that were left out hide nothing.
+        conn.execute("UPDATE state SET revision = revision + 1000000000", []).unwrap();
+        let mut fresh = Timeline::default();
+        fresh.day(&conn, Wall(later - 3 * 3_600_000)).unwrap();
+        assert!(fresh.changes.len() > news as usize / 3, "{}", fresh.changes.len());
 
         // What is within the day is read on from where the last look stopped.
         timeline.read_until = 1;
