@@ -11,11 +11,16 @@ use crate::model::time::Wall;
 use crate::store::timeline::{Counts, Day, Fare, STEP_MS, Timeline};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// What is known of the day; one request at a time brings it up to date.
 #[derive(Debug, Default)]
-pub struct History(Mutex<Timeline>);
+pub struct History {
+    timeline: Mutex<Timeline>,
+    /// Whether that one has much to read: then nobody waits for it.
+    is_long: AtomicBool,
+}
 
 /// The answer. `counts` has, for every status that occurs, how many sandboxes were in it at
 /// the end of each step; the last number is now.
@@ -44,12 +49,28 @@ struct Span {
 
 /// `GET /v1/history`
 pub(super) fn history(ready: &Ready) -> Result<Response, Problem> {
-    // The lock first: whoever waits must not hold a connection. A panic leaves a timeline
-    // that reads on where it stopped.
-    let mut timeline = ready.history.0.lock().unwrap_or_else(PoisonError::into_inner);
+    // The lock first: whoever waits must not hold a connection.
+    let history = &ready.history;
+    let mut timeline = lock(history)?;
+    history.is_long.store(timeline.is_far_behind(ready.revision.newest()), Ordering::Relaxed);
     let day = timeline.day(&*ready.read()?, ready.now().wall)?;
     drop(timeline);
     json(200, &HistoryView::from(day))
+}
+
+/// Waits for whoever is at it, unless that takes long: agents need the threads that would
+/// wait. A panic leaves a timeline that reads on where it stopped.
+fn lock(history: &History) -> Result<MutexGuard<'_, Timeline>, Problem> {
+    match history.timeline.try_lock() {
+        Ok(timeline) => Ok(timeline),
+        Err(TryLockError::Poisoned(left)) => Ok(left.into_inner()),
+        Err(TryLockError::WouldBlock) if history.is_long.load(Ordering::Relaxed) => {
+            Err(Problem::unavailable("the last day is being added up; try again"))
+        }
+        Err(TryLockError::WouldBlock) => {
+            Ok(history.timeline.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
 }
 
 impl From<Day> for HistoryView {
@@ -74,4 +95,19 @@ fn by_status(points: &[Counts]) -> BTreeMap<&'static str, Vec<i64>> {
     let lines = SandboxStatus::ALL.iter().enumerate();
     let lines = lines.map(|(at, status)| (status.as_str(), line(at)));
     lines.filter(|(_, line)| line.iter().any(|count| *count != 0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_long_look() {
+        let history = History::default();
+        let long = lock(&history).unwrap();
+        history.is_long.store(true, Ordering::Relaxed);
+        assert_eq!(lock(&history).err().map(|problem| problem.status), Some(503));
+        drop(long);
+        assert!(lock(&history).is_ok());
+    }
 }

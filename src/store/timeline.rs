@@ -28,6 +28,10 @@ pub const STEP_MS: i64 = 15 * 60 * 1000;
 /// of a large and busy fleet.
 const EVENTS_MAX: u64 = 2_000_000;
 
+/// News from which on a look takes its time. Larger: whoever asks meanwhile waits for longer
+/// (this many take 60 ms, unoptimised); smaller: they are sent away for little.
+const NEWS_LONG: u64 = 20_000;
+
 /// Changes of hosts that are kept; the oldest give way. Larger: memory; smaller: a fleet
 /// that flaps all day loses its morning.
 const HOST_CHANGES_MAX: usize = 100_000;
@@ -81,7 +85,8 @@ impl Timeline {
         // One snapshot: counts and events must be of the same moment.
         let snapshot = conn.unchecked_transaction()?;
         let since = Wall((now.0 - WINDOW_MS).div_euclid(STEP_MS) * STEP_MS + STEP_MS);
-        if self.read_until == 0 {
+        if self.read_until == 0 || self.is_far_behind(read::revision(&snapshot)?) {
+            // What nobody looked at for long is not read from there: only the day is shown.
             self.begin(&snapshot, since)?;
         }
         self.read_news(&snapshot)?;
@@ -101,15 +106,26 @@ impl Timeline {
         })
     }
 
-    /// Finds where the window begins.
+    /// Whether there is so much news up to this revision that a look takes its time.
+    pub fn is_far_behind(&self, newest: u64) -> bool {
+        newest.saturating_sub(self.read_until) > NEWS_LONG
+    }
+
+    /// Finds where the window begins; goes on where it stopped when that is within.
     fn begin(&mut self, conn: &Connection, since: Wall) -> Result<(), StoreError> {
-        let newest = read::revision(conn)?;
         let Some(oldest) = read::oldest_event(conn)? else {
-            self.read_until = newest;
+            self.read_until = read::revision(conn)?;
             return Ok(());
         };
+        // Of an event: the revision itself may be far ahead of the last of them.
+        let newest =
+            conn.query_row("SELECT max(revision) FROM events", [], |row| rows::unsigned(row, 0))?;
         let floor = oldest.max(newest.saturating_sub(EVENTS_MAX));
         let first = first_since(conn, since, floor, newest)?;
+        if first <= self.read_until {
+            return Ok(());
+        }
+        *self = Timeline::default();
         // Whether something before it was given up, or is not read for being too much.
         if first == floor && floor > 1 {
             self.complete_from = at_or_after(conn, floor)?.map(|(_, at)| at);
@@ -229,6 +245,10 @@ fn host_change(row: &Row<'_>) -> rusqlite::Result<Option<Change>> {
     if kind == EventKind::HostDegraded || kind == EventKind::HostRecovered {
         return Ok(Some(Change::Degraded(kind == EventKind::HostDegraded)));
     }
+    // Who is gone fares no more, and `deleted` is no status.
+    if kind == EventKind::HostDeleted {
+        return Ok(None);
+    }
     let from = rows::parsed_opt(row, 5)?;
     Ok(rows::parsed_opt(row, 6)?.map(|to| Change::Status(from, to)))
 }
@@ -256,5 +276,66 @@ fn at_or_after(conn: &Connection, revision: u64) -> Result<Option<(u64, Wall)>, 
     match found.next()? {
         Some(row) => Ok(Some((rows::unsigned(row, 0)?, rows::wall(row, 1)?))),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::SCHEMA;
+    use rusqlite::params;
+
+    const NOW: i64 = 1_779_000_000_000;
+
+    /// Adds so many events up to a moment, one a second; the first says what nobody reads.
+    fn add(conn: &Connection, count: i64, until: i64) {
+        let first: i64 = conn
+            .query_row("SELECT ifnull(max(revision), 0) + 1 FROM events", [], |r| r.get(0))
+            .unwrap();
+        conn.execute_batch("BEGIN").unwrap();
+        for nth in 0..count {
+            let kind = if nth == 0 { "unreadable" } else { "host.intent" };
+            let (from, to) =
+                if nth % 2 == 0 { ("online", "draining") } else { ("draining", "online") };
+            let host = HostId::from_u128(1).to_string();
+            conn.prepare_cached(
+                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, NULL, 'team', ?5, ?6, 'requested', 'user')",
+            )
+            .unwrap()
+            .execute(params![first + nth, until - (count - nth) * 1000, kind, host, from, to])
+            .unwrap();
+        }
+        conn.execute("UPDATE state SET revision = ?1", [first + count - 1]).unwrap();
+        conn.execute_batch("COMMIT").unwrap();
+    }
+
+    #[test]
+    fn what_nobody_looked_at_for_long_is_not_read_from_there() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(SCHEMA).unwrap();
+        conn.execute("INSERT INTO state (id, revision, created_at) VALUES (1, 0, 0)", []).unwrap();
+        let mut timeline = Timeline::default();
+        assert_eq!(timeline.day(&conn, Wall(NOW)).unwrap().revision, 0);
+
+        let news = i64::try_from(NEWS_LONG).unwrap() + 2;
+        let later = NOW + 3 * WINDOW_MS;
+        add(&conn, news, later - WINDOW_MS);
+        assert!(timeline.is_far_behind(news as u64));
+        let day = timeline.day(&conn, Wall(later)).unwrap();
+        assert_eq!(day.revision, news as u64);
+        assert_eq!(timeline.changes.len(), 0, "all of it is older than the day");
+        assert!(!timeline.is_far_behind(news as u64));
+
+        // Revisions that were left out hide nothing.
+        conn.execute("UPDATE state SET revision = revision + 1000000000", []).unwrap();
+        let mut fresh = Timeline::default();
+        fresh.day(&conn, Wall(later - 3 * 3_600_000)).unwrap();
+        assert!(fresh.changes.len() > news as usize / 3, "{}", fresh.changes.len());
+
+        // What is within the day is read on from where the last look stopped.
+        timeline.read_until = 1;
+        let halfway = timeline.day(&conn, Wall(later - WINDOW_MS)).unwrap();
+        assert_eq!(halfway.revision, news as u64);
+        assert_eq!(timeline.changes.len(), news as usize - 1);
     }
 }

@@ -123,6 +123,20 @@ fn a_day_is_told_in_spans_and_counts() {
 }
 
 #[test]
+fn a_host_that_was_deleted_leaves_the_day_of_the_others() {
+    let hosts = [a_host(1, "online"), a_host(2, "online")];
+    let home = Home::with(&json!({"hosts": hosts, "sandboxes": []}));
+    let serving = home.serve(&["--startup-grace", "1h", "--unreachable-after", "1h"]);
+    let admin = [("X-API-Key", serving.key())];
+    let gone = serving.ask("DELETE", &format!("/v1/hosts/{}", host(2)), &admin, "");
+    assert_eq!(gone.status, 204);
+    let day = serving.get("/v1/history").json();
+    assert_eq!(day["hosts"].as_array().unwrap().len(), 1, "{day}");
+    assert_eq!(states(&day, 1), ["online"]);
+    serving.stop();
+}
+
+#[test]
 fn a_history_that_was_given_up_is_not_made_up() {
     let home = Home::with(&json!({"hosts": [a_host(1, "online")], "sandboxes": []}));
     let (down, up) = (Some("online"), Some("unreachable"));

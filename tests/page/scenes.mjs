@@ -124,6 +124,153 @@ const scenes = {
     await close(page);
   },
 
+  /* The key of a team with a host of its own: it looks, and changes nothing. */
+  async owner(browser) {
+    const page = await open(browser);
+    page.forgiven.push(/status of 403/);
+    await signIn(page);
+    await link(page, 'live');
+    const card = page.locator('.card');
+    await card.waitFor();
+    assert.equal(await card.count(), 1);
+    assert.deepEqual(await buttons(card), ['Sandboxes', 'More…']);
+    await card.getByRole('button', { name: /^More/ }).click();
+    const dialog = page.getByRole('dialog');
+    await says(dialog, 'Address');
+    assert.deepEqual(await buttons(dialog), ['History', 'Close']);
+    await dialog.getByRole('button', { name: 'History' }).click();
+    await says(page.locator('#audit-none'), 'Nothing was done yet');
+    await rows(page).first().getByRole('button', { name: /^Pause/ }).click();
+    await says(page.locator('#audit li'), /^[\d:]+page paused cl-/);
+    await close(page);
+  },
+
+  async hosts(browser) {
+    const page = await openSignedIn(browser);
+    await shows(page, 6);
+    const card = page.locator(`.card[data-key=${await page.locator('.card').first().getAttribute('data-key')}]`);
+    const dialog = page.getByRole('dialog');
+    // By keyboard alone: out of service, and back.
+    await pressed(page, card.getByRole('button', { name: /^More… host-/ }));
+    await says(dialog, 'Address');
+    await pressed(page, dialog.getByRole('button', { name: 'Set offline' }));
+    await page.locator('.card[data-state=offline]').waitFor();
+    await says(card, 'set aside by an operator. Undrain puts it back in service');
+    await pressed(page, card.getByRole('button', { name: /^Undrain/ }));
+    await page.locator('.card[data-state=offline]').waitFor({ state: 'detached' });
+    await deletion(page, card, dialog);
+    await close(page);
+  },
+
+  async audit(browser) {
+    const page = await openSignedIn(browser);
+    await shows(page, 6);
+    await want('much');
+    // By keyboard alone: the tab, and what is older, to the end.
+    await page.getByRole('tab', { name: 'Events' }).focus();
+    await page.keyboard.press('ArrowRight');
+    const focused = () => page.evaluate(() => document.activeElement.id);
+    assert.equal(await focused(), 'tab-audit');
+    assert(await page.locator('#feed').isHidden());
+    const entries = page.locator('#audit li'), older = page.getByRole('button', { name: 'Older' });
+    const has = count => page.waitForFunction(n => document.querySelectorAll('#audit li').length === n, count);
+    await has(50);
+    await says(entries.first(), /^[\d:]+admin put host-.* back in service/);
+    for (const count of [100, 120]) {
+      await pressed(page, older);
+      await has(count);
+    }
+    assert(await older.isHidden());
+    assert.equal(await focused(), 'auditlist', 'the focus is not lost');
+    const ids = await entries.evaluateAll(nodes => nodes.map(node => node.querySelector('time').dateTime));
+    assert.deepEqual(ids, ids.toSorted().reverse(), 'newest first');
+    // What is new comes by itself.
+    const row = rows(page).last(), id = await row.getAttribute('data-key');
+    await row.getByRole('button', { name: /^Pause/ }).click();
+    await has(121);
+    await says(entries.first(), /^[\d:]+admin paused cl-/);
+    await picture(page, 'page-audit');
+    await ofOne(page, entries, id, has);
+    await close(page);
+  },
+
+  /* What keeps the server from its work is above everything, with what to do. */
+  async guard(browser) {
+    const page = await openSignedIn(browser);
+    const trouble = page.locator('#trouble');
+    await says(trouble, 'Most hosts fell silent together');
+    await says(trouble, 'Can this machine reach its hosts?');
+    assert.match(await page.title(), /^! /);
+    assert(await page.locator('#accept').isHidden());
+    await picture(page, 'page-guard');
+    await want('patience');
+    await trouble.waitFor({ state: 'hidden' });
+    assert.doesNotMatch(await page.title(), /^! /);
+    await close(page);
+  },
+
+  async locked(browser) {
+    const page = await openSignedIn(browser);
+    page.forgiven.push(/status of 503/);
+    const trouble = page.locator('#trouble');
+    await want('lock');
+    await rows(page).first().getByRole('button', { name: /^Pause/ }).click();
+    await says(trouble, /database cannot be used: another process keeps the database locked.*End that process/);
+    await says(page.getByRole('alert'), 'cannot be used');
+    await want('unlock');
+    await trouble.waitFor({ state: 'hidden' });
+    await close(page);
+  },
+
+  /* The words are those of a server with a restored database; the browser is told them here. */
+  async restored(browser) {
+    const page = await open(browser);
+    page.forgiven.push(/status of 503/);
+    let accepted = 0;
+    const message = 'the database was restored from a backup of 2026-11-23T10:00:00Z and is not accepted yet; an operator looks at it and runs `roost db accept`';
+    await page.route('**/readyz', route => (accepted ? route.fulfill({ status: 200, body: 'ready\n' })
+      : route.fulfill({ status: 503, json: { error: { code: 'unavailable', message } } })));
+    await page.route('**/v1/database/accept', route => {
+      assert.equal(route.request().method(), 'POST');
+      accepted++;
+      return route.fulfill({ status: 200, json: { restored: true } });
+    });
+    await signIn(page);
+    await link(page, 'live');
+    const trouble = page.locator('#trouble'), dialog = page.getByRole('dialog');
+    await says(trouble, 'restored from a backup of 2026-11-23T10:00:00Z');
+    await says(trouble, 'agents are told to wait');
+    const accept = trouble.getByRole('button', { name: 'Accept' });
+    await pressed(page, accept);
+    await says(dialog, 'Accept the restored database?');
+    await page.keyboard.press('Escape');
+    await dialog.waitFor({ state: 'hidden' });
+    assert.equal(accepted, 0);
+    await pressed(page, accept);
+    await pressed(page, dialog.getByRole('button', { name: 'Accept' }));
+    await trouble.waitFor({ state: 'hidden' });
+    assert.equal(accepted, 1);
+    await close(page);
+  },
+
+  /* Of contrib/try-install, as the next: a server with one simulated host and one sandbox. */
+  async installed(browser) {
+    const page = await openSignedIn(browser);
+    await page.locator('.card[data-state=online]').waitFor();
+    assert.equal(await page.locator('.card').count(), 1);
+    await shows(page, 1);
+    await rows(page).locator('.badge[data-state=running]').waitFor();
+    assert(await page.locator('#trouble').isHidden());
+    await close(page);
+  },
+  /* A server with the database of an older one: a host and a sandbox, whatever became of them. */
+  async upgraded(browser) {
+    const page = await openSignedIn(browser);
+    await page.locator('.card').waitFor();
+    await page.locator('#boxlist .row, #status-chips button:not([hidden]) .n:not(:empty)').first().waitFor();
+    await close(page);
+  },
+
   /* Events were given up while nobody followed: the lists are read anew. */
   async pruned(browser) {
     const page = await openSignedIn(browser);
@@ -248,10 +395,76 @@ const scenes = {
     for (const button of await phone.locator('#boxlist .row').nth(3).getByRole('button').all()) {
       assert((await button.boundingBox()).height >= 24, 'a finger hits it');
     }
+    await phone.locator('.card').first().getByRole('button', { name: /^More/ }).tap();
+    await says(dialog, 'Look at the machine');
+    await picture(phone, 'page-phone-host');
+    await dialog.getByRole('button', { name: 'History' }).tap();
+    await phone.locator('#audit-of').waitFor();
+    assert(await phone.evaluate(() => document.scrollingElement.scrollWidth <= innerWidth), 'the audit log scrolls sideways');
     await close(phone);
     await stillness(browser);
   },
 };
+
+const buttons = part => part.locator('button:visible').allTextContents();
+/* Pressed by who has no mouse. */
+async function pressed(page, button) {
+  await button.focus();
+  await page.keyboard.press('Enter');
+}
+/* A host goes with its sandboxes only after a tick. */
+async function deletion(page, card, dialog) {
+  const ask = async () => {
+    await card.getByRole('button', { name: /^More/ }).click();
+    await dialog.getByRole('button', { name: 'Delete…' }).click();
+    await says(dialog, '3 sandboxes on it would be destroyed with it');
+  };
+  const sure = dialog.getByRole('button', { name: 'Delete', exact: true });
+  await ask();
+  assert.equal(await dialog.locator('li').count(), 3);
+  await says(dialog.locator('li'), 'running');
+  assert(await sure.isDisabled());
+  await picture(page, 'page-delete');
+  await page.keyboard.press('Escape');
+  await dialog.waitFor({ state: 'hidden' });
+  await ask();
+  const tick = dialog.getByLabel('Destroy 3 sandboxes with it');
+  assert(!await tick.isChecked(), 'asked anew each time');
+  await tick.focus();
+  await page.keyboard.press('Space');
+  await pressed(page, sure);
+  await shows(page, 3);
+  await card.waitFor({ state: 'detached' });
+  // One without sandboxes needs no tick.
+  await want('empty host');
+  const empty = page.locator('.card[data-state=pending]');
+  await empty.getByRole('button', { name: /^More/ }).click();
+  await dialog.getByRole('button', { name: 'Delete…' }).click();
+  await says(dialog, 'It has no sandboxes');
+  await sure.click();
+  await empty.waitFor({ state: 'detached' });
+}
+/* The history of one sandbox from its details, of a host from its card, then all again. */
+async function ofOne(page, entries, id, has) {
+  const dialog = page.getByRole('dialog');
+  await page.getByRole('tab', { name: 'Events' }).click();
+  await page.locator(`.row[data-key=${id}] .c-id button`).click();
+  await pressed(page, dialog.getByRole('button', { name: 'History' }));
+  await has(1);
+  await says(entries, 'admin paused');
+  await says(page.locator('#audit-of'), /Of cl-.* only/);
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'auditlist');
+  await page.getByRole('button', { name: 'Show all' }).click();
+  await has(50);
+  const cards = page.locator('.card');
+  for (const [nth, count] of [[0, 0], [1, 50]]) {
+    const host = (await cards.evaluateAll(nodes => nodes.map(node => node.dataset.key).sort()))[nth];
+    await page.locator(`.card[data-key=${host}]`).getByRole('button', { name: /^More/ }).click();
+    await dialog.getByRole('button', { name: 'History' }).click();
+    await says(page.locator('#audit-of'), /Of host-.* only/);
+    if (count) await has(count); else await says(page.locator('#audit-none'), 'Nothing was done yet');
+  }
+}
 
 async function timed(act) {
   const began = Date.now();

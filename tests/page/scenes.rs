@@ -1,24 +1,35 @@
 //! What goes on behind the page in each scene of `scenes.mjs`.
 
 use crate::browser::{Place, tools};
+use crate::days::now_ms;
 use crate::support::server::Serving;
 use crate::support::{Home, host, sandbox, sim_fleet};
 use crate::troubled::Troubled;
 use roost::model::id::TeamId;
 use roost::model::sandbox::SandboxStatus;
 use roost::sim::SimFleet;
+use rusqlite::{Connection, params};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 
 /// Nobody is judged silent while a scene plays.
 const PATIENT: [&str; 4] = ["--startup-grace", "1h", "--unreachable-after", "1h"];
 
 /// Simulated hosts, and a database that knows them, its sandboxes as `change` leaves them.
 fn fleet(hosts: usize, sandboxes: usize, change: &dyn Fn(&mut Value)) -> (SimFleet, Home) {
+    fleet_of(hosts, sandboxes, &|all| {
+        all["sandboxes"].as_array_mut().unwrap().iter_mut().for_each(change);
+    })
+}
+
+/// As above, all of it as `change` leaves it.
+fn fleet_of(hosts: usize, sandboxes: usize, change: &dyn Fn(&mut Value)) -> (SimFleet, Home) {
     let fleet = sim_fleet(hosts, sandboxes);
     let mut fixture = Vec::new();
     fleet.write_fixture(SandboxStatus::Running, &mut fixture).unwrap();
     let mut fixture: Value = serde_json::from_slice(&fixture).unwrap();
-    fixture["sandboxes"].as_array_mut().unwrap().iter_mut().for_each(change);
+    change(&mut fixture);
     (fleet, Home::with(&fixture))
 }
 
@@ -52,6 +63,117 @@ fn the_page_follows_filters_and_acts() {
         }
         other => nothing(serving, other),
     });
+}
+
+/// A team that owns a host and what is on it.
+#[test]
+fn a_team_with_a_host_of_its_own_looks_and_changes_nothing() {
+    let Some(tools) = tools() else { return };
+    let team = TeamId::from_u128(1).to_string();
+    let (_fleet, home) = fleet_of(2, 3, &|all| {
+        all["hosts"][0]["team_id"] = json!(team);
+        for row in all["sandboxes"].as_array_mut().unwrap() {
+            if row["host_id"] == json!(host(1)) {
+                row["team_id"] = json!(team);
+            }
+        }
+    });
+    let serving = home.serve(&PATIENT);
+    let made = serving.post("/v1/api-keys", &json!({"name": "page", "team_id": team})).json();
+    let place = Place { address: serving.address(), key: made["key"].as_str().unwrap().into() };
+    tools.play("owner", &place, |what| nothing(&serving, what));
+    serving.stop();
+}
+
+#[test]
+fn a_host_is_set_offline_and_deleted_with_what_it_has() {
+    let (_fleet, home) = fleet(2, 3, &|_| {});
+    play("hosts", &home, &PATIENT, |serving, what| match what {
+        "empty host" => assert_eq!(serving.post("/v1/hosts", &json!({})).status, 201),
+        other => nothing(serving, other),
+    });
+}
+
+#[test]
+fn who_did_what_is_read_back_to_the_beginning() {
+    let (_fleet, home) = fleet(2, 3, &|_| {});
+    play("audit", &home, &PATIENT, |serving, what| match what {
+        "much" => {
+            for what in ["undrain", "drain"].repeat(60).iter().rev() {
+                let path = format!("/v1/hosts/{}/{what}", host(2));
+                assert_eq!(serving.post(&path, &json!({})).status, 200);
+            }
+        }
+        other => nothing(serving, other),
+    });
+}
+
+/// Hosts that are not there at all.
+#[test]
+fn verdicts_that_are_held_are_told_above_everything() {
+    let silent = |n: u128| json!({"id": host(n), "status": "online", "heartbeat_age_s": 5});
+    let hosts: Vec<Value> = (1..=4).map(silent).collect();
+    let home = Home::with(&json!({"hosts": hosts, "sandboxes": []}));
+    home.write("roost.toml", "startup_grace = \"0s\"\nunreachable_after = \"1s\"\n");
+    play("guard", &home, &[], |serving, what| match what {
+        "patience" => {
+            home.write("roost.toml", "startup_grace = \"0s\"\nunreachable_after = \"1h\"\n");
+            serving.signal(Signal::HUP);
+        }
+        other => nothing(serving, other),
+    });
+}
+
+#[test]
+fn a_database_that_cannot_be_used_is_told_above_everything() {
+    let (_fleet, home) = fleet(1, 2, &|_| {});
+    let other = RefCell::new(None);
+    play("locked", &home, &PATIENT, |serving, what| match what {
+        "lock" => {
+            let conn = Connection::open(home.path("roost.db")).unwrap();
+            conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+            other.replace(Some(conn));
+        }
+        "unlock" => drop(other.take()),
+        other => nothing(serving, other),
+    });
+}
+
+#[test]
+fn a_restored_database_is_accepted_after_a_question() {
+    let (_fleet, home) = fleet(1, 2, &|_| {});
+    play("restored", &home, &PATIENT, nothing);
+}
+
+/// What contrib/try-install looks at on a machine of its own.
+#[test]
+fn what_is_installed_is_seen() {
+    let (_fleet, home) = fleet(1, 1, &|_| {});
+    play("installed", &home, &PATIENT, nothing);
+}
+
+/// A database as the first release left it.
+#[test]
+fn what_is_upgraded_is_seen() {
+    let home = Home::new();
+    std::fs::create_dir(home.dir()).unwrap();
+    let conn = Connection::open(home.path("roost.db")).unwrap();
+    conn.execute_batch(include_str!("../../src/store/migrations/0001.sql")).unwrap();
+    let now = now_ms();
+    let team = "team-0000000000000000000000000";
+    let state =
+        "INSERT INTO state (id, revision, listened_until, created_at) VALUES (1, 0, ?1, ?1)";
+    conn.execute(state, [now]).unwrap();
+    let insert = "INSERT INTO hosts (id, team_id, type, address, intent, liveness, registered_at, \
+         revision, created_at, updated_at) \
+         VALUES (?1, ?2, 'regular', '127.0.0.1:9', 'active', 'alive', ?3, 0, ?3, ?3)";
+    conn.execute(insert, params![host(1), team, now]).unwrap();
+    let insert = "INSERT INTO sandboxes (host_id, id, team_id, status, status_changed_at, \
+         revision, created_at) VALUES (?1, ?2, ?3, 'running', ?4, 0, ?4)";
+    conn.execute(insert, params![host(1), sandbox(1), team, now]).unwrap();
+    conn.execute_batch("PRAGMA application_id = 0x526f6f73; PRAGMA user_version = 1").unwrap();
+    drop(conn);
+    play("upgraded", &home, &PATIENT, nothing);
 }
 
 #[test]

@@ -63,11 +63,17 @@ pub(super) fn healthz() -> Response {
     Response::bytes(200, "text/plain; charset=utf-8", b"ok\n".to_vec())
 }
 
-/// `GET /readyz`: the database answers and the scheduler ran within two intervals.
+/// `GET /readyz`: the database answers and the scheduler ran within two intervals. A second
+/// line says so when the mass guard holds verdicts back.
 pub(super) fn readyz(ready: &Ready) -> Result<Response, Problem> {
     may_work(ready)?;
     crate::store::read::revision(&*ready.read()?)?;
-    Ok(Response::bytes(200, "text/plain; charset=utf-8", b"ready\n".to_vec()))
+    let mut text = String::from("ready\n");
+    if load(&ready.pulse.holding_since_ms) > 0 {
+        text +=
+            "most hosts fell silent together: suspecting our own network, holding the verdict\n";
+    }
+    Ok(Response::bytes(200, "text/plain; charset=utf-8", text.into_bytes()))
 }
 
 /// What can be said without asking the database.
