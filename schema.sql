@@ -159,3 +159,12 @@ CREATE TABLE events (
     reason      TEXT NOT NULL,
     actor       TEXT NOT NULL
 ) STRICT;
+
+-- Every time that this database was restored from a backup.
+CREATE TABLE restores (
+    revision    INTEGER PRIMARY KEY,     -- where it goes on: none after last_known is used twice
+    last_known  INTEGER NOT NULL,        -- newest revision of the backup
+    as_of       INTEGER NOT NULL,        -- newest time that the backup knew of
+    restored_at INTEGER NOT NULL,
+    accepted_at INTEGER                  -- NULL: nothing is decided until an operator says so
+) STRICT;

@@ -49,6 +49,12 @@ fn keys_and_history_are_answered_as_ever() {
 }
 
 #[test]
+fn a_restored_database_is_answered_for_as_ever() {
+    let stage = Stage::restored();
+    play("restored.txt", stage);
+}
+
+#[test]
 fn hosts_are_answered_as_ever() {
     check("hosts.txt", &[]);
 }
@@ -65,9 +71,12 @@ fn what_is_wrong_is_refused_as_ever() {
 
 /// Plays a file against a server of its own and holds it to what it says.
 fn check(file: &str, flags: &[&str]) {
+    play(file, Stage::new(flags));
+}
+
+fn play(file: &str, stage: Stage) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     let script = std::fs::read_to_string(&path).unwrap();
-    let stage = Stage::new(flags);
     let mut names = stage.names();
     let mut out = String::new();
     for part in parts(&script) {
@@ -120,6 +129,18 @@ impl Stage {
         let fleet = sim_fleet(1, 0);
         let home = Home::new();
         let serving = home.serve(&[&FLAGS, flags].concat());
+        Stage { home, fleet, serving }
+    }
+
+    /// A server of a database that was restored a moment ago and that nobody has accepted.
+    fn restored() -> Stage {
+        let (fleet, home) = (sim_fleet(1, 0), Home::new());
+        home.roost(&["db", "init"]).ok();
+        let copy = home.path("copy");
+        let copy = copy.to_str().unwrap();
+        home.roost(&["db", "backup", copy]).ok();
+        home.roost(&["db", "restore", copy]).ok();
+        let serving = home.serve_restored(&FLAGS);
         Stage { home, fleet, serving }
     }
 

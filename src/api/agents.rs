@@ -14,8 +14,10 @@ use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, SandboxId};
 use crate::model::time::Wall;
 use crate::plan::report::ReportKind;
-use crate::store::identity::Registration;
+use crate::store::acceptance::LostToken;
+use crate::store::identity::{REFRESH_TOKEN_LIFE, Registration};
 use crate::store::presence::Beat;
+use crate::store::read;
 use crate::store::reports::AgentReport;
 use crate::store::writer::Command;
 use serde::Serialize;
@@ -73,9 +75,14 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
     let fields = Fields::read(&request.body)?;
     let token = fields.required("token")?;
     let address: AgentAddress = fields.parsed("address")?;
-    let refresh_token = secret::fresh();
+    let token = secret::hash(&token);
+    let refresh_token = match read::host_to_register(&*ready.read()?, &token)? {
+        Some(host) => token::refresh_token(&ready.tokens, host, ready.now().wall),
+        // It is refused below.
+        None => secret::fresh(),
+    };
     let registration = Registration {
-        token: secret::hash(&token),
+        token,
         refresh: secret::hash(&refresh_token),
         address,
         arch: fields.text("arch")?,
@@ -99,20 +106,58 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
 /// `POST /v1/hosts/auth/refresh`
 pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let shown = Fields::read(&request.body)?.required("refresh_token")?;
-    let refresh_token = secret::fresh();
-    let (shown, fresh) = (secret::hash(&shown), secret::hash(&refresh_token));
+    let hash = secret::hash(&shown);
+    let known = read::host_to_refresh(&*ready.read()?, &hash)?;
+    let Some(host) = known.map_or_else(|| take_back(ready, &shown), |host| Ok(Some(host)))? else {
+        return Err(unknown_token(ready));
+    };
+    let fresh = token::refresh_token(&ready.tokens, host, ready.now().wall);
     let lenient = ready.presence.clock_is_suspect();
-    let refreshed = ready.write(|reply| Command::Refresh { shown, fresh, lenient, reply })?;
+    let (shown, fresh_hash) = (hash, secret::hash(&fresh));
+    let refreshed =
+        ready.write(|reply| Command::Refresh { shown, fresh: fresh_hash, lenient, reply })?;
     match refreshed {
-        Some(host) => json(200, &credentials(ready, host, refresh_token)),
-        // A database without any host is an empty one: its agents must wait, not give up.
-        None if ready.presence.is_empty() => {
-            Err(Problem::unavailable("this database knows no host; restore the right one"))
-        }
-        None => {
-            Err(Problem::unauthorized("the refresh token is not valid; register the host anew"))
-        }
+        Some(host) => json(200, &credentials(ready, host, fresh)),
+        None => Err(unknown_token(ready)),
     }
+}
+
+/// A restored database has forgotten the tokens that were given out after the backup; their
+/// signature has not. Whose this one is, if it counts again.
+fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
+    let owner = token::owner(&ready.tokens, shown, ready.presence.ids());
+    let Some((host, issued_at)) = owner else { return Ok(None) };
+    let expires_at = issued_at.after(REFRESH_TOKEN_LIFE);
+    // Of a moment that has not come yet: a clock was ahead, and that one is not believed.
+    if issued_at > ready.now().wall && !ready.presence.clock_is_suspect() {
+        return Ok(None);
+    }
+    let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
+    let counts = ready.write(|reply| Command::TakeBack(lost, reply))?;
+    if counts {
+        log::warn!(
+            "{host} shows a refresh token of {issued_at} that this database does not know: it \
+             was restored from an older backup; the token counts again"
+        );
+    }
+    Ok(counts.then_some(host))
+}
+
+/// Who shows a token that is not known may be told so only where none can have been
+/// forgotten.
+fn unknown_token(ready: &Ready) -> Problem {
+    // A database without any host is an empty one: its agents must wait, not give up.
+    if ready.presence.is_empty() {
+        return Problem::unavailable("this database knows no host; restore the right one");
+    }
+    let now = ready.now().wall;
+    let restored = ready.acceptance.newest();
+    if restored.is_some_and(|restore| now < restore.restored_at.after(REFRESH_TOKEN_LIFE)) {
+        return Problem::unavailable(
+            "this refresh token is not known since the database was restored from a backup",
+        );
+    }
+    Problem::unauthorized("the refresh token is not valid; register the host anew")
 }
 
 /// `POST /v1/hosts/{id}/heartbeat`

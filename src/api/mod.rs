@@ -10,6 +10,7 @@ mod agents;
 mod audit;
 mod body;
 mod capsules;
+mod database;
 pub mod history;
 mod hosts;
 mod keys;
@@ -32,6 +33,7 @@ use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
 use crate::model::time::Now;
 use crate::store::StoreError;
+use crate::store::acceptance::Acceptance;
 use crate::store::keys::Keys;
 use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
@@ -52,6 +54,8 @@ pub enum Wake {
     ProbeNow(HostId),
     /// An operation began.
     Work(Box<Work>),
+    /// A restored database was accepted.
+    Accepted,
 }
 
 /// What the engine shows of itself; read by `/readyz` and `/metrics`.
@@ -110,6 +114,8 @@ pub struct Ready {
     pub history: history::History,
     /// Everybody else's keys.
     pub keys: Arc<Keys>,
+    /// Whether the database was restored, and accepted since.
+    pub acceptance: Arc<Acceptance>,
     /// The engine's pulse.
     pub pulse: Arc<Pulse>,
     /// For what a request asks of an agent while it waits.

@@ -3,7 +3,9 @@
 //! Never: does the work of a resource.
 
 use super::access::Caller;
-use super::{Problem, Ready, agents, audit, capsules, history, hosts, keys, metrics, page, stream};
+use super::{
+    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, page, stream,
+};
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
 use crate::model::host::Intent;
@@ -115,7 +117,11 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Get, "v1/api-keys", Admin(|a| keys::list(a.ready))),
     (Post, "v1/api-keys", Admin(|a| keys::create(a.ready, a.request))),
     (Delete, "v1/api-keys/{id}", Admin(|a| keys::revoke(a.ready, a.id))),
+    (Post, ACCEPT, Admin(|a| database::accept(a.ready, &a.caller))),
 ];
+
+/// The one change that a restored database takes before it is accepted.
+const ACCEPT: &str = "v1/database/accept";
 
 fn route(ready: &Ready, request: &Request) -> Answer {
     let path = segments(&request.path);
@@ -126,13 +132,23 @@ fn route(ready: &Ready, request: &Request) -> Answer {
         return Err(refuse(&path));
     };
     let asked = |caller| Asked { ready, request, caller, id };
+    let changes = method != Get && path.join("/") != ACCEPT;
+    let may_go_on = || if changes { database::awaits(ready) } else { Ok(()) };
     match door {
         Open(answer) => answer(ready, request),
-        Agent(answer) => answer(ready, request, id),
-        Key(answer) => answer(asked(Caller::of(ready, request)?)),
+        Agent(answer) => {
+            may_go_on()?;
+            answer(ready, request, id)
+        }
+        Key(answer) => {
+            let caller = Caller::of(ready, request)?;
+            may_go_on()?;
+            answer(asked(caller))
+        }
         Admin(answer) => {
             let caller = Caller::of(ready, request)?;
             caller.must_be_admin()?;
+            may_go_on()?;
             answer(asked(caller))
         }
     }

@@ -28,10 +28,14 @@ pub fn hash(secret: &str) -> [u8; 32] {
 
 /// A fresh secret: 64 hexadecimal digits.
 pub fn fresh() -> String {
-    let mut bytes = [0; SECRET_BYTES];
-    // An operating system without randomness is beyond help.
+    bytes::<SECRET_BYTES>().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Random bytes. An operating system without randomness is beyond help: panics.
+pub(super) fn bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the system gives random bytes");
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    bytes
 }
 
 /// The operator's key, as a hash.

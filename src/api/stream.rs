@@ -1,6 +1,7 @@
 //! Owns `GET /v1/events`: the history as server-sent events, resumable by revision.
 //!
-//! Never: drops an event silently (a cursor that is too old hears 410), holds up the
+//! Never: drops an event silently (a cursor that is too old, or of a time that a
+//! restore has undone, hears 410), holds up the
 //! writer: it reads the database like every other reader.
 
 use super::access::Caller;
@@ -9,6 +10,7 @@ use super::view::EventView;
 use super::{Problem, Ready, load_newest};
 use crate::http::{Body, Request, Response, StreamWriter};
 use crate::store::StoreError;
+use crate::store::acceptance::is_undone;
 use crate::store::keys::Keys;
 use crate::store::read::{self, HistoryFilter, Readers};
 use crate::store::writer::Revision;
@@ -45,11 +47,18 @@ pub(super) fn events(
         after = Some(last.parse().map_err(wrong)?);
     }
     let newest = ready.revision.newest();
-    let seen = after.unwrap_or(newest).min(newest);
+    let seen = after.unwrap_or(newest);
+    let gone = |what: String| {
+        let message = format!("{what}; read the state, then go on after {newest}");
+        Err(Problem::new(410, "gone", message).with("newest_revision", newest))
+    };
+    if is_undone(&*ready.read()?, seen)? {
+        return gone(format!(
+            "revision {seen} is not of this database, or was undone by a restore"
+        ));
+    }
     if let Some(oldest) = is_gone(&ready.readers, seen)? {
-        let message =
-            format!("events before {oldest} are gone; read the state, then go on after {newest}");
-        return Err(Problem::new(410, "gone", message).with("newest_revision", newest));
+        return gone(format!("events before {oldest} are gone"));
     }
     let feed = Feed {
         readers: ready.readers.clone(),

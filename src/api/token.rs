@@ -1,9 +1,10 @@
-//! Owns host tokens: JWT with HS256 and exactly the claims of interfaces.md section 3.
+//! Owns host tokens: JWT with HS256 and exactly the claims of interfaces.md section 3; and
+//! refresh tokens, which say, to us only, whose they are and when they were given out.
 //!
 //! Never: decides what a bad one is answered with (`agents` does), accepts an algorithm
 //! that the token chose.
 
-use super::secret::TokenKey;
+use super::secret::{self, TokenKey};
 use crate::model::id::HostId;
 use crate::model::time::Wall;
 use base64::Engine as _;
@@ -11,12 +12,20 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use serde::Deserialize;
 use std::time::Duration;
+use subtle::ConstantTimeEq;
 
 /// How long a host token is valid.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Longest token that is looked at, in bytes; ours have about 250.
 const TOKEN_BYTES_MAX: usize = 2048;
+
+/// Bytes of a refresh token that are the moment and chance; as many after them prove the
+/// rest. Fewer can be guessed; more do not fit.
+const NONCE_BYTES: usize = 16;
+
+/// What a refresh token is signed as, so that it cannot be taken for anything else.
+const REFRESH: &[u8] = b"refresh token ";
 
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
@@ -106,6 +115,52 @@ fn is_ours(header: &[u8], claims: &[u8]) -> bool {
         })
 }
 
+/// A refresh token for a host: 64 hexadecimal digits that nobody else can make. It counts
+/// while the database knows its hash; its signature counts only after a restore, when the
+/// database has forgotten what was given out after the backup.
+pub fn refresh_token(key: &TokenKey, host: HostId, now: Wall) -> String {
+    let mut nonce: [u8; NONCE_BYTES] = secret::bytes();
+    nonce[..6].copy_from_slice(&now.0.to_be_bytes()[2..]);
+    hex(&nonce) + &hex(&proof(key, host, &nonce))
+}
+
+/// Whose refresh token this is, and when it was given out, if it is one of these hosts'.
+pub fn owner(
+    key: &TokenKey,
+    token: &str,
+    hosts: impl IntoIterator<Item = HostId>,
+) -> Option<(HostId, Wall)> {
+    let bytes = unhex(token)?;
+    let (nonce, shown) = bytes.split_first_chunk::<NONCE_BYTES>()?;
+    let shown: &[u8; NONCE_BYTES] = shown.try_into().ok()?;
+    let is_of = |host: &HostId| bool::from(proof(key, *host, nonce).ct_eq(shown));
+    let mut moment = [0; 8];
+    moment[2..].copy_from_slice(&nonce[..6]);
+    let host = hosts.into_iter().find(is_of)?;
+    Some((host, Wall(i64::from_be_bytes(moment))))
+}
+
+fn proof(key: &TokenKey, host: HostId, nonce: &[u8; NONCE_BYTES]) -> [u8; NONCE_BYTES] {
+    let mut context = hmac::Context::with_key(&key.0);
+    context.update(REFRESH);
+    context.update(host.to_string().as_bytes());
+    context.update(nonce);
+    let mut proof = [0; NONCE_BYTES];
+    proof.copy_from_slice(&context.sign().as_ref()[..NONCE_BYTES]);
+    proof
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let is_ours = rest.is_empty() && text.len() == 4 * NONCE_BYTES;
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    is_ours.then(|| pairs.iter().map(byte).collect())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,7 +244,29 @@ mod tests {
         assert!(!read(&key(), &format!("{none}.{payload}.")).unwrap().genuine);
     }
 
+    #[test]
+    fn a_refresh_token_says_to_us_whose_it_is_and_to_nobody_else() {
+        let now = Wall(1_779_000_000_123);
+        let token = refresh_token(&key(), host(), now);
+        assert_eq!(token.len(), 64);
+        assert_ne!(token, refresh_token(&key(), host(), now), "chance is in it");
+        let others = (1..100).map(HostId::from_u128);
+        assert_eq!(owner(&key(), &token, others.clone()), Some((host(), now)));
+        assert_eq!(owner(&TokenKey::of("another"), &token, others.clone()), None);
+        assert_eq!(owner(&key(), &token, others.filter(|id| *id != host())), None);
+        assert_eq!(owner(&key(), &token[..62], [host()]), None);
+        assert_eq!(owner(&key(), &secret::fresh(), [host()]), None);
+        assert_eq!(owner(&key(), &"é".repeat(32), [host()]), None);
+    }
+
     proptest! {
+        #[test]
+        fn a_changed_refresh_token_is_nobodys(at in 0usize..64, to in "[0-9a-f]") {
+            let token = refresh_token(&key(), host(), Wall(1_779_000_000_123));
+            let changed = format!("{}{to}{}", &token[..at], &token[at + 1..]);
+            prop_assert!(changed == token || owner(&key(), &changed, [host()]).is_none());
+        }
+
         #[test]
         fn a_changed_token_is_never_genuine(at in 0usize..200, to in "[a-zA-Z0-9_.-]") {
             let token = sign(&key(), host(), Wall(1_779_000_000_000));

@@ -14,7 +14,7 @@ mod run;
 mod sandboxes;
 mod settings;
 
-pub use db::{Db, DbLoad, DbVerify};
+pub use db::{Db, DbAccept, DbFile, DbLoad, DbVerify};
 pub use export::{DbExport, ExportFormat};
 pub use flags::{Flags, KeySet};
 pub use history::{Audit, Events};
@@ -162,14 +162,15 @@ pub enum Command {
   roost audit --limit 10 --before 2026-05-17T06:40:00Z
   roost audit --host host-0000000000000000000000001 --format json")]
     Audit(Audit),
-    /// Make, load, dump or verify a database
+    /// Make, load, dump, verify, back up, restore or migrate a database
     #[command(
         subcommand,
         after_help = "Examples:
   roost db init
   roost db load --db /tmp/roost.db fleet.json
   roost db dump --db /tmp/roost.db
-  roost db verify"
+  roost db verify
+  roost db backup roost-monday.db"
     )]
     Db(Db),
     /// Run simulated hosts, for trying out, tests and load

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::model::host::{Host, HostStatus};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
+use crate::store::acceptance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
 use crate::store::{Connection, StoreError};
 use serde_json::{Value, json};
@@ -57,16 +58,27 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
     let degraded = hosts.iter().filter(|host| host.degraded).count();
     let listened = read::listened_until(&conn).map_err(unreadable)?;
     let revision = read::revision(&conn).map_err(unreadable)?;
+    let awaited = acceptance::newest(&conn).map_err(unreadable)?;
+    let awaited = awaited.filter(|restore| restore.accepted_at.is_none());
     let server = server_state(&ServerClient::of(config, &options.server));
-    let value = json!({
+    let mut value = json!({
         "revision": revision, "listened_until": listened, "hosts": by_status,
         "degraded": degraded, "sandboxes": sandboxes, "server": server,
     });
+    if let Some(restore) = awaited {
+        value["restored"] = json!({"as_of": restore.as_of, "restored_at": restore.restored_at});
+    }
     let counts = |counts: &BTreeMap<&str, u64>| match counts.is_empty() {
         true => "none".to_owned(),
         false => counts.iter().map(|(s, n)| format!("{n} {s}")).collect::<Vec<_>>().join(", "),
     };
     let mut text = format!("server     {}\n", server_words(&server));
+    if let Some(restore) = awaited {
+        text += &format!(
+            "restored   from a backup of {}, not accepted; nothing is decided until `roost db accept`\n",
+            restore.as_of
+        );
+    }
     text += &format!("hosts      {}\n", counts(&by_status));
     if degraded > 0 {
         text += &format!("degraded   {degraded}; see `roost hosts`\n");

@@ -17,6 +17,7 @@ use crate::plan::liveness::{MassGuard, Silence};
 use crate::plan::observation::{AskAgain, Zombie};
 use crate::plan::schedule::{Input, Schedule, Watch};
 use crate::store::StoreError;
+use crate::store::acceptance;
 use crate::store::apply::{Applied, Probed, Written, keep_announcements};
 use crate::store::open::{Lock, copy, open_writer};
 use crate::store::presence::Presence;
@@ -128,6 +129,7 @@ pub fn check(options: &CheckOptions, clock: Arc<dyn Clock>) -> Result<CheckRepor
     }
     if !options.dry_run {
         let _lock = Lock::take(&Lock::path_for(&options.db))?;
+        must_count(&options.db, clock.now().wall)?;
         return Pass::over(&options.db, options, clock)?.run();
     }
     let io = |e: std::io::Error| StoreError::io(std::env::temp_dir(), &e);
@@ -140,6 +142,16 @@ pub fn check(options: &CheckOptions, clock: Arc<dyn Clock>) -> Result<CheckRepor
     let drained = drained.lock().unwrap_or_else(PoisonError::into_inner);
     keep_announcements(&options.db, &drained, clock.now())?;
     Ok(report)
+}
+
+/// Nothing is decided on a restored database before an operator accepts it; a dry run
+/// shows what would be.
+fn must_count(db: &Path, now: Wall) -> Result<(), StoreError> {
+    let restore = acceptance::newest(&open_writer(db, false, now)?)?;
+    match restore.is_some_and(|restore| restore.accepted_at.is_none()) {
+        true => Err(StoreError::NotAccepted),
+        false => Ok(()),
+    }
 }
 
 /// One pass under way.

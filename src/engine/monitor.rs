@@ -61,6 +61,8 @@ pub enum Input {
     Flushed(Result<(), StoreError>),
     /// A portion of the past was given up, or could not be. True: there may be more.
     Pruned(Result<bool, StoreError>),
+    /// A restored database counts from now on.
+    Accepted,
     /// Other numbers count from now on.
     Decide {
         /// For decisions.
@@ -100,6 +102,8 @@ pub struct Monitor {
     judge_at: Mono,
     /// A verdict is being written; judging again would repeat it.
     marking: bool,
+    /// The database was restored and is not accepted: nothing is asked, judged or written.
+    held: bool,
     returning: Vec<HostId>,
     begun: Vec<Work>,
     /// When we asked to be woken.
@@ -127,6 +131,7 @@ impl Monitor {
             prune_at: now,
             judge_at: now,
             marking: false,
+            held: false,
             returning: Vec::new(),
             begun: Vec::new(),
             wake_at: None,
@@ -136,6 +141,11 @@ impl Monitor {
         hosts.sort_by_key(|host| host.id);
         hosts.iter().for_each(|host| monitor.changed(now, host.id));
         monitor
+    }
+
+    /// Asks, judges and writes nothing until [`Input::Accepted`].
+    pub fn hold(&mut self) {
+        self.held = true;
     }
 
     /// Whether verdicts on silent hosts are being held, and since when.
@@ -217,6 +227,7 @@ impl Monitor {
                 self.judge_at = now;
                 self.prune_at = now;
             }
+            Input::Accepted => self.accepted(now),
             Input::Pruned(Ok(true)) => self.prune_at = now.after(PRUNE_NEXT),
             Input::Pruned(Ok(false)) => {}
             Input::Pruned(Err(error)) => log::error!("could not give up the past: {error}"),
@@ -225,6 +236,14 @@ impl Monitor {
                 log::error!("could not flush heartbeats: {error}");
                 self.flush_at = now.after(RETRY_AFTER);
             }
+        }
+    }
+
+    /// Nobody was listened to until now, and nobody knows what was missed.
+    fn accepted(&mut self, now: Mono) {
+        if std::mem::take(&mut self.held) {
+            self.listen_anew(now, true);
+            self.flush_at = now;
         }
     }
 
@@ -289,6 +308,10 @@ impl Monitor {
 
     /// What shall be done now.
     pub fn effects(&mut self, now: Now) -> Vec<Effect> {
+        if self.held {
+            self.judge_at = now.mono.after(self.policy.probe_interval);
+            return Vec::new();
+        }
         let mut effects: Vec<Effect> = self.returning.drain(..).map(Effect::MarkUp).collect();
         effects.extend(self.begun.drain(..).map(|work| Effect::Work(Box::new(work))));
         if !self.marking && self.judge_at <= now.mono {
@@ -335,6 +358,10 @@ impl Monitor {
 
     /// When to look again if nothing happens before.
     pub fn next_wake(&mut self) -> Mono {
+        if self.held {
+            self.wake_at = Some(self.judge_at);
+            return self.judge_at;
+        }
         let judge = (!self.marking).then_some(self.judge_at);
         let wake = judge
             .into_iter()
@@ -375,6 +402,67 @@ mod tests {
                 return at.since(from);
             }
         }
+    }
+
+    #[test]
+    fn while_it_is_held_nothing_is_done_and_rounds_go_on() {
+        let begin = Mono(1_000_000);
+        let address = "127.0.0.1:1".parse().unwrap();
+        let (policy, presence) = (Policy::default(), Arc::new(one_host(address)));
+        let mut monitor = Monitor::new(
+            policy.clone(),
+            Arc::clone(&presence),
+            4,
+            Duration::from_secs(10),
+            0,
+            begin,
+        );
+        monitor.hold();
+        let mut at = begin;
+        for _ in 0..1000 {
+            assert_eq!(monitor.effects(Now { mono: at, wall: Wall(0) }), []);
+            let wake = monitor.next_wake();
+            assert!(at < wake && wake.since(at) <= policy.probe_interval);
+            at = wake;
+        }
+        monitor.handle(at, Input::Accepted);
+        let effects = monitor.effects(Now { mono: at, wall: Wall(0) });
+        let probes = effects.iter().filter(|effect| matches!(effect, Effect::Probe(..)));
+        assert_eq!((probes.count(), effects.contains(&Effect::Flush)), (1, true), "{effects:?}");
+        let is_verdict = |effect: &Effect| matches!(effect, Effect::MarkDown(_));
+        assert!(!effects.iter().any(is_verdict), "nobody had time to be heard");
+        let later = at.after(policy.unreachable_after + Duration::from_secs(1));
+        let effects = monitor.effects(Now { mono: later, wall: Wall(0) });
+        assert!(effects.iter().any(is_verdict), "{effects:?}");
+    }
+
+    /// Presence of one host that was last heard long ago.
+    fn one_host(address: AgentAddress) -> Presence {
+        let host = crate::model::host::Host {
+            id: HostId::from_u128(1),
+            team_id: crate::model::id::PLATFORM_TEAM,
+            kind: "regular".into(),
+            provider: None,
+            availability_zone: None,
+            arch: None,
+            cpu_cores: None,
+            memory_mb: None,
+            disk_gb: None,
+            address: Some(address),
+            intent: crate::model::host::Intent::Active,
+            liveness: Liveness::Alive,
+            registered_at: Some(Wall(0)),
+            rejoining: false,
+            degraded: false,
+            contact_gap: false,
+            last_heartbeat_at: Some(Wall(0)),
+            probe_failure: None,
+            revision: 0,
+            created_at: Wall(0),
+            updated_at: Wall(0),
+        };
+        let now = Now { mono: Mono(1_000_000), wall: Wall(1_000_000_000) };
+        Presence::load(&[host], [], None, false, now)
     }
 
     #[test]

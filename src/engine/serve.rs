@@ -167,6 +167,8 @@ pub fn serve(
     };
     let Core { writer, presence, readers, tokens, admin, unfinished } = core;
     let (revision, figures, keys) = (writer.published(), writer.figures(), writer.keys());
+    let acceptance = writer.acceptance();
+    let awaited = acceptance.awaited();
     let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
     let writer_thread = spawn("writer", move || writer.run(&commands))?;
     let writer = WriterHandle::new(queue);
@@ -184,7 +186,7 @@ pub fn serve(
     );
     let now = clock.now();
     let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
-    let monitor = Monitor::new(
+    let mut monitor = Monitor::new(
         policy,
         Arc::clone(&presence),
         config.workers,
@@ -192,6 +194,14 @@ pub fn serve(
         seed,
         now.mono,
     );
+    if let Some(restore) = awaited {
+        let (as_of, at) = (restore.as_of, restore.restored_at);
+        log::warn!(
+            "the database was restored on {at} from a backup of {as_of} and is not accepted yet: \
+             nothing is decided, and agents are told to wait; look at it, then `roost db accept`"
+        );
+        monitor.hold();
+    }
     pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
     pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
     pulse.last_flush_ms.store(now.mono.0, Ordering::Relaxed);
@@ -213,7 +223,8 @@ pub fn serve(
         post: op_post.clone(),
         scheduler: post.clone(),
     };
-    for work in unfinished {
+    // Whoever accepts a restored database sets its operations going.
+    for work in unfinished.into_iter().filter(|_| awaited.is_none()) {
         drop(op_post.send(OpMail::input(operations::Input::Work(Box::new(work)))));
     }
     let scheduler = Scheduler {
@@ -243,6 +254,7 @@ pub fn serve(
         admin,
         history: History::default(),
         keys,
+        acceptance,
         pulse: Arc::clone(&pulse),
         agent,
         authority,
@@ -347,6 +359,7 @@ fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + 
             Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),
             Wake::Changed(host) => Input::Changed(host),
+            Wake::Accepted => Input::Accepted,
         };
         // After the scheduler has ended nobody needs to be woken.
         drop(post.send(Mail::input(input)));

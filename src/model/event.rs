@@ -81,6 +81,8 @@ vocabulary! {
         Sandbox = "sandbox",
         /// An API key.
         ApiKey = "api_key",
+        /// The database as a whole.
+        Database = "database",
     }
 }
 
@@ -119,6 +121,8 @@ vocabulary! {
         Adopt = "adopt",
         /// Inferred failed.
         Error = "error",
+        /// A restored database counts from now on.
+        Accept = "accept",
     }
 }
 

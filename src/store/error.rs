@@ -10,6 +10,21 @@ use std::path::PathBuf;
 pub enum StoreError {
     /// There is no database at this path.
     Missing(PathBuf),
+    /// There is no file at this path.
+    NoFile(PathBuf),
+    /// Something is at this path already, and stays.
+    Exists(PathBuf),
+    /// A file, or what was copied of it, breaks what every database of ours keeps.
+    NotWhole {
+        /// Which file.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        first: String,
+        /// How many more are.
+        more: usize,
+    },
+    /// The database was restored and nobody has accepted it yet.
+    NotAccepted,
     /// The file is there and is not a Roost database.
     Foreign(PathBuf),
     /// A newer Roost made this database.
@@ -74,6 +89,10 @@ impl StoreError {
             | StoreError::Busy
             | StoreError::Io { .. } => true,
             StoreError::Missing(_)
+            | StoreError::NoFile(_)
+            | StoreError::Exists(_)
+            | StoreError::NotWhole { .. }
+            | StoreError::NotAccepted
             | StoreError::Foreign(_)
             | StoreError::NewerSchema { .. }
             | StoreError::OlderSchema { .. }
@@ -99,6 +118,24 @@ impl fmt::Display for StoreError {
                 "no database at {}; make one with `roost db init` or `roost serve`",
                 path.display()
             ),
+            StoreError::NoFile(path) => write!(f, "there is no file {}", path.display()),
+            StoreError::Exists(path) => write!(
+                f,
+                "{} is there already and is not overwritten; choose another name",
+                path.display()
+            ),
+            StoreError::NotWhole { path, first, more: 0 } => {
+                write!(f, "{} is damaged ({first}); use another backup", path.display())
+            }
+            StoreError::NotWhole { path, first, more } => write!(
+                f,
+                "{} is damaged ({first}, and {more} more); use another backup",
+                path.display()
+            ),
+            StoreError::NotAccepted => f.write_str(
+                "the database was restored and is not accepted yet; look at it, then run \
+                 `roost db accept`",
+            ),
             StoreError::Foreign(path) => {
                 write!(f, "{} is not a roost database; choose another path", path.display())
             }
@@ -110,7 +147,7 @@ impl fmt::Display for StoreError {
             StoreError::OlderSchema { found, known } => write!(
                 f,
                 "the database has schema {found} and this roost needs {known}; \
-                 start `roost serve` once, it migrates"
+                 run `roost db migrate`, or start `roost serve`, which migrates"
             ),
             StoreError::Held { lock, pid } => write!(
                 f,

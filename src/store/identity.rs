@@ -3,6 +3,7 @@
 //! Never: sees a token in clear, only its SHA-256; signs anything (`api` does).
 
 use super::StoreError;
+use super::acceptance::LostToken;
 use super::journal::{Actor, Audit, Event};
 use super::rows;
 use super::writer::{After, Writer};
@@ -230,6 +231,18 @@ impl Writer {
         let expires = now.after(REFRESH_TOKEN_LIFE);
         let (id, host) = (id.to_string(), host.to_string());
         insert.execute(params![token, id, host, parent, now.0, expires.0])?;
+        Ok(())
+    }
+
+    /// A token that was given out before: under what it says of itself.
+    pub(super) fn insert_found_token(&mut self, found: &LostToken) -> Result<(), StoreError> {
+        let id: RefreshTokenId = self.random.id();
+        let (host, LostToken { issued_at, expires_at, .. }) = (found.host.to_string(), found);
+        self.conn.execute(
+            "INSERT INTO refresh_tokens (hash, id, host_id, parent, created_at, expires_at) \
+             VALUES (?1, ?2, ?3, NULL, ?4, ?5)",
+            params![found.hash, id.to_string(), host, issued_at.0, expires_at.0],
+        )?;
         Ok(())
     }
 

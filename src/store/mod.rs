@@ -4,8 +4,10 @@
 //! Never: decides what a probe means (`plan` does, called from here inside the writer's
 //! transaction), talks to an agent or a client.
 
+pub mod acceptance;
 pub mod apply;
 pub mod audit;
+pub mod backup;
 pub mod deletion;
 pub mod error;
 pub mod export;
@@ -20,6 +22,7 @@ mod place;
 pub mod presence;
 pub mod read;
 pub mod reports;
+pub mod restore;
 pub mod retention;
 mod rows;
 pub mod tally;

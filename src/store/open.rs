@@ -6,6 +6,7 @@
 //! released one is never edited; `schema.sql` is changed together with adding one, and
 //! the test below holds that both ways give the same schema.
 
+use super::backup;
 use super::error::StoreError;
 use crate::model::time::Wall;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
@@ -18,8 +19,11 @@ use std::time::Duration;
 pub const SCHEMA: &str = include_str!("../../schema.sql");
 
 /// Steps from an empty database to the current schema.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001.sql"),
+    include_str!("migrations/0002.sql"),
+    include_str!("migrations/0003.sql"),
+];
 
 /// `PRAGMA application_id`: "Roos" in ASCII, so that `file` and we know our own.
 const APPLICATION_ID: i32 = 0x526f_6f73;
@@ -27,7 +31,7 @@ const APPLICATION_ID: i32 = 0x526f_6f73;
 /// How long a connection waits for another process to finish writing. Larger and a stuck
 /// `sqlite3` shell blocks heartbeat flushes for longer; smaller and a backup in progress
 /// looks like an error.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Page cache of the writer in KiB. Larger costs memory for good; smaller re-reads pages
 /// in one batch.
@@ -99,8 +103,37 @@ fn say_pid(file: &mut File) -> std::io::Result<()> {
 }
 
 /// Opens the database at `path` for the one writer; makes it when `create` is set and
-/// there is none; migrates an older one. The caller holds the [`Lock`].
+/// there is none; migrates an older one, of which a copy is kept. The caller holds the
+/// [`Lock`].
 pub fn open_writer(path: &Path, create: bool, now: Wall) -> Result<Connection, StoreError> {
+    let mut conn = connect(path, create)?;
+    migrate(&mut conn, path, now)?;
+    Ok(conn)
+}
+
+/// An older database that was brought to the current schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// Its version before.
+    pub from: i64,
+    /// The database as it was.
+    pub copy: PathBuf,
+}
+
+/// Migrates the database at `path`; `None` when there was nothing to do. The caller holds
+/// the [`Lock`].
+///
+/// # Errors
+/// When no copy can be made, or a step fails: then nothing was changed.
+pub fn migrate_file(path: &Path, now: Wall) -> Result<Option<Migrated>, StoreError> {
+    let mut conn = connect(path, false)?;
+    if version(&conn)? == 0 {
+        return Err(StoreError::Foreign(path.to_owned()));
+    }
+    migrate(&mut conn, path, now)
+}
+
+fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
     let exists = path.try_exists().map_err(|e| StoreError::io(path, &e))?;
     if !exists && !create {
         return Err(StoreError::Missing(path.to_owned()));
@@ -108,9 +141,9 @@ pub fn open_writer(path: &Path, create: bool, now: Wall) -> Result<Connection, S
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | if create { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
-    let mut conn = Connection::open_with_flags(path, flags)?;
+    let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
-    check_identity(&conn, path)?;
+    identity_of(&conn, path)?;
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", "NORMAL")?;
     conn.pragma_update(None, "foreign_keys", "ON")?;
@@ -118,7 +151,6 @@ pub fn open_writer(path: &Path, create: bool, now: Wall) -> Result<Connection, S
     conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     conn.pragma_update(None, "journal_size_limit", 16 * 1024 * 1024)?;
     conn.set_prepared_statement_cache_capacity(64);
-    migrate(&mut conn, now)?;
     Ok(conn)
 }
 
@@ -141,8 +173,7 @@ pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
-    check_identity(&conn, path)?;
-    let found = version(&conn)?;
+    let found = identity_of(&conn, path)?;
     if found < schema_version() {
         return Err(StoreError::OlderSchema { found, known: schema_version() });
     }
@@ -152,18 +183,16 @@ pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 /// Copies a consistent snapshot of the database at `from` to the new file `to`, also
 /// while another process writes.
 pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
-    let from = open_reader(from)?;
-    let mut to = Connection::open(to)?;
-    let backup = rusqlite::backup::Backup::new(&from, &mut to)?;
-    Ok(backup.run_to_completion(1024, Duration::ZERO, None)?)
+    backup::snapshot(&open_reader(from)?, to, &mut |_, _| {})
 }
 
-fn version(conn: &Connection) -> Result<i64, StoreError> {
+pub(super) fn version(conn: &Connection) -> Result<i64, StoreError> {
     Ok(conn.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 
-/// Refuses what is damaged, newer, or somebody else's. An empty file is nobody's yet.
-fn check_identity(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+/// The version of what was opened: refuses what is damaged, newer, or somebody else's. An
+/// empty file is nobody's yet and has version 0.
+pub(super) fn identity_of(conn: &Connection, path: &Path) -> Result<i64, StoreError> {
     let application: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let found = version(conn)?;
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -173,10 +202,21 @@ fn check_identity(conn: &Connection, path: &Path) -> Result<(), StoreError> {
     if found > schema_version() {
         return Err(StoreError::NewerSchema { found, known: schema_version() });
     }
-    Ok(())
+    Ok(found)
 }
 
-fn migrate(conn: &mut Connection, now: Wall) -> Result<(), StoreError> {
+fn migrate(conn: &mut Connection, path: &Path, now: Wall) -> Result<Option<Migrated>, StoreError> {
+    let from = version(conn)?;
+    if from == schema_version() {
+        return Ok(None);
+    }
+    let copy = (from > 0).then(|| backup::before_migration(conn, path, from, now)).transpose()?;
+    upgrade(conn, now)?;
+    Ok(copy.map(|copy| Migrated { from, copy }))
+}
+
+/// Takes a database, also an empty one, to the current schema; no copy is made.
+pub(super) fn upgrade(conn: &mut Connection, now: Wall) -> Result<(), StoreError> {
     let found = version(conn)?;
     if found == schema_version() {
         return Ok(());
@@ -225,15 +265,14 @@ mod tests {
         assert!(schema_of(&fresh).len() > 10);
     }
 
-    /// A file as version 1 left it: the released schema, its marks, a row in every table.
-    fn version_1(path: &Path) -> Connection {
-        let conn = Connection::open(path).unwrap();
-        conn.execute_batch(MIGRATIONS[0]).unwrap();
-        conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
-        conn.pragma_update(None, "user_version", 1).unwrap();
-        conn.pragma_update(None, "journal_mode", "WAL").unwrap();
-        conn.execute_batch(
-            "INSERT INTO state VALUES (1, 1, 5000, 1, 'boot', 1000); \
+    /// What a row of each table of a version looked like that the one before did not have.
+    const ROWS: [&str; 3] = [
+        ROWS_1,
+        "INSERT INTO api_keys VALUES ('k', zeroblob(32), 't', 'ci', '0000', 15, 16)",
+        "INSERT INTO restores VALUES (0, 0, 17, 18, NULL)",
+    ];
+
+    const ROWS_1: &str = "INSERT INTO state VALUES (1, 1, 5000, 1, 'boot', 1000); \
              INSERT INTO hosts (id, team_id, type, intent, liveness, revision, created_at, \
                  updated_at) VALUES ('h', 't', 'regular', 'active', 'alive', 0, 1, 2); \
              INSERT INTO tombstones VALUES ('gone', 3); \
@@ -247,17 +286,25 @@ mod tests {
              INSERT INTO audit_logs VALUES (1, 'l', 't', 'system', NULL, NULL, 'sandbox', 's', \
                  'adopt', 'team', 'warning', '{\"revision\":1}', 13); \
              INSERT INTO events VALUES (1, 14, 'sandbox.running', 'h', 's', 't', NULL, \
-                 'running', 'adopted', 'system')",
-        )
-        .unwrap();
+                 'running', 'adopted', 'system')";
+
+    /// A file as a version left it: the released schema, its marks, a row in every table.
+    fn of_version(version: usize, path: &Path) -> Connection {
+        let conn = Connection::open(path).unwrap();
+        MIGRATIONS[..version].iter().for_each(|step| conn.execute_batch(step).unwrap());
+        conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        conn.pragma_update(None, "user_version", version as i64).unwrap();
+        conn.pragma_update(None, "journal_mode", "WAL").unwrap();
+        ROWS[..version].iter().for_each(|rows| conn.execute_batch(rows).unwrap());
         conn
     }
 
-    /// Every row of the tables of version 1, as text.
-    fn rows_of(conn: &Connection) -> Vec<String> {
-        let v1 = Connection::open_in_memory().unwrap();
-        v1.execute_batch(MIGRATIONS[0]).unwrap();
-        let mut names = v1.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'").unwrap();
+    /// Every row of the tables of a version, as text.
+    fn rows_of(version: usize, conn: &Connection) -> Vec<String> {
+        let then = Connection::open_in_memory().unwrap();
+        MIGRATIONS[..version].iter().for_each(|step| then.execute_batch(step).unwrap());
+        let mut names =
+            then.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'").unwrap();
         let names = names.query_map([], |row| row.get::<_, String>(0)).unwrap();
         let mut all = Vec::new();
         for name in names.map(Result::unwrap) {
@@ -274,23 +321,76 @@ mod tests {
 
     #[test]
     fn a_database_of_version_1_is_migrated_with_all_that_is_in_it() {
+        is_migrated(1, 10);
+    }
+
+    #[test]
+    fn a_database_of_version_2_is_migrated_with_all_that_is_in_it() {
+        is_migrated(2, 11);
+    }
+
+    fn is_migrated(from: usize, tables: usize) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("roost.db");
-        let before = rows_of(&version_1(&path));
-        assert_eq!(before.len(), 10, "a row in every table: {before:#?}");
-        let older = StoreError::OlderSchema { found: 1, known: schema_version() };
+        let before = rows_of(from, &of_version(from, &path));
+        assert_eq!(before.len(), tables, "a row in every table: {before:#?}");
+        let older = StoreError::OlderSchema { found: from as i64, known: schema_version() };
         assert_eq!(open_reader(&path).map(drop), Err(older), "nobody reads it unmigrated");
 
-        let migrated = open_writer(&path, false, Wall(99)).unwrap();
+        let migrated = open_writer(&path, false, Wall(99_000)).unwrap();
         assert_eq!(version(&migrated), Ok(schema_version()));
-        assert_eq!(rows_of(&migrated), before);
+        assert_eq!(rows_of(from, &migrated), before);
         assert_eq!(crate::store::verify::verify(&migrated).unwrap(), [] as [&str; 0]);
         let fresh = Connection::open_in_memory().unwrap();
         fresh.execute_batch(SCHEMA).unwrap();
         assert_eq!(schema_of(&migrated), schema_of(&fresh));
         drop(migrated);
-        let again = open_writer(&path, false, Wall(100)).unwrap();
-        assert_eq!((version(&again), rows_of(&again)), (Ok(schema_version()), before));
+        let again = open_writer(&path, false, Wall(100_000)).unwrap();
+        assert_eq!(
+            (version(&again), rows_of(from, &again)),
+            (Ok(schema_version()), before.clone())
+        );
+        drop(again);
+
+        let copy = dir.path().join(format!("roost.db.v{from}-19700101T000139Z"));
+        let copy = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        assert_eq!((version(&copy), rows_of(from, &copy)), (Ok(from as i64), before));
+        drop(copy);
+        let names = std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names, 2, "the database and one copy, and nothing beside either");
+    }
+
+    #[test]
+    fn the_newest_copies_from_before_migrations_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("roost.db");
+        for (version, at) in [(1, 1), (2, 2), (1, 3)] {
+            drop(of_version(version, &path));
+            let migrated = migrate_file(&path, Wall(at * 1000)).unwrap().unwrap();
+            assert_eq!(migrated.from, version as i64);
+            assert!(migrated.copy.exists());
+            assert_eq!(migrate_file(&path, Wall(9000)), Ok(None), "nothing is left to do");
+            std::fs::remove_file(&path).unwrap();
+        }
+        let entries = std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap);
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["roost.db.v1-19700101T000003Z", "roost.db.v2-19700101T000002Z"]);
+    }
+
+    #[test]
+    fn without_a_copy_nothing_is_migrated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("roost.db");
+        let before = rows_of(1, &of_version(1, &path));
+        // A directory is where the copy is to be written.
+        std::fs::create_dir(dir.path().join("roost.db.v1-19700101T000001Z.part")).unwrap();
+        let refused = migrate_file(&path, Wall(1000)).unwrap_err();
+        assert!(matches!(&refused, StoreError::Disk(why) if why.contains("nothing was changed")));
+        assert!(refused.may_pass(), "a server goes on answering and tries again");
+        let conn = Connection::open(&path).unwrap();
+        assert_eq!((version(&conn), rows_of(1, &conn)), (Ok(1), before));
     }
 
     #[test]

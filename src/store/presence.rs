@@ -179,6 +179,11 @@ impl Presence {
         inner.hosts.is_empty() && inner.deleted.is_empty()
     }
 
+    /// Every host that is known, in no order.
+    pub fn ids(&self) -> Vec<HostId> {
+        self.lock().hosts.keys().copied().collect()
+    }
+
     /// One host.
     pub fn get(&self, host: HostId) -> Option<HostNow> {
         self.lock().hosts.get(&host).map(|entry| entry.now.clone())

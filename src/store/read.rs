@@ -4,6 +4,7 @@
 //! Never: writes, blocks the writer (WAL snapshots), decides who may see what (`api`).
 
 use super::StoreError;
+use super::identity::TokenHash;
 use super::open::open_reader;
 use super::rows;
 use crate::model::event::{AuditEntry, Event};
@@ -112,6 +113,21 @@ pub fn listened_until(conn: &Connection) -> Result<Option<Wall>, StoreError> {
 pub fn tombstones(conn: &Connection) -> Result<Vec<HostId>, StoreError> {
     let mut select = conn.prepare_cached("SELECT host_id FROM tombstones ORDER BY host_id")?;
     collect(select.query([])?, |row| rows::id(row, 0))
+}
+
+/// The host that this registration token was made for, valid or not.
+pub fn host_to_register(
+    conn: &Connection,
+    token: &TokenHash,
+) -> Result<Option<HostId>, StoreError> {
+    let sql = "SELECT host_id FROM registration_tokens WHERE hash = ?1";
+    Ok(conn.prepare_cached(sql)?.query_row([token], |row| rows::id(row, 0)).optional()?)
+}
+
+/// The host that this refresh token was given to, valid or not.
+pub fn host_to_refresh(conn: &Connection, token: &TokenHash) -> Result<Option<HostId>, StoreError> {
+    let sql = "SELECT host_id FROM refresh_tokens WHERE hash = ?1";
+    Ok(conn.prepare_cached(sql)?.query_row([token], |row| rows::id(row, 0)).optional()?)
 }
 
 /// All hosts, in order of ids.

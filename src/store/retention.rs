@@ -5,6 +5,7 @@
 //! writer calls it when the monitor says that it is time.
 
 use super::StoreError;
+use super::acceptance::skipped;
 use super::presence::CLOCK_JUMP;
 use super::writer::Writer;
 use crate::model::time::{Now, Wall};
@@ -55,7 +56,12 @@ impl Writer {
         let older = |at: Wall, than: Option<Wall>| than.is_some_and(|than| at < than);
 
         let (events_from, newest) = (before(keep.events_age), self.revision);
-        let too_many = |revision: u64| revision + keep.events_count as u64 <= newest;
+        let skipped = skipped(&self.conn)?;
+        let too_many = |revision: u64| {
+            let later = skipped.iter().filter(|(last, _)| *last >= revision);
+            let never_used: u64 = later.map(|(last, next)| next - last).sum();
+            revision + never_used + keep.events_count as u64 <= newest
+        };
         let mut rows = self.prune_history(&EVENTS, rows_max, |revision, at| {
             too_many(revision) || older(at, events_from)
         })?;

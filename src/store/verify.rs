@@ -14,12 +14,15 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "the last revision has no event",
         "SELECT revision FROM state WHERE revision > 0 \
-         AND revision IS NOT (SELECT max(revision) FROM events)",
+         AND revision IS NOT (SELECT max(revision) FROM events) \
+         AND revision NOT IN (SELECT revision FROM restores)",
     ),
     (
         "revisions have a gap",
-        "SELECT min(revision) FROM events \
-         HAVING count(*) > 0 AND max(revision) - min(revision) + 1 <> count(*)",
+        "SELECT low FROM \
+         (SELECT min(revision) AS low, max(revision) AS high, count(*) AS n FROM events) \
+         WHERE n > 0 AND high - low + 1 <> n + (SELECT coalesce(sum(r.revision - r.last_known), 0) \
+             FROM restores r WHERE r.last_known >= low AND r.revision < high)",
     ),
     (
         "a sandbox changed without its event",
@@ -63,6 +66,20 @@ const INVARIANTS: &[(&str, &str)] = &[
 
 /// Everything that is wrong with the database, a line each; empty when it is whole.
 pub fn verify(conn: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut wrong = integrity(conn)?;
+    for (meaning, query) in INVARIANTS {
+        let mut select = conn.prepare(query)?;
+        let mut rows = select.query([])?;
+        if let Some(row) = rows.next()? {
+            let example: rusqlite::types::Value = row.get(0)?;
+            wrong.push(format!("{meaning} (for example {})", shown(&example)));
+        }
+    }
+    Ok(wrong)
+}
+
+/// What is wrong in SQLite's eyes: all that can be asked of an older schema.
+pub(super) fn integrity(conn: &Connection) -> Result<Vec<String>, StoreError> {
     let mut wrong = Vec::new();
     let mut check = conn.prepare("PRAGMA integrity_check(20)")?;
     let lines = check.query_map([], |row| row.get::<_, String>(0))?;
@@ -77,14 +94,6 @@ pub fn verify(conn: &Connection) -> Result<Vec<String>, StoreError> {
     while let Some(row) = rows.next()? {
         let (table, parent): (String, String) = (row.get(0)?, row.get(1)?);
         wrong.push(format!("a row of {table} names no row of {parent}"));
-    }
-    for (meaning, query) in INVARIANTS {
-        let mut select = conn.prepare(query)?;
-        let mut rows = select.query([])?;
-        if let Some(row) = rows.next()? {
-            let example: rusqlite::types::Value = row.get(0)?;
-            wrong.push(format!("{meaning} (for example {})", shown(&example)));
-        }
     }
     Ok(wrong)
 }

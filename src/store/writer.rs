@@ -5,6 +5,7 @@
 //! but the disk. One closed enum says everything that can be written.
 
 use super::StoreError;
+use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
 use super::identity::{NewHost, Registration, TokenHash};
@@ -109,6 +110,10 @@ pub enum Command {
     CreateKey(Box<NewKey>, Reply<Option<ApiKey>>),
     /// An operator revokes an API key. False: no such key.
     RevokeKey(KeyId, Actor, Reply<bool>),
+    /// An operator accepts a restored database. `None`: it was not restored.
+    Accept(Actor, Reply<Option<Accepted>>),
+    /// An agent shows a token that was given out after the backup. True: it counts.
+    TakeBack(LostToken, Reply<bool>),
     /// The server ends in order: nothing is under way any more.
     EndServing(Reply<()>),
     /// Nothing is written: the reply runs between two transactions.
@@ -220,6 +225,7 @@ pub struct Writer {
     pub(super) records: HashMap<HostId, HostRecord>,
     pub(super) random: Random,
     pub(super) keys: Arc<Keys>,
+    pub(super) acceptance: Arc<Acceptance>,
     /// Operations whose outcome looks at their hosts decide.
     pub(super) looking: HashMap<OpId, Looking>,
     /// Sandboxes whose pause ended before the agent answered, and until when it may yet
@@ -256,6 +262,7 @@ pub(super) enum After {
     KeyRevoked(KeyId),
     OperationClosed { op: OpId, kind: OperationKind, failed: bool },
     AnswerLost(HostId),
+    Accepted(Now),
 }
 
 type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -286,10 +293,12 @@ impl Writer {
         let published = Arc::new(Revision::default());
         published.publish(revision);
         let keys = Arc::new(Keys::load(&conn)?);
+        let acceptance = Arc::new(Acceptance::load(&conn)?);
         let place = Place::of(&conn)?;
         Ok(Writer {
             conn,
             keys,
+            acceptance,
             policy,
             presence,
             records: HashMap::new(),
@@ -319,6 +328,11 @@ impl Writer {
         Arc::clone(&self.keys)
     }
 
+    /// Whether the database was restored, and accepted since, shared.
+    pub fn acceptance(&self) -> Arc<Acceptance> {
+        Arc::clone(&self.acceptance)
+    }
+
     /// The figures, shared.
     pub fn figures(&self) -> Arc<WriterFigures> {
         Arc::clone(&self.figures)
@@ -338,8 +352,9 @@ impl Writer {
             }
             self.execute(batch);
         }
-        // Leaves one file behind where readers allow it; the next start does without.
-        if let Err(error) = self.conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+        // The log itself goes when the last connection does. Cutting it off here would take
+        // from whoever replicates it what was not read yet.
+        if let Err(error) = self.conn.execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
             log::debug!("could not fold the write-ahead log in: {error}");
         }
     }
@@ -478,6 +493,7 @@ impl Writer {
             | After::KeyCreated(..)
             | After::KeyRevoked(_)
             | After::OperationClosed { .. }
+            | After::Accepted(_)
             | After::AnswerLost(_) => {}
         }
     }
@@ -498,6 +514,7 @@ impl Writer {
                 self.presence.delete(host);
             }
             After::AnswerLost(host) => self.presence.answer_lost(host),
+            After::Accepted(now) => self.make_accepted(now),
             After::OperationClosed { op, kind, failed } => {
                 let counters = if failed { &self.figures.failed } else { &self.figures.succeeded };
                 counters.count(kind as usize);
@@ -617,6 +634,10 @@ impl Task {
             }
             Command::RevokeKey(key, actor, reply) => {
                 Task::durable(reply, move |w| w.revoke_key(key, &actor, now))
+            }
+            Command::Accept(actor, reply) => Task::durable(reply, move |w| w.accept(&actor, now)),
+            Command::TakeBack(lost, reply) => {
+                Task::durable(reply, move |w| w.take_back_token(lost))
             }
             Command::EndServing(reply) => Task::durable(reply, |w| {
                 Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)

@@ -8,6 +8,7 @@
 
 pub mod agents;
 pub mod client;
+pub mod docs;
 pub mod random;
 pub mod server;
 pub mod token;

@@ -30,6 +30,17 @@ impl Home {
         self.served(self.serving(flags))
     }
 
+    /// Starts `roost serve` on a database that nobody has accepted; waits until it answers.
+    pub fn serve_restored(&self, flags: &[&str]) -> Serving {
+        let mut serving = Serving::start(self.serving(flags));
+        let read_key = || std::fs::read_to_string(self.path("admin.key")).ok();
+        serving.key = eventually("the admin key", read_key).trim().to_owned();
+        eventually("an answer of the open database", || {
+            serving.try_get("/v1/hosts").ok().filter(|answer| answer.status == 200)
+        });
+        serving
+    }
+
     /// The command that `serve` starts.
     pub fn serving(&self, flags: &[&str]) -> Command {
         self.command(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat())

@@ -126,6 +126,8 @@ families! {
         "The setting probe_interval; the scheduler makes a round at least so often.";
     ROUND_AGE = Gauge "roost_scheduler_round_age_seconds" []
         "Time since the scheduler's last round; late beyond two probe intervals.";
+    RESTORED = Gauge "roost_restored_not_accepted" []
+        "1 while a restored database waits for `roost db accept`, else 0.";
     MASS_GUARD = Gauge "roost_mass_guard_holding" []
         "1 while the verdict on most of the fleet is held, else 0.";
     MASS_GUARD_FOR = Gauge "roost_mass_guard_holding_seconds" []

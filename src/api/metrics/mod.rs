@@ -82,6 +82,7 @@ fn may_work(ready: &Ready) -> Result<(), Problem> {
     if let Some(trouble) = ready.figures.trouble() {
         return Err(Problem::unavailable(format!("the database cannot be used: {trouble}")));
     }
+    super::database::awaits(ready)?;
     let since_round = ready.now().mono.0.saturating_sub(load(&ready.pulse.last_round_ms));
     if since_round > load(&ready.pulse.interval_ms).saturating_mul(2) {
         return Err(Problem::unavailable(format!(
@@ -191,6 +192,7 @@ fn monitored(ready: &Ready, out: &mut Scrape, now: Now) {
     out.one(&f::PROBE_INTERVAL, seconds(Duration::from_millis(load(&pulse.interval_ms))));
     out.one(&f::ROUND_AGE, since(load(&pulse.last_round_ms)));
     let holding_since = Some(load(&pulse.holding_since_ms)).filter(|since| *since > 0);
+    out.one(&f::RESTORED, u8::from(ready.acceptance.awaited().is_some()));
     out.one(&f::MASS_GUARD, u8::from(holding_since.is_some()));
     out.one(&f::MASS_GUARD_FOR, holding_since.map_or(0.0, since));
     let expires_s = Some(load(&pulse.certificate_expires_s)).filter(|expires_s| *expires_s > 0);
@@ -228,6 +230,10 @@ fn word_of(trouble: &StoreError) -> &'static str {
         StoreError::Moved(_) => "moved",
         StoreError::Busy => "busy",
         StoreError::Missing(_)
+        | StoreError::NoFile(_)
+        | StoreError::Exists(_)
+        | StoreError::NotWhole { .. }
+        | StoreError::NotAccepted
         | StoreError::Foreign(_)
         | StoreError::NewerSchema { .. }
         | StoreError::OlderSchema { .. }
