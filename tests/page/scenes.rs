@@ -141,8 +141,15 @@ fn a_database_that_cannot_be_used_is_told_above_everything() {
 
 #[test]
 fn a_restored_database_is_accepted_after_a_question() {
+    let Some(tools) = tools() else { return };
     let (_fleet, home) = fleet(1, 2, &|_| {});
-    play("restored", &home, &PATIENT, nothing);
+    home.serve(&PATIENT).stop();
+    let backup = home.path("backup.db");
+    home.roost(&["db", "backup", backup.to_str().unwrap()]).ok();
+    home.roost(&["db", "restore", backup.to_str().unwrap()]).ok();
+    let serving = home.serve_restored(&PATIENT);
+    tools.play("restored", &Place::of(&serving), |what| nothing(&serving, what));
+    serving.stop();
 }
 
 /// What contrib/try-install looks at on a machine of its own.
