@@ -171,6 +171,19 @@ pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     if !path.try_exists().map_err(|e| StoreError::io(path, &e))? {
         return Err(StoreError::Missing(path.to_owned()));
     }
+    match reader(path) {
+        // Whoever was killed in the middle of a change left it to be taken back by the next
+        // that may write.
+        Err(StoreError::Disk(_)) => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            identity_of(&Connection::open_with_flags(path, flags)?, path)?;
+            reader(path)
+        }
+        opened => opened,
+    }
+}
+
+fn reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
@@ -419,6 +432,28 @@ mod tests {
             refused("newer"),
             StoreError::NewerSchema { found: 99, known: schema_version() }
         );
+    }
+
+    /// As `kill -9` in the middle of a transaction leaves it, without a log of its own.
+    #[test]
+    fn a_reader_takes_back_what_was_left_half_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, left) = (dir.path().join("roost.db"), dir.path().join("left.db"));
+        let conn = open_writer(&path, true, Wall(0)).unwrap();
+        conn.pragma_update(None, "journal_mode", "DELETE").unwrap();
+        conn.pragma_update(None, "cache_size", 1).unwrap();
+        conn.execute_batch("BEGIN; UPDATE state SET revision = 7").unwrap();
+        conn.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(1000000))")
+            .unwrap();
+        for (end, to) in [("", "left.db"), ("-journal", "left.db-journal")] {
+            let from = backup::beside(&path, end);
+            std::fs::copy(from, dir.path().join(to)).unwrap();
+        }
+        assert!(matches!(reader(&left), Err(StoreError::Disk(_))), "or nothing is shown here");
+        let revision = |conn: &Connection| {
+            conn.query_row("SELECT revision FROM state", [], |row| row.get::<_, i64>(0))
+        };
+        assert_eq!(revision(&open_reader(&left).unwrap()), Ok(0));
     }
 
     #[test]
