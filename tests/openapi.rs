@@ -13,10 +13,12 @@ mod support;
 #[path = "openapi/python.rs"]
 mod python;
 
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::random::number_in;
+use support::server::Serving;
 use support::{Home, eventually, sim_fleet};
 
 const DOCUMENT: &str = include_str!("../docs/openapi.yaml");
@@ -120,11 +122,12 @@ fn the_golden_answers_conform() {
 #[test]
 fn schemathesis_finds_nothing() {
     let Some(python) = python::with_packages() else { return };
-    let fleet = sim_fleet(2, 0);
+    let fleet = sim_fleet(1, 0);
     let home = Home::new();
-    let serving = home.serve(&["--probe-interval", "1h"]);
-    let agents = fleet.hosts().iter().map(|host| serving.register(&host.address().to_string()));
-    let agents: Vec<_> = agents.collect();
+    // Nobody beats but who is asked to.
+    let serving = home.serve(&["--probe-interval", "1h", "--unreachable-after", "1d"]);
+    let agent = serving.register(&fleet.hosts()[0].address().to_string());
+    let capsules = [running_capsule(&serving), running_capsule(&serving)].join(" ");
     let count = number_in("ROOST_SCHEMATHESIS_EXAMPLES").unwrap_or(EXAMPLES).to_string();
     let here: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi");
     let url = format!("http://{}", serving.address());
@@ -134,13 +137,26 @@ fn schemathesis_finds_nothing() {
     let more = ["-n", &count, "--seed", "1", "--request-timeout", "30", "--continue-on-failure"];
     let env = [
         ("SCHEMATHESIS_HOOKS", "hooks"),
+        ("ROOST_URL", &url),
         ("ROOST_KEY", serving.key()),
-        ("ROOST_HOST_TOKEN", agents[0]["token"].as_str().unwrap()),
+        ("ROOST_AGENT", &agent.to_string()),
+        ("ROOST_CAPSULES", &capsules),
     ];
     python.st(&[&args[..], &more[..]].concat(), &env);
     serving.stop();
     home.verify();
     fleet.shutdown(Duration::from_secs(1));
+}
+
+/// Starts a small capsule and waits until it runs; its id.
+fn running_capsule(serving: &Serving) -> String {
+    let made = serving.post("/v1/capsules", &json!({"memory_mb": 1})).json();
+    let id = made["id"].as_str().unwrap().to_owned();
+    eventually("a capsule that runs", || {
+        let now = serving.get(&format!("/v1/capsules/{id}")).json();
+        (now["status"] == "running").then_some(())
+    });
+    id
 }
 
 #[test]
