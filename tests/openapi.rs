@@ -120,6 +120,24 @@ fn the_golden_answers_conform() {
 }
 
 #[test]
+fn the_stream_conforms() {
+    let Some(python) = python::with_packages() else { return };
+    let fleet = sim_fleet(1, 0);
+    let home = Home::new();
+    let serving = home.serve(&["--probe-interval", "1h", "--unreachable-after", "1d"]);
+    serving.register(&fleet.hosts()[0].address().to_string());
+    running_capsule(&serving);
+    // A host that registered, and a capsule that was pending, starting, running.
+    let events = serving.metric("roost_revision").to_string();
+    let address = serving.address().to_string();
+    let env =
+        [("ROOST_KEY", serving.key()), ("ROOST_ADDRESS", &address), ("ROOST_EVENTS", &events)];
+    python.run("tests/openapi/stream.py", &[], &env);
+    serving.stop();
+    fleet.shutdown(Duration::from_secs(1));
+}
+
+#[test]
 fn schemathesis_finds_nothing() {
     let Some(python) = python::with_packages() else { return };
     let fleet = sim_fleet(1, 0);

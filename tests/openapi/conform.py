@@ -76,14 +76,30 @@ def complaints(method, path, status, headers, body):
         return [f"{status} is not in the document"]
     if "$ref" in answer:
         answer = DOCUMENT["components"]["responses"][answer["$ref"].split("/")[-1]]
+    wrong = unlike(answer.get("headers", {}), headers)
     content = answer.get("content", {})
     if not content:
-        return [f"has a body: {body}"] if body.strip() else []
+        return wrong + ([f"has a body: {body}"] if body.strip() else [])
     kind = headers.get("content-type", "application/json")
     if kind not in content:
-        return [f"{kind} is not in the document"]
+        return wrong + [f"{kind} is not in the document"]
     value = json.loads(body) if kind == "application/json" else body + "\n"
-    return is_valid(content[kind]["schema"], value)
+    return wrong + is_valid(content[kind]["schema"], value)
+
+
+def unlike(said, headers):
+    """What is wrong with these headers."""
+    wrong = []
+    for name, header in said.items():
+        if "$ref" in header:
+            header = DOCUMENT["components"]["headers"][header["$ref"].split("/")[-1]]
+        value = headers.get(name)
+        if value is None:
+            wrong += [f"has no {name}"] if header.get("required") else []
+        else:
+            value = int(value) if header["schema"].get("type") == "integer" else value
+            wrong += [f"{name}: {why}" for why in is_valid(header["schema"], value)]
+    return wrong
 
 
 def conversations(text):
@@ -97,17 +113,22 @@ def conversations(text):
         yield method, path, status, headers, "\n".join(lines)
 
 
-wrong, seen = [], 0
-for file in sorted((ROOT / "tests/golden").glob("*.txt")):
-    text = real(file.read_text())
-    for method, path, status, headers, body in conversations(text):
-        seen += 1
-        wrong += [f"{file.name}: {method} {path} {status}: {why}" for why in complaints(method, path, status, headers, body)]
-    for data in re.findall(r"^< data: (.*)$", text, re.M):
-        seen += 1
-        why = is_valid({"$ref": "#/components/schemas/Event"}, json.loads(data))
-        wrong += [f"{file.name}: {data}: {one}" for one in why]
-if seen < 100:
-    wrong.append(f"only {seen} answers found")
-print("\n".join(wrong) or f"{seen} answers conform")
-sys.exit(bool(wrong))
+def main():
+    wrong, seen = [], 0
+    for file in sorted((ROOT / "tests/golden").glob("*.txt")):
+        text = real(file.read_text())
+        for method, path, status, headers, body in conversations(text):
+            seen += 1
+            wrong += [f"{file.name}: {method} {path} {status}: {why}" for why in complaints(method, path, status, headers, body)]
+        for data in re.findall(r"^< data: (.*)$", text, re.M):
+            seen += 1
+            why = is_valid({"$ref": "#/components/schemas/Event"}, json.loads(data))
+            wrong += [f"{file.name}: {data}: {one}" for one in why]
+    if seen < 100:
+        wrong.append(f"only {seen} answers found")
+    print("\n".join(wrong) or f"{seen} answers conform")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
