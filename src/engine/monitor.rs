@@ -112,6 +112,11 @@ pub struct Monitor {
     held: Option<usize>,
 }
 
+/// Milliseconds of a probe interval; a round is due at least so often.
+pub fn interval_ms(policy: &Policy) -> u64 {
+    u64::try_from(policy.probe_interval.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Monitor {
     /// A monitor that begins to listen now and probes everybody at once.
     pub fn new(
@@ -161,9 +166,9 @@ impl Monitor {
         self.held
     }
 
-    /// Milliseconds of a probe interval; a round is due at least so often.
+    /// See [`interval_ms`].
     pub fn interval_ms(&self) -> u64 {
-        u64::try_from(self.policy.probe_interval.as_millis()).unwrap_or(u64::MAX)
+        interval_ms(&self.policy)
     }
 
     /// Probes in flight.
