@@ -120,7 +120,8 @@ impl Door {
         let api = Arc::new(Api::new());
         let tls = https.as_ref().map(Https::source);
         let server = ServerConfig { tls, ..ServerConfig::default() };
-        let http = Server::start(vec![listener], api.clone(), server).map_err(StartError::System)?;
+        let http =
+            Server::start(vec![listener], api.clone(), server).map_err(StartError::System)?;
         Ok(Door { address, https, http, api, authority, agent })
     }
 }
@@ -263,8 +264,7 @@ impl Parts {
             agent: door.agent.clone(),
             bell,
         };
-        let mail =
-            Mailboxes { scheduler: scheduler_mail, operations: operations_mail, bell: rung };
+        let mail = Mailboxes { scheduler: scheduler_mail, operations: operations_mail, bell: rung };
         (parts, mail)
     }
 
@@ -294,8 +294,7 @@ impl Parts {
             let now = parts.clock.now();
             let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
             let presence = Arc::clone(&parts.presence);
-            let mut monitor =
-                Monitor::new(policy, presence, workers, flush_every, seed, now.mono);
+            let mut monitor = Monitor::new(policy, presence, workers, flush_every, seed, now.mono);
             if held {
                 monitor.hold();
             }
