@@ -310,6 +310,8 @@ fn starts_when_it_can(spoil: fn(&SmallDisk), mend: fn(&SmallDisk), words: &[&str
     // All of its log is copied back. With room left in it, a full disk would do.
     let log = std::fs::File::options().write(true).open(home.path("roost.db-wal")).unwrap();
     log.set_len(0).unwrap();
+    // Nobody makes a disk read-only on which a file is open for writing.
+    drop(log);
     let token = home.token(&host(1));
     spoil(&disk);
     let logs = tempfile::tempdir().unwrap();

@@ -161,7 +161,11 @@ fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
 pub fn begin_serving(conn: &Connection, boot_id: Option<&str>) -> Result<bool, StoreError> {
     let (serving, boot): (bool, Option<String>) =
         conn.query_row("SELECT serving, boot_id FROM state", [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    // Who was killed may have left a log that is due to be copied back: that can wait for the
+    // writer's first transaction, and a start for it cannot.
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.execute("UPDATE state SET serving = 1, boot_id = ?1", [boot_id])?;
+    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     let restarted = boot.is_some_and(|before| Some(before.as_str()) != boot_id);
     Ok(serving || restarted)
 }
