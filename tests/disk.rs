@@ -326,12 +326,7 @@ impl Beside {
 
 /// Agents that get no answer three times pause everything: a server that cannot write yet
 /// answers them all the same, and begins when it can.
-fn starts_when_it_can(
-    beside: Beside,
-    spoil: fn(&SmallDisk),
-    mend: fn(&SmallDisk),
-    words: &[&str],
-) {
+fn starts_when_it_can(beside: Beside, spoil: fn(&SmallDisk), mend: fn(&SmallDisk), words: &[&str]) {
     let Some(disk) = SmallDisk::mount() else { return };
     let (_agents, fleet) = two_hosts();
     let home = disk.home();
