@@ -144,12 +144,13 @@ fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
     if path.is_dir() {
         return Err(StoreError::Foreign(path.to_owned()));
     }
-    connect_file(path, create).map_err(|error| match error {
-        StoreError::CannotOpen(what) => match disk_of(path) {
-            Some(why) => StoreError::Disk(format!("{what}: {why}")),
-            None => StoreError::CannotOpen(what),
-        },
-        error => error,
+    connect_file(path, create).map_err(|error| {
+        if let StoreError::CannotOpen(what) = &error
+            && let Some(why) = disk_of(path)
+        {
+            return StoreError::Disk(format!("{what}: {why}"));
+        }
+        error
     })
 }
 
