@@ -422,3 +422,26 @@ fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + 
         drop(post.send(Mail::input(input)));
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_works_before_the_gate_opens_and_a_failed_start_leaves_nobody() {
+        let (tell, told) = crossbeam_channel::unbounded();
+        let work = |name: &'static str| {
+            let tell = tell.clone();
+            move || tell.send(name).is_ok()
+        };
+        let (opened, failed) = (Gate::new(), Gate::new());
+        let left = failed.spawn("test", work("left")).unwrap();
+        let threads = [(); 3].map(|()| opened.spawn("test", work("works")).unwrap());
+        assert!(told.is_empty());
+        drop(failed);
+        assert!(!left.join().unwrap());
+        opened.open();
+        assert!(threads.into_iter().all(|thread| thread.join().unwrap()));
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["works"; 3]);
+    }
+}
