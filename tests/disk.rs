@@ -299,17 +299,40 @@ impl Drop for Starting {
     }
 }
 
+/// What of its log is beside a database. A log with room in it would do for a start on a
+/// full disk.
+#[derive(Debug, Clone, Copy)]
+enum Beside {
+    /// A log in which nothing is: all of it was copied back.
+    EmptyLog,
+    /// Nothing, as after a restore or a copy of the file.
+    Nothing,
+}
+
+impl Beside {
+    fn leave(self, home: &Home) {
+        let log = home.path("roost.db-wal");
+        match self {
+            Beside::EmptyLog => std::fs::write(&log, "").unwrap(),
+            Beside::Nothing => {
+                let database = rusqlite::Connection::open(home.path("roost.db")).unwrap();
+                database.execute_batch("SELECT * FROM state").unwrap();
+                database.close().unwrap();
+                assert!(!log.exists() && !home.path("roost.db-shm").exists());
+            }
+        }
+    }
+}
+
 /// Agents that get no answer three times pause everything: a server that cannot write yet
 /// answers them all the same, and begins when it can.
-fn starts_when_it_can(spoil: fn(&SmallDisk), mend: fn(&SmallDisk), words: &[&str]) {
+fn starts_when_it_can(beside: Beside, spoil: fn(&SmallDisk), mend: fn(&SmallDisk), words: &[&str]) {
     let Some(disk) = SmallDisk::mount() else { return };
     let (_agents, fleet) = two_hosts();
     let home = disk.home();
     home.load(&fleet);
     home.serve(FLAGS).stop();
-    // All of its log is copied back. With room left in it, a full disk would do.
-    let log = std::fs::File::options().write(true).open(home.path("roost.db-wal")).unwrap();
-    log.set_len(0).unwrap();
+    beside.leave(&home);
     let token = home.token(&host(1));
     spoil(&disk);
     let logs = tempfile::tempdir().unwrap();
@@ -328,15 +351,35 @@ fn starts_when_it_can(spoil: fn(&SmallDisk), mend: fn(&SmallDisk), words: &[&str
     home.verify();
 }
 
+fn starts_when_there_is_room(beside: Beside) {
+    let words = ["the disk refused a write", "free space"];
+    starts_when_it_can(beside, SmallDisk::fill, SmallDisk::free, &words);
+}
+
+fn starts_when_it_can_be_written(beside: Beside) {
+    let set = |disk: &SmallDisk| disk.set_read_only(true);
+    let unset = |disk: &SmallDisk| disk.set_read_only(false);
+    starts_when_it_can(beside, set, unset, &["readonly", "repair"]);
+}
+
 #[test]
 fn a_server_on_a_full_disk_starts_when_there_is_room() {
-    starts_when_it_can(SmallDisk::fill, SmallDisk::free, &["full", "free space"]);
+    starts_when_there_is_room(Beside::EmptyLog);
+}
+
+#[test]
+fn a_server_on_a_full_disk_starts_without_a_log_when_there_is_room() {
+    starts_when_there_is_room(Beside::Nothing);
 }
 
 #[test]
 fn a_server_on_a_read_only_disk_starts_when_it_can_be_written() {
-    let set = |disk: &SmallDisk| disk.set_read_only(true);
-    starts_when_it_can(set, |disk| disk.set_read_only(false), &["readonly", "repair"]);
+    starts_when_it_can_be_written(Beside::EmptyLog);
+}
+
+#[test]
+fn a_server_on_a_read_only_disk_starts_without_a_log_when_it_can_be_written() {
+    starts_when_it_can_be_written(Beside::Nothing);
 }
 
 #[test]

@@ -196,7 +196,7 @@ pub struct Problem {
     /// One more field, for programs.
     more: Option<(&'static str, serde_json::Value)>,
     /// The methods that the path takes, for who tried another.
-    allow: Option<String>,
+    allow: Option<Box<str>>,
     /// What the database was found to suffer from.
     damage: Option<Box<StoreError>>,
 }
@@ -250,7 +250,7 @@ impl From<Problem> for Response {
             response = Response::json(problem.status, error.to_string().into_bytes());
         }
         if let Some(methods) = problem.allow {
-            response = response.with_header("allow", methods);
+            response = response.with_header("allow", String::from(methods));
         }
         if problem.status == 503 {
             response = response.with_header("retry-after", "5");

@@ -195,7 +195,7 @@ fn refuse(path: &[&str]) -> Problem {
     methods.sort_unstable();
     let methods = methods.join(", ");
     let problem = Problem::new(405, "method_not_allowed", format!("this path takes {methods}"));
-    Problem { allow: Some(methods), ..problem }
+    Problem { allow: Some(methods.into()), ..problem }
 }
 
 /// Method and path of everything that can be asked, for what must name them all.

@@ -44,8 +44,6 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     let scheme = if running.is_https() { "https" } else { "http" };
     let url = format!("{scheme}://{}", running.address());
     log::info!("listening on {url}, data in {}", paths.dir.display());
-    // Only now the database is sure to be there, and migrated.
-    warning_of_agents(config, &paths).iter().for_each(|warning| log::warn!("{warning}"));
     let mut out = Out::stdout();
     out.line(&format!("listening on {url}"))?;
     out.flush()?;
@@ -53,6 +51,8 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     running.feed(&notify);
     notify.ready(&status);
     drop(starting);
+    // Reads every host: nobody waits for that any more.
+    warning_of_agents(config, &paths).iter().for_each(|warning| log::warn!("{warning}"));
     let mut current = config.clone();
     for signal in signals.forever() {
         if signal != SIGHUP {

@@ -181,7 +181,8 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
             set: |c, word| word.parse().map(|value| c.zombies = value).is_ok(),
         },
         live: true,
-        about: "What happens to a sandbox that runs on a host although it should not.",
+        about: "What happens to a sandbox that runs on a host although it should not; what a \
+                restored database may have forgotten is only reported.",
     },
     KeyInfo {
         key: Key::HeartbeatFlush,

@@ -13,6 +13,7 @@ mod pool;
 mod probes;
 mod scheduler;
 pub mod serve;
+mod start;
 pub mod systemd;
 
 pub use check::{CheckOptions, CheckReport, Done, check};

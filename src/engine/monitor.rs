@@ -27,6 +27,11 @@ const OVERSLEPT: Duration = Duration::from_secs(5);
 /// How long to wait before a write that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Time from the start until the past is given up for the first time. It looks at every
+/// sandbox there is. Larger: a server that ends often never gets to it; smaller: it is in
+/// the way of the first round of probes.
+const PRUNE_FIRST: Duration = Duration::from_secs(5);
+
 /// Time between two portions of the past that are given up. Larger: a busy fleet's history
 /// grows faster than it goes; smaller: nothing else gets to write in between.
 const PRUNE_NEXT: Duration = Duration::from_secs(20);
@@ -112,6 +117,11 @@ pub struct Monitor {
     held: Option<usize>,
 }
 
+/// Milliseconds of a probe interval; a round is due at least so often.
+pub fn interval_ms(policy: &Policy) -> u64 {
+    u64::try_from(policy.probe_interval.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Monitor {
     /// A monitor that begins to listen now and probes everybody at once.
     pub fn new(
@@ -130,7 +140,7 @@ impl Monitor {
             jumps: JumpDetector::new(),
             flush_every,
             flush_at: now.after(flush_every),
-            prune_at: now,
+            prune_at: now.after(PRUNE_FIRST),
             judge_at: now,
             marking: false,
             unaccepted: false,
@@ -161,9 +171,9 @@ impl Monitor {
         self.held
     }
 
-    /// Milliseconds of a probe interval; a round is due at least so often.
+    /// See [`interval_ms`].
     pub fn interval_ms(&self) -> u64 {
-        u64::try_from(self.policy.probe_interval.as_millis()).unwrap_or(u64::MAX)
+        interval_ms(&self.policy)
     }
 
     /// Probes in flight.
@@ -484,10 +494,11 @@ mod tests {
         let (policy, presence) = (Policy::default(), Arc::new(Presence::default()));
         let mut monitor =
             Monitor::new(policy.clone(), presence, 4, Duration::from_secs(10), 0, begin);
-        assert_eq!(next_prune(&mut monitor, begin), Duration::ZERO, "at the start");
-        monitor.handle(begin, Input::Pruned(Ok(true)));
-        let next = begin.after(PRUNE_NEXT);
-        assert_eq!(next_prune(&mut monitor, begin), PRUNE_NEXT);
+        assert_eq!(next_prune(&mut monitor, begin), PRUNE_FIRST, "soon after the start");
+        let first = begin.after(PRUNE_FIRST);
+        monitor.handle(first, Input::Pruned(Ok(true)));
+        let next = first.after(PRUNE_NEXT);
+        assert_eq!(next_prune(&mut monitor, first), PRUNE_NEXT);
         monitor.handle(next, Input::Pruned(Ok(false)));
         assert_eq!(next_prune(&mut monitor, next), PRUNE_AGAIN);
         let later = next.after(PRUNE_AGAIN);

@@ -4,51 +4,32 @@
 //! and closes after everything else has ended: whoever gets an answer, even 503, does
 //! not pause its sandboxes.
 
-use super::calls::{self, Calls, OpMail};
+use super::calls::OpMail;
 use super::https::{Https, HttpsError};
-use super::monitor::{Input, Monitor};
-use super::notify::{Notifier, NotifyMail, Roll, Sources};
-use super::operations::{self, Operations};
-use super::probes;
-use super::scheduler::{Mail, Scheduler, deliver};
+use super::monitor::Input;
+use super::notify::NotifyMail;
+use super::scheduler::Mail;
+use super::start::{Core, Door, Gate, Parts, start_writer};
 use super::systemd::Notify;
 use crate::agent::authority::{Authority, CaError, CaFiles};
-use crate::agent::client::{AgentClient, ClientConfig};
+use crate::agent::client::ClientConfig;
 use crate::agent::trust::Trust;
-use crate::api::history::History;
-use crate::api::metrics::Scraped;
-use crate::api::secret::{AdminKey, TokenKey};
-use crate::api::{Api, Pulse, Ready, Wake};
+use crate::api::Pulse;
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
-use crate::http::{Server, ServerConfig};
-use crate::plan::schedule::Schedule;
+use crate::http::Server;
 use crate::store::StoreError;
-use crate::store::lifecycle::{self, Work};
-use crate::store::open::{Lock, begin_serving, open_writer};
-use crate::store::presence::Presence;
-use crate::store::read::{self, Readers};
-use crate::store::writer::{Command, QUEUE_MAX, Revision, Writer, WriterHandle};
+use crate::store::open::Lock;
+use crate::store::writer::{Command, Revision, WriterHandle};
 use crossbeam_channel::Sender;
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// Stack of the scheduler and the writer. SQLite's deepest calls need about a tenth.
-const STACK_BYTES: usize = 1024 * 1024;
-
-/// How long a stop waits for calls to agents. Longer and a slow pause holds up every
-/// restart; the next start takes up what is cut.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
-/// a longer deadline, an agent that hangs holds up every restart.
-const PROBE_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Why a control plane did not start.
 #[derive(Debug)]
@@ -141,201 +122,37 @@ pub fn serve(
 ) -> Result<Running, StartError> {
     make_dir(&paths.dir)?;
     let lock = Lock::take(&Lock::path_for(&paths.db))?;
-    // Plain text where somebody asked for TLS would be worse than not starting.
-    let https = config.https().map(|(cert, key)| Https::load(cert, key)).transpose()?;
-    let authority = match config.agent_tls {
-        AgentTls::Off => None,
-        AgentTls::Mtls => {
-            Some(Arc::new(Authority::load_or_create(&ca_files(paths), clock.now().wall)?))
-        }
-    };
-    let client = client_config(config, authority.clone(), &clock)?;
-    let listen = |source| StartError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
-    let api = Arc::new(Api::new());
-    let tls = https.as_ref().map(Https::source);
-    let server = ServerConfig { tls, ..ServerConfig::default() };
-    let http = Server::start(vec![listener], api.clone(), server).map_err(StartError::System)?;
-
-    let core = loop {
-        match Core::open(config, paths, Arc::clone(&clock)) {
-            Err(error) if error.may_pass() => {
-                log::error!("could not open the database: {error}; trying again");
-                if !wait(&error) {
-                    return Err(error.into());
-                }
-            }
-            opened => break opened?,
-        }
-    };
-    let Core { writer, presence, readers, tokens, admin, unfinished } = core;
-    let (revision, figures, keys) = (writer.published(), writer.figures(), writer.keys());
-    let acceptance = writer.acceptance();
-    let awaited = acceptance.awaited();
-    let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
-    let writer_thread = spawn("writer", move || writer.run(&commands))?;
-    let writer = WriterHandle::new(queue);
-
-    let pulse = Arc::new(Pulse::default());
-    let (post, mail) = crossbeam_channel::unbounded();
-    let policy = config.policy();
-    let agent = AgentClient::new(client);
-    let probes = probes::pool(
-        agent.clone(),
-        Arc::clone(&clock),
-        Arc::clone(&revision),
-        Schedule::in_flight_max(config.workers),
-        deliver(writer.clone(), Arc::clone(&presence), Arc::clone(&pulse), post.clone()),
-    );
-    let now = clock.now();
-    let seed = now.wall.0 as u64 ^ u64::from(std::process::id());
-    let mut monitor = Monitor::new(
-        policy,
-        Arc::clone(&presence),
-        config.workers,
-        config.heartbeat_flush,
-        seed,
-        now.mono,
-    );
-    if let Some(restore) = awaited {
-        let (as_of, at) = (restore.as_of, restore.restored_at);
-        log::warn!(
-            "the database was restored on {at} from a backup of {as_of} and is not accepted yet: \
-             nothing is decided, and agents are told to wait; look at it, then `roost db accept`"
-        );
-        monitor.hold();
-    }
-    pulse.last_round_ms.store(now.mono.0, Ordering::Relaxed);
-    pulse.interval_ms.store(monitor.interval_ms(), Ordering::Relaxed);
-    pulse.last_flush_ms.store(now.mono.0, Ordering::Relaxed);
-    let expires_s = https.as_ref().map_or(0, Https::expires_s);
-    pulse.certificate_expires_s.store(expires_s, Ordering::Relaxed);
-    let (op_post, op_mail) = crossbeam_channel::unbounded();
-    let calls = Calls {
-        operations: Operations::default(),
-        clock: Arc::clone(&clock),
-        writer: writer.clone(),
-        pool: calls::pool(
-            agent.clone(),
-            Arc::clone(&clock),
-            writer.clone(),
-            Arc::clone(&presence),
-            op_post.clone(),
-        ),
-        mail: op_mail,
-        post: op_post.clone(),
-        scheduler: post.clone(),
-    };
-    // Whoever accepts a restored database sets its operations going.
-    for work in unfinished.into_iter().filter(|_| awaited.is_none()) {
-        drop(op_post.send(OpMail::input(operations::Input::Work(Box::new(work)))));
-    }
-    let (bell, rung) = crossbeam_channel::bounded(1);
-    revision.ring(bell.clone());
-    pulse.held.store(Pulse::NOT_JUDGED, Ordering::Relaxed);
-    let sources = Sources {
-        clock: Arc::clone(&clock),
-        writer: writer.clone(),
-        readers: readers.clone(),
-        pulse: Arc::clone(&pulse),
-    };
-    let roll = Arc::new(Roll::default());
-    let (notify, notify_mail) = crossbeam_channel::unbounded();
-    let notifier = Notifier::new(sources.clone(), Arc::clone(&roll), config);
-    let notify_thread = spawn("notify", move || notifier.run(&rung, &notify_mail))?;
-    let scheduler = Scheduler {
-        bell: bell.clone(),
-        monitor,
-        clock: Arc::clone(&clock),
-        writer: writer.clone(),
-        probes,
-        operations: op_post.clone(),
-        mail,
-        post: post.clone(),
-        pulse: Arc::clone(&pulse),
-    };
-    let patience = config.probe_timeout.min(PROBE_PATIENCE);
-    let scheduler_thread = spawn("scheduler", move || scheduler.run(patience))?;
-    let operations_thread = spawn("operations", move || calls.run(CALL_PATIENCE))?;
-
-    api.open(Ready {
-        clock: Arc::clone(&clock),
-        readers,
-        writer: writer.clone(),
-        revision: Arc::clone(&revision),
-        figures,
-        http: http.figures(),
-        scraped: Scraped::default(),
-        presence,
-        tokens,
-        admin,
-        history: History::default(),
-        keys,
-        acceptance,
-        pulse: Arc::clone(&pulse),
-        agent,
-        authority,
-        notify: Box::new(super::notify::Desk { roll, sources, bell }),
-        wake: wake(post.clone(), op_post.clone()),
-    });
+    let door = Door::listen(config, paths, &clock)?;
+    let (writer, mut core) = Core::open_when_possible(config, paths, &clock, wait)?;
+    let (writer, writer_thread) = start_writer(writer)?;
+    let (parts, mail) = Parts::new(clock, writer, &door, &core);
+    parts.begin_pulse(config, &door);
+    let held = core.is_held();
+    let unfinished = std::mem::take(&mut core.unfinished);
+    let gate = Gate::new();
+    let scheduler_thread = parts.start_monitor(config, mail.scheduler, held, &gate)?;
+    let operations_thread = parts.start_operations(unfinished, mail.operations, held, &gate)?;
+    let (notify, desk, notify_thread) = parts.start_notifications(config, mail.bell, &gate)?;
+    door.api.open(parts.ready(core, &door, desk));
+    // Only now: whoever is asked first takes the processor from the start.
+    gate.open();
     Ok(Running {
-        address,
-        https,
-        http,
-        writer,
+        address: door.address,
+        https: door.https,
+        http: door.http,
+        writer: parts.writer,
         writer_thread,
-        scheduler: post,
+        scheduler: parts.scheduler,
         scheduler_thread,
-        operations: op_post,
+        operations: parts.operations,
         operations_thread,
         notify,
         notify_thread,
-        clock,
-        pulse,
-        revision,
+        clock: parts.clock,
+        pulse: parts.pulse,
+        revision: parts.revision,
         _lock: lock,
     })
-}
-
-/// What is opened before threads start.
-struct Core {
-    writer: Writer,
-    presence: Arc<Presence>,
-    readers: Readers,
-    tokens: TokenKey,
-    admin: AdminKey,
-    unfinished: Vec<Work>,
-}
-
-impl Core {
-    fn open(config: &Config, paths: &Paths, clock: Arc<dyn Clock>) -> Result<Core, StoreError> {
-        let now = clock.now();
-        let conn = open_writer(&paths.db, true, now.wall)?;
-        let interrupted = begin_serving(&conn, boot_id().as_deref())?;
-        let presence = Arc::new(Presence::load(
-            &read::hosts(&conn)?,
-            read::tombstones(&conn)?,
-            read::listened_until(&conn)?,
-            interrupted,
-            now,
-        ));
-        let unfinished = lifecycle::unfinished(&conn)?;
-        Ok(Core {
-            unfinished,
-            writer: Writer::new(conn, config.policy(), Arc::clone(&presence))?,
-            presence,
-            readers: Readers::open(&paths.db)?,
-            tokens: TokenKey::load_or_create(&paths.host_token_key)?,
-            admin: AdminKey::load_or_create(&paths.admin_key)?,
-        })
-    }
-}
-
-/// What tells one run of the machine from another; `None` where the system does not say.
-fn boot_id() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned())
 }
 
 /// How agents are asked, by this configuration; with `authority` over TLS.
@@ -366,25 +183,8 @@ pub fn client_config_of(
     client_config(config, authority, clock)
 }
 
-fn ca_files(paths: &Paths) -> CaFiles {
+pub(super) fn ca_files(paths: &Paths) -> CaFiles {
     CaFiles { certificate: paths.ca_cert.clone(), key: paths.ca_key.clone() }
-}
-
-fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
-    Box::new(move |wake| {
-        let input = match wake {
-            Wake::Work(work) => {
-                let input = operations::Input::Work(work);
-                return drop(calls.send(OpMail::input(input)));
-            }
-            Wake::ProbeNow(host) => Input::ProbeNow(host),
-            Wake::Heard(host) => Input::Heard(host),
-            Wake::Changed(host) => Input::Changed(host),
-            Wake::Accepted => Input::Accepted,
-        };
-        // After the scheduler has ended nobody needs to be woken.
-        drop(post.send(Mail::input(input)));
-    })
 }
 
 fn make_dir(dir: &Path) -> Result<(), StartError> {
@@ -392,14 +192,6 @@ fn make_dir(dir: &Path) -> Result<(), StartError> {
     builder.recursive(true).mode(0o700).create(dir).map_err(|error| StartError::DataDir {
         message: format!("{}: {error}; choose another with --data-dir", dir.display()),
     })
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, StartError> {
-    let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-    thread.spawn(run).map_err(StartError::System)
 }
 
 impl Running {

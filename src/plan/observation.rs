@@ -7,7 +7,7 @@ use super::operation::{Answer, LOOK_EVERY, after_look, transient};
 use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
 use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
-use crate::model::policy::{MASS_VANISH_MIN, Policy, ZOMBIE_AGE};
+use crate::model::policy::{MASS_VANISH_MIN, Policy, ZOMBIE_AGE, ZombiePolicy};
 use crate::model::probe::{Listed, ListedState, Listing};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
@@ -79,6 +79,9 @@ pub struct Question {
     /// Longest age of a status that can be held against a row: how long we have listened.
     /// `None` when ages are taken as they are.
     pub age_cap: Option<Duration>,
+    /// Until when sandboxes may have been made that the database has forgotten: it was
+    /// restored, and what counts since then is complete. `None`: it was never restored.
+    pub forgotten_until: Option<Wall>,
 }
 
 /// What is remembered of one host from look to look. Losing it (a restart) only delays.
@@ -149,6 +152,8 @@ pub struct Zombie {
     pub id: SandboxId,
     /// What the database says; `None` without a row.
     pub status: Option<SandboxStatus>,
+    /// Whether a restore may have taken its row: it may be somebody's work.
+    pub forgotten: bool,
     /// Whether this look is the first to report it.
     pub new: bool,
 }
@@ -190,6 +195,8 @@ pub struct HostPlan {
     pub hold_began: bool,
     /// Zombies, confirmed and old enough.
     pub zombies: Vec<Zombie>,
+    /// Those of them that are destroyed.
+    pub destroy: Vec<SandboxId>,
     /// Announcements that are used up or proven stale.
     pub spent: Vec<SandboxId>,
     /// Rows that could not be judged because they changed after the question.
@@ -410,9 +417,25 @@ impl Planner<'_> {
         if age > ZOMBIE_AGE {
             let new = !sighting.reported;
             sighting.reported = true;
-            self.plan.zombies.push(Zombie { id: entry.id, status, new });
+            let forgotten = status.is_none() && self.may_be_forgotten(entry);
+            self.plan.zombies.push(Zombie { id: entry.id, status, forgotten, new });
+            match self.policy.zombies {
+                ZombiePolicy::Destroy if !forgotten => self.plan.destroy.push(entry.id),
+                ZombiePolicy::Destroy | ZombiePolicy::Report => {}
+            }
         }
         self.plan.memory.sightings.push(sighting);
+    }
+
+    /// Whether a sandbox without a row may be of the time that a restore has undone. An agent
+    /// that does not say when it made it may have made it then.
+    fn may_be_forgotten(&self, entry: &Listed) -> bool {
+        let created = match entry.created_at_unix {
+            ..=0 => None,
+            seconds => Some(Wall(seconds.saturating_mul(1000))),
+        };
+        let until = self.question.forgotten_until;
+        until.is_some_and(|until| created.is_none_or(|created| created <= until))
     }
 
     fn finish(mut self) -> HostPlan {

@@ -31,6 +31,13 @@ pub struct Restore {
     pub accepted_at: Option<Wall>,
 }
 
+impl Restore {
+    /// From when on the database knows everything again: while it is not accepted, never.
+    pub(super) fn counts_since(self) -> Wall {
+        self.accepted_at.unwrap_or(Wall(i64::MAX))
+    }
+}
+
 /// The newest restore; `None`: this database was never restored.
 pub fn newest(conn: &Connection) -> Result<Option<Restore>, StoreError> {
     let sql = "SELECT as_of, restored_at, accepted_at FROM restores ORDER BY revision DESC LIMIT 1";

@@ -4,6 +4,7 @@
 //! Never: decides anything that `plan` could; runs outside the writer's transaction.
 
 use super::StoreError;
+use super::acceptance::Restore;
 use super::journal::{Actor, Audit, Event};
 use super::lifecycle::Work;
 use super::open::open_writer;
@@ -14,7 +15,6 @@ use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
 use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
-use crate::model::policy::ZombiePolicy;
 use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
@@ -162,6 +162,7 @@ impl Writer {
             now,
             contact_gap: self.presence.has_contact_gap(host.id, now.mono, &self.policy),
             age_cap: probed.age_cap,
+            forgotten_until: self.acceptance.newest().map(Restore::counts_since),
         };
         let record = self.records.entry(host.id).or_default();
         let plan = plan_host(&rows, listing, &strangers, &record.looks, &question, &self.policy);
@@ -318,7 +319,7 @@ impl Writer {
             || !drained.is_empty()
             || !plan.again.is_empty()
             || !plan.left_over.is_empty()
-            || (self.destroys_zombies() && !plan.zombies.is_empty())
+            || !plan.destroy.is_empty()
             || news
             || recovered
             || host.rejoining
@@ -410,13 +411,6 @@ impl Writer {
         Ok(written)
     }
 
-    fn destroys_zombies(&self) -> bool {
-        match self.policy.zombies {
-            ZombiePolicy::Destroy => true,
-            ZombiePolicy::Report => false,
-        }
-    }
-
     /// Begins what shall be asked of the agent once more, and the end of zombies. Nothing
     /// else owns the rows: they were read in this transaction.
     fn begin_again(
@@ -433,9 +427,7 @@ impl Writer {
             };
             (*id, kind)
         }));
-        if self.destroys_zombies() {
-            wanted.extend(plan.zombies.iter().map(|z| (z.id, OperationKind::Destroy)));
-        }
+        wanted.extend(plan.destroy.iter().map(|id| (*id, OperationKind::Destroy)));
         let mut begun = Vec::new();
         for (id, kind) in wanted {
             if let Some(open) = self.open_operation(host, id)? {
@@ -450,7 +442,6 @@ impl Writer {
     }
 
     fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
-        let reason = Reason::Other("runs on the host".into());
         if plan.hold_began {
             log::warn!("{} lost {} sandboxes at once; looking again", host.id, plan.held.len());
             let words =
@@ -459,6 +450,10 @@ impl Writer {
         }
         for zombie in plan.zombies.iter().filter(|z| z.new) {
             log::warn!("{} runs {}, which should not exist", host.id, zombie.id);
+            let reason = Reason::Other(match zombie.forgotten {
+                true => "runs on the host; a restore may have forgotten it".into(),
+                false => "runs on the host".into(),
+            });
             let from = zombie.status.map(SandboxStatus::as_str);
             self.journal(now, &Actor::SYSTEM)?.event(&Event {
                 kind: EventKind::SandboxZombie,

@@ -103,10 +103,10 @@ impl StoreError {
         }
     }
 
-    /// Whether waiting may help: a disk can be freed, a lock released. Anything else needs a
-    /// hand that starts the program again.
+    /// Whether waiting may help: a disk can be freed, a lock released, a directory given to
+    /// whom it belongs. Anything else needs a hand that starts the program again.
     pub fn may_pass(&self) -> bool {
-        matches!(self, StoreError::Disk(_) | StoreError::Busy)
+        matches!(self, StoreError::Disk(_) | StoreError::CannotOpen(_) | StoreError::Busy)
     }
 }
 

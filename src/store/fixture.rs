@@ -307,8 +307,8 @@ impl<'de, R: Rows> Visitor<'de> for Root<'_, '_, R> {
         let mut rest = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             if rest.contains_key(&key) {
-                let reason = "is there twice".to_owned();
-                return Err(reading.end(FixtureError { place: key, reason }.into()));
+                let (place, reason) = ("fixture".to_owned(), format!("{key:?} is there twice"));
+                return Err(reading.end(FixtureError { place, reason }.into()));
             }
             let list = match key.as_str() {
                 "hosts" => Some(List::Hosts),

@@ -10,6 +10,8 @@ use super::backup;
 use super::error::StoreError;
 use crate::model::time::Wall;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rustix::fs::{Access, access, statvfs};
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -139,6 +141,33 @@ fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
     if !exists && !create {
         return Err(StoreError::Missing(path.to_owned()));
     }
+    if path.is_dir() {
+        return Err(StoreError::Foreign(path.to_owned()));
+    }
+    connect_file(path, create).map_err(|error| {
+        if let StoreError::CannotOpen(what) = &error
+            && let Some(why) = disk_of(path)
+        {
+            return StoreError::Disk(format!("{what}: {why}"));
+        }
+        error
+    })
+}
+
+/// What keeps any new file from being made beside this one, if its disk does: a database
+/// without its log cannot be opened then, and SQLite does not say why.
+fn disk_of(path: &Path) -> Option<&'static str> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if access(dir, Access::WRITE_OK) == Err(Errno::ROFS) {
+        return Some("it is mounted readonly");
+    }
+    let disk = statvfs(dir).ok()?;
+    // Some file systems count no files and say 0 of 0.
+    let full = disk.f_bavail == 0 || (disk.f_files > 0 && disk.f_favail == 0);
+    full.then_some("it is full")
+}
+
+fn connect_file(path: &Path, create: bool) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | if create { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
@@ -161,7 +190,11 @@ fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
 pub fn begin_serving(conn: &Connection, boot_id: Option<&str>) -> Result<bool, StoreError> {
     let (serving, boot): (bool, Option<String>) =
         conn.query_row("SELECT serving, boot_id FROM state", [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    // Who was killed may have left a log that is due to be copied back: that can wait for the
+    // writer's first transaction, and a start for it cannot.
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.execute("UPDATE state SET serving = 1, boot_id = ?1", [boot_id])?;
+    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     let restarted = boot.is_some_and(|before| Some(before.as_str()) != boot_id);
     Ok(serving || restarted)
 }

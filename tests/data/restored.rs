@@ -6,8 +6,13 @@
 use crate::support::agents::{Agents, Says};
 use crate::support::client::Answer;
 use crate::support::server::Serving;
-use crate::support::{Home, eventually, host, sandbox};
+use crate::support::{Home, PATIENCE, eventually, host, sandbox, sim_fleet};
+use roost::agent::wire::Method;
+use roost::model::id::SandboxId;
+use roost::sim::SimState;
+use roost::store::Connection;
 use serde_json::{Value, json};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const FLAGS: [&str; 6] =
@@ -253,6 +258,52 @@ fn whoever_follows_events_is_told_that_some_are_undone() {
     assert_eq!(all[0]["revision"], json!(1), "{all}");
     serving.stop();
     world.home.verify();
+}
+
+/// What was made after the backup is somebody's work, whatever shall be done with zombies.
+#[test]
+fn what_a_restore_has_forgotten_is_reported_and_never_destroyed() {
+    let fleet = sim_fleet(1, 0);
+    let agent = &fleet.hosts()[0];
+    let home = Home::with(&json!({"hosts": [{"id": agent.id().to_string(), "status": "online",
+        "address": agent.address().to_string(), "heartbeat_age_s": 5}],
+        "sandboxes": [{"id": sandbox(1), "host_id": agent.id().to_string(), "status": "stopped",
+            "status_age_s": 600}]}));
+    let out = tempfile::tempdir().unwrap();
+    let copy = out.path().join("copy");
+    let copy = copy.to_str().unwrap();
+    home.roost(&["db", "backup", copy]).ok();
+    home.roost(&["db", "restore", copy]).ok();
+    home.roost(&["db", "accept"]).ok();
+    // A user has stopped 1, and nobody knows of 2.
+    let old = Duration::from_secs(600);
+    let [stopped, forgotten] = [1, 2].map(SandboxId::from_u128);
+    [stopped, forgotten].into_iter().for_each(|id| agent.put(id, SimState::Running, old));
+
+    let flags = [&FLAGS[..], &["--zombies", "destroy"]].concat();
+    let serving = home.serve(&flags);
+    assert!(agent.wait_state(stopped, None, PATIENCE), "what is known to be over is destroyed");
+    let reported = eventually("a report", || {
+        let events = home.json(&["events", "--limit", "100", "--sandbox", &sandbox(2)]);
+        events.get(0).cloned()
+    });
+    assert_eq!(reported["kind"], json!("sandbox.zombie"), "{reported}");
+    assert!(reported["reason"].as_str().unwrap().contains("restore"), "{reported}");
+    let asked = agent.calls(Method::List);
+    assert!(agent.wait_calls(Method::List, asked + 3, PATIENCE));
+    assert_eq!(agent.calls_of(Method::Destroy, forgotten), 0);
+    assert_eq!(serving.metric("roost_zombies"), 1);
+    serving.stop();
+    assert_eq!(agent.state(forgotten), Some(SimState::Running));
+
+    // Had the restore been accepted before it was made, nothing would have forgotten it.
+    let conn = Connection::open(home.path("roost.db")).unwrap();
+    conn.execute_batch("UPDATE restores SET accepted_at = accepted_at - 3600000").unwrap();
+    drop(conn);
+    let serving = home.serve(&flags);
+    assert!(agent.wait_state(forgotten, None, PATIENCE));
+    serving.stop();
+    home.verify();
 }
 
 #[test]

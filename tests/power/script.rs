@@ -34,6 +34,10 @@ const HOSTS_MAX: usize = 8;
 /// Commands in a batch at most. Larger: fewer commits.
 const BATCH_MAX: usize = 4;
 
+/// Pages of the log before it is copied back, in place of the real 4000: larger and it is
+/// copied back too seldom to be cut off in the middle; smaller and hardly any log is found.
+const CHECKPOINT_PAGES: i64 = 400;
+
 /// When the script begins.
 pub const START: Now = Now { mono: Mono(1_000_000), wall: Wall(1_700_000_000_000) };
 
@@ -83,6 +87,7 @@ impl Script {
     pub fn new(db: &Path, random: Random) -> Script {
         let now = START;
         let conn = open_writer(db, true, now.wall).unwrap();
+        conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).unwrap();
         let presence = Arc::new(Presence::load(&[], [], None, false, now));
         let writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
         let (tell, told) = unbounded();

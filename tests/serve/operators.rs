@@ -158,7 +158,7 @@ fn a_known_path_refuses_other_methods() {
         assert_eq!(answer.refusal(), expected, "{method} {path}");
         assert!(answer.message().contains(takes), "{}", answer.message());
     };
-    check("PUT", "/v1/hosts", "GET, POST");
+    check("PUT", "/v1/hosts", "GET, HEAD, POST");
     check("GET", "/v1/hosts/auth/refresh", "POST");
     check("GET", &format!("/v1/hosts/{id}/heartbeat"), "POST");
     check("DELETE", &format!("/v1/hosts/{id}/heartbeat"), "POST");

@@ -43,13 +43,20 @@ struct Host {
     memory: HostMemory,
     now_s: u64,
     contact_gap: bool,
+    forgotten_until: Option<Wall>,
     policy: Policy,
 }
 
 impl Host {
     fn new(rows: Vec<Row>) -> Host {
-        let policy = Policy::default();
-        Host { rows, memory: HostMemory::default(), now_s: 100_000, contact_gap: false, policy }
+        Host {
+            rows,
+            memory: HostMemory::default(),
+            now_s: 100_000,
+            contact_gap: false,
+            forgotten_until: None,
+            policy: Policy::default(),
+        }
     }
 
     fn look(&mut self, after_s: u64, listing: &Listing) -> HostPlan {
@@ -61,6 +68,7 @@ impl Host {
             now: Now { mono, wall: Wall(self.now_s as i64 * 1000) },
             contact_gap: std::mem::take(&mut self.contact_gap),
             age_cap: None,
+            forgotten_until: self.forgotten_until,
         };
         let strangers: Vec<Stranger> = strangers(listing, &self.rows)
             .into_iter()
@@ -281,8 +289,10 @@ fn zombies_are_reported_once_and_only_when_old() {
         (0, AskAgain::After(Duration::from_secs(3)))
     );
     let second = host.look(3, &both);
-    let stopped = Zombie { id: id(1), status: Some(SandboxStatus::Stopped), new: true };
-    assert_eq!(second.zombies, [stopped, Zombie { id: id(9), status: None, new: true }]);
+    let (status, forgotten) = (Some(SandboxStatus::Stopped), false);
+    let stopped = Zombie { id: id(1), status, forgotten, new: true };
+    let unknown = Zombie { id: id(9), status: None, forgotten, new: true };
+    assert_eq!(second.zombies, [stopped, unknown]);
     let third = host.look(60, &both);
     assert_eq!(third.zombies.iter().filter(|z| z.new).count(), 0);
     assert_eq!(third.zombies.len(), 2, "still there");
@@ -293,6 +303,42 @@ fn zombies_are_reported_once_and_only_when_old() {
     host.look(0, &young);
     assert_eq!(host.look(3, &young).zombies, []);
     assert_eq!(host.look(120, &young).zombies.len(), 1);
+}
+
+/// What a second look at this listing reports: ids that are forgotten, and that are destroyed.
+fn fate(host: &mut Host, listing: &Listing) -> [Vec<u128>; 2] {
+    host.look(0, listing);
+    let plan = host.look(200, listing);
+    assert_eq!(plan.zombies.len(), listing.sandboxes.len(), "all are reported");
+    let forgotten = plan.zombies.iter().filter(|zombie| zombie.forgotten);
+    let forgotten = forgotten.map(|zombie| zombie.id.as_u128()).collect();
+    [forgotten, plan.destroy.iter().map(|id| id.as_u128()).collect()]
+}
+
+#[test]
+fn what_a_restore_may_have_forgotten_is_never_destroyed() {
+    // 1 was stopped, 2 to 5 have no row: made before, at and after the acceptance, and
+    // nobody says when.
+    let mut seen = listing(&[1, 2, 3, 4, 5]);
+    for (entry, created) in seen.sandboxes.iter_mut().zip([99_000, 99_000, 99_500, 99_501, 0]) {
+        entry.created_at_unix = created;
+    }
+    let host = |zombies, forgotten_until| {
+        let policy = Policy { zombies, ..Policy::default() };
+        Host { policy, forgotten_until, ..Host::new(vec![row(1, SandboxStatus::Stopped)]) }
+    };
+    let accepted = Some(Wall(99_500_000));
+    let all = vec![1, 2, 3, 4, 5];
+    use ZombiePolicy::{Destroy, Report};
+    for (zombies, until, expected) in [
+        (Report, None, [vec![], vec![]]),
+        (Report, accepted, [vec![2, 3, 5], vec![]]),
+        (Destroy, None, [vec![], all]),
+        (Destroy, accepted, [vec![2, 3, 5], vec![1, 4]]),
+        (Destroy, Some(Wall(i64::MAX)), [vec![2, 3, 4, 5], vec![1]]),
+    ] {
+        assert_eq!(fate(&mut host(zombies, until), &seen), expected, "{zombies} {until:?}");
+    }
 }
 
 #[test]
