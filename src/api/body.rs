@@ -79,7 +79,7 @@ impl Fields {
             Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| wrong()),
             None => {
-                let seconds = value.as_i64().ok_or_else(wrong)?;
+                let seconds = whole_seconds(value).ok_or_else(wrong)?;
                 Ok(Some(Wall(seconds.saturating_mul(1000))))
             }
         }
@@ -101,6 +101,13 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_f64().filter(exact).map(|n| n as u64))
 }
 
+/// The same of seconds, which may lie before 1970.
+fn whole_seconds(value: &Value) -> Option<i64> {
+    let range = i64::MIN as f64..=i64::MAX as f64;
+    let exact = |n: &f64| n.fract() == 0.0 && range.contains(n);
+    value.as_i64().or_else(|| value.as_f64().filter(exact).map(|n| n as i64))
+}
+
 /// Longest text field. Larger and a client fills the database; smaller and a long name
 /// is refused.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -117,6 +124,17 @@ mod tests {
         assert_eq!(count(r#"{"n": null}"#), Ok(None));
         for wrong in ["4.5", "-1.0", "-1", "4294967296", "4294967296.0", "1e300", "true"] {
             assert!(count(&format!(r#"{{"n": {wrong}}}"#)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_time_in_seconds_is_whole_however_it_is_written() {
+        let time = |json: &str| Fields::read(json.as_bytes()).unwrap().time("t");
+        assert_eq!(time(r#"{"t": -45.0}"#), Ok(Some(Wall(-45_000))));
+        assert_eq!(time(r#"{"t": 1.779e9}"#), time(r#"{"t": 1779000000}"#));
+        assert_eq!(time(r#"{"t": null}"#), Ok(None));
+        for wrong in ["4.5", "1e300", "-1e300", "true", r#""soon""#] {
+            assert!(time(&format!(r#"{{"t": {wrong}}}"#)).is_err(), "{wrong}");
         }
     }
 

@@ -112,6 +112,8 @@ def before_call(context, case, kwargs):
     operation = name(case.operation)
     asked[operation] += 1
     one = (case.path_parameters or {}).get("id")
+    if isinstance(one, str) and TOO_LARGE.match(one):
+        one = case.path_parameters["id"] = in_range(one)
     if operation in GENUINE and isinstance(one, str) and ID.fullmatch(one):
         # What the server gave out is followed, but nobody ends what others need.
         is_needed = one in (HOST, REPORTED, STANDING)
@@ -150,6 +152,12 @@ def in_range(value):
     if isinstance(value, dict):
         return {name: in_range(inner) for name, inner in value.items()}
     return value
+
+
+@schemathesis.hook
+def before_load_schema(context, raw_schema):
+    # The last page has no next one, which schemathesis takes for a broken link.
+    del raw_schema["paths"]["/v1/audit"]["get"]["responses"]["200"]["links"]["next"]
 
 
 @schemathesis.hook
