@@ -521,3 +521,18 @@ fn a_signal_adds_a_target_that_hears_of_what_is_still_wrong() {
     serving.signal(Signal::HUP);
     assert_eq!(target.waits_for(1)[0].json()["host_id"], json!(id));
 }
+
+#[test]
+fn every_command_of_the_page_runs() {
+    let home = Home::new();
+    home.load(
+        &json!({"hosts": [{"id": support::host(1), "address": "127.0.0.1:9", "status": "online"}]}),
+    );
+    let serving = home.serve(&[]);
+    let mut shell = support::docs::Shell::new();
+    shell.set("ROOST_URL", &url(&serving));
+    shell.set("ROOST_API_KEY", serving.key());
+    shell.follow("docs/notifications.md");
+    let shown = serving.get(&format!("/v1/hosts/{}", support::host(1))).json();
+    assert_eq!(shown["maintenance_until"], Value::Null, "it was begun and ended");
+}

@@ -188,7 +188,10 @@ fn the_examples_run() {
         serving.get(&format!("/v1/hosts/{host}")).json().get("last_probe").map(|_| ())
     });
     let url = format!("http://{}", serving.address());
-    support::blocks::run_sh_blocks("docs/api.md", &[("ROOST", &url), ("KEY", serving.key())], &[]);
+    let mut shell = support::docs::Shell::new();
+    shell.set("ROOST", &url);
+    shell.set("KEY", serving.key());
+    shell.follow("docs/api.md");
     serving.stop();
     fleet.shutdown(Duration::from_secs(1));
 }

@@ -7,7 +7,6 @@
 #![allow(clippy::print_stderr, reason = "a failed test shows the log of its server")]
 
 pub mod agents;
-pub mod blocks;
 pub mod client;
 pub mod docs;
 pub mod random;
