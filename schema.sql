@@ -45,14 +45,16 @@ CREATE TABLE tombstones (
     deleted_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Clustered by host: one probe reads the rows of one host in one range.
+-- Clustered by host: one probe reads the rows of one host in one range. The statuses are
+-- no `IN`: for more than two values SQLite makes a list of them anew for every row written.
 CREATE TABLE sandboxes (
     host_id           TEXT NOT NULL REFERENCES hosts (id),
     id                TEXT NOT NULL,
     team_id           TEXT NOT NULL,
-    status            TEXT NOT NULL CHECK (status IN ('pending', 'starting', 'running', 'pausing',
-                          'paused', 'resuming', 'stopping', 'stopped', 'missing', 'error',
-                          'hibernated')),
+    status            TEXT NOT NULL CHECK (status = 'running' OR status = 'missing'
+                          OR status = 'paused' OR status = 'starting' OR status = 'resuming'
+                          OR status = 'pausing' OR status = 'stopping' OR status = 'stopped'
+                          OR status = 'error' OR status = 'pending' OR status = 'hibernated'),
     status_reason     TEXT,
     status_changed_at INTEGER NOT NULL,
     revision          INTEGER NOT NULL,  -- of the last status change

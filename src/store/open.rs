@@ -26,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002.sql"),
     include_str!("migrations/0003.sql"),
     include_str!("migrations/0004.sql"),
+    include_str!("migrations/0005.sql"),
 ];
 
 /// `PRAGMA application_id`: "Roos" in ASCII, so that `file` and we know our own.
@@ -313,10 +314,15 @@ mod tests {
     }
 
     /// What a row of each table of a version looked like that the one before did not have.
-    const ROWS: [&str; 3] = [
+    const ROWS: [&str; 4] = [
         ROWS_1,
         "INSERT INTO api_keys VALUES ('k', zeroblob(32), 't', 'ci', '0000', 15, 16)",
         "INSERT INTO restores VALUES (0, 0, 17, 18, NULL)",
+        "INSERT INTO notify_state VALUES (1, 1); \
+         INSERT INTO notify_problems VALUES ('host_down', 'h', 19, 1, NULL, NULL, NULL, 0); \
+         INSERT INTO notify_messages VALUES (1, 20, 'opened', '{}'); \
+         INSERT INTO notify_outbox VALUES ('hook', 1); \
+         INSERT INTO host_maintenance VALUES ('h', 21, NULL)",
     ];
 
     const ROWS_1: &str = "INSERT INTO state VALUES (1, 1, 5000, 1, 'boot', 1000); \
@@ -376,6 +382,11 @@ mod tests {
         is_migrated(2, 11);
     }
 
+    #[test]
+    fn a_database_of_version_4_is_migrated_with_all_that_is_in_it() {
+        is_migrated(4, 17);
+    }
+
     fn is_migrated(from: usize, tables: usize) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("roost.db");
@@ -391,6 +402,8 @@ mod tests {
         let fresh = Connection::open_in_memory().unwrap();
         fresh.execute_batch(SCHEMA).unwrap();
         assert_eq!(schema_of(&migrated), schema_of(&fresh));
+        let nonsense = migrated.execute("UPDATE sandboxes SET status = 'Running'", []);
+        assert!(nonsense.is_err_and(|e| e.to_string().contains("CHECK")), "at once, too");
         drop(migrated);
         let again = open_writer(&path, false, Wall(100_000)).unwrap();
         assert_eq!(

@@ -40,6 +40,13 @@ pub(super) struct Mover<'a> {
     now: Now,
 }
 
+/// Left alone, SQLite looks each row up in the index by id first, all over that index.
+const MOVE: &str = "\
+    UPDATE sandboxes INDEXED BY sqlite_autoindex_sandboxes_1 SET status = ?3, \
+    status_reason = ?4, status_changed_at = ?5, revision = ?6, \
+    host_ip = coalesce(?7, host_ip), metadata = coalesce(?8, metadata), \
+    started_at = coalesce(started_at, ?9) WHERE host_id = ?1 AND id = ?2";
+
 impl Writer {
     /// Moves rows for somebody.
     pub(super) fn mover<'a>(
@@ -47,11 +54,7 @@ impl Writer {
         now: Now,
         actor: &'a Actor,
     ) -> Result<Mover<'a>, StoreError> {
-        let update = self.conn.prepare_cached(
-            "UPDATE sandboxes SET status = ?3, status_reason = ?4, status_changed_at = ?5, \
-             revision = ?6, host_ip = coalesce(?7, host_ip), metadata = coalesce(?8, metadata), \
-             started_at = coalesce(started_at, ?9) WHERE host_id = ?1 AND id = ?2",
-        )?;
+        let update = self.conn.prepare_cached(MOVE)?;
         let counters = (&mut self.revision, &mut self.random);
         let journal = Journal::new(&self.conn, counters, now.wall, actor)?;
         Ok(Mover { update, journal, tally: &mut self.tally, policy: &self.policy, now })
@@ -125,5 +128,23 @@ impl Mover<'_> {
             })?;
         }
         Ok(revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::SCHEMA;
+    use rusqlite::Connection;
+
+    #[test]
+    fn a_move_opens_the_row_and_nothing_else() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(SCHEMA).unwrap();
+        let mut explain = conn.prepare(&format!("EXPLAIN {MOVE}")).unwrap();
+        let steps = explain.query_map([None::<i64>; 9], |row| row.get(1)).unwrap();
+        let steps: Vec<String> = steps.map(Result::unwrap).collect();
+        let opened: Vec<&String> = steps.iter().filter(|step| step.starts_with("Open")).collect();
+        assert_eq!(opened, ["OpenWrite"], "{steps:?}");
     }
 }
