@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use flate2::read::GzDecoder;
 use roost::agent::client::{AgentClient, CallError, ClientConfig};
 use roost::agent::wire::{ConnectCode, CreateSandboxRequest, Method, ResumeSandboxRequest};
 use roost::clock::ManualClock;
@@ -19,8 +20,8 @@ use roost::store::fixture;
 use rustix::process::{Pid, Signal};
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -151,6 +152,40 @@ fn a_listing_says_what_is_there() {
 
 fn ids(truth: &[(SandboxId, SimState)]) -> Vec<SandboxId> {
     truth.iter().map(|(id, _)| *id).collect()
+}
+
+/// Head and body of one answer, asked over a bare socket with these headers.
+fn raw(address: &str, method: &str, headers: &str) -> (String, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "POST /hostagent.v1.HostAgentService/{method} HTTP/1.1\r\nHost: {address}\r\n\
+         Content-Type: application/json\r\n{headers}Connection: close\r\n\
+         Content-Length: 2\r\n\r\n{{}}"
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|end| end == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap().to_lowercase();
+    (head, answer[end + 4..].to_vec())
+}
+
+#[test]
+fn answers_are_packed_for_whoever_takes_them_so_as_real_agents_do() {
+    let world = world(1, 50);
+    let address = world.host(0).agent_address().to_string();
+    let (head, plain) = raw(&address, "ListSandboxes", "");
+    assert!(!head.contains("content-encoding"), "{head}");
+    let (head, packed) = raw(&address, "ListSandboxes", "Accept-Encoding: br, gzip\r\n");
+    assert!(head.contains("\r\ncontent-encoding: gzip"), "{head}");
+    let mut unpacked = Vec::new();
+    GzDecoder::new(packed.as_slice()).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(unpacked, plain);
+    assert!(packed.len() * 5 < plain.len(), "{} of {} bytes", packed.len(), plain.len());
+    // An error is never packed.
+    let (head, error) = raw(&address, "DestroySandbox", "Accept-Encoding: gzip\r\n");
+    assert!(!head.contains("content-encoding") && error.starts_with(b"{\"code\""), "{head}");
 }
 
 #[test]

@@ -13,9 +13,12 @@ use crate::agent::wire::{
 };
 use crate::model::id::{PLATFORM_TEAM, SandboxId};
 use crate::model::time::{Mono, Now};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +94,7 @@ pub(super) struct SimAgent {
     /// What the next listing announces.
     announced: Vec<SandboxId>,
     /// The listing without announcements, until something changes.
-    rendered: Option<Arc<[u8]>>,
+    rendered: Option<Rendered>,
     next_slot: u16,
 }
 
@@ -301,7 +304,7 @@ impl SimAgent {
     }
 
     /// The answer to `ListSandboxes` as JSON. What it announces is forgotten.
-    pub(super) fn list(&mut self, now: Mono) -> Arc<[u8]> {
+    pub(super) fn list(&mut self, now: Mono) -> Rendered {
         let due = |&mut (_, at): &mut (SandboxId, Mono)| at <= now;
         self.announced.extend(self.unannounced.extract_if(.., due).map(|(id, _)| id));
         if !self.announced.is_empty() {
@@ -309,14 +312,14 @@ impl SimAgent {
             return self.render(&announced);
         }
         if let Some(rendered) = &self.rendered {
-            return Arc::clone(rendered);
+            return rendered.clone();
         }
         let rendered = self.render(&[]);
-        self.rendered = Some(Arc::clone(&rendered));
+        self.rendered = Some(rendered.clone());
         rendered
     }
 
-    fn render(&self, announced: &[SandboxId]) -> Arc<[u8]> {
+    fn render(&self, announced: &[SandboxId]) -> Rendered {
         let listed = self.all().filter_map(|(id, sandbox)| {
             Some(info(id, sandbox, listed_as(sandbox.state, self.lists_paused)?))
         });
@@ -326,7 +329,8 @@ impl SimAgent {
             auto_paused_sandbox_ids: auto_paused.collect(),
         };
         // Strings and numbers can always be written.
-        serde_json::to_vec(&answer).unwrap_or_default().into()
+        let json = serde_json::to_vec(&answer).unwrap_or_default();
+        Rendered { gzipped: gzip(&json).into(), json: json.into() }
     }
 
     fn change(&mut self, id: SandboxId, state: SimState) {
@@ -335,6 +339,21 @@ impl SimAgent {
             self.rendered = None;
         }
     }
+}
+
+/// An answer's body in both forms that real agents send it in.
+#[derive(Debug, Clone)]
+pub(super) struct Rendered {
+    pub(super) json: Arc<[u8]>,
+    pub(super) gzipped: Arc<[u8]>,
+}
+
+/// A body as agents send it to whoever takes it so.
+pub(super) fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    // Memory takes everything.
+    let _ = encoder.write_all(body);
+    encoder.finish().unwrap_or_default()
 }
 
 /// The status that a listing says, if it says anything.

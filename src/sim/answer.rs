@@ -3,7 +3,7 @@
 //!
 //! Never: changes a sandbox itself (`agent` does). Called by the server's workers.
 
-use super::agent::Refusal;
+use super::agent::{self, Refusal};
 use super::fault::AnswerFault;
 use super::host::SimHost;
 use crate::agent::wire::{
@@ -25,7 +25,7 @@ impl Handler for Agents {
     fn handle(&self, request: Request) -> Response {
         let Some(host) = self.hosts.get(request.listener) else { return Response::cut() };
         match route(&request) {
-            Ok(method) => call(host, method, &request.body),
+            Ok(method) => call(host, method, &request.body, takes_gzip(&request)),
             Err(response) => response,
         }
     }
@@ -48,7 +48,12 @@ fn route(request: &Request) -> Result<Method, Response> {
     Ok(method)
 }
 
-fn call(host: &SimHost, method: Method, body: &[u8]) -> Response {
+fn takes_gzip(request: &Request) -> bool {
+    let accepted = request.headers.get("accept-encoding").unwrap_or_default();
+    accepted.split(',').any(|coding| coding.trim() == "gzip")
+}
+
+fn call(host: &SimHost, method: Method, body: &[u8], gzip: bool) -> Response {
     let named = named_in(body);
     if let Some(id) = named {
         log::debug!("{}: {method} {id}", host.agent_address());
@@ -61,16 +66,16 @@ fn call(host: &SimHost, method: Method, body: &[u8]) -> Response {
     }
     let fault = if faults.concern(method) { faults.answers } else { AnswerFault::None };
     match fault {
-        AnswerFault::None => carry_out(host, method, body),
+        AnswerFault::None => carry_out(host, method, body, gzip),
         AnswerFault::Refused(code) => refused((code, "as simulated".to_owned())),
-        AnswerFault::Malformed => halved(carry_out(host, method, body)),
+        AnswerFault::Malformed => halved(carry_out(host, method, body, gzip)),
         AnswerFault::Dropped => {
-            carry_out(host, method, body);
+            carry_out(host, method, body, gzip);
             Response::cut()
         }
         AnswerFault::Severed => Response::cut(),
         AnswerFault::Held => {
-            let response = carry_out(host, method, body);
+            let response = carry_out(host, method, body, gzip);
             host.hold_answer(method);
             response
         }
@@ -82,9 +87,16 @@ fn named_in(body: &[u8]) -> Option<SandboxId> {
     serde_json::from_slice::<SandboxRef<'_>>(body).ok()?.sandbox_id.parse().ok()
 }
 
-fn carry_out(host: &SimHost, method: Method, body: &[u8]) -> Response {
+/// Real agents pack whatever is no error, for those who take it so.
+fn carry_out(host: &SimHost, method: Method, body: &[u8], gzip: bool) -> Response {
     let done = match method {
-        Method::List => message(body).map(|Empty { .. }| host.list().to_vec()),
+        Method::List => {
+            return match message(body) {
+                Ok(Empty { .. }) if gzip => packed(host.list().gzipped.to_vec()),
+                Ok(Empty { .. }) => Response::json(200, host.list().json.to_vec()),
+                Err(refusal) => refused(refusal),
+            };
+        }
         Method::Create => create(host, body),
         Method::Resume => resume(host, body),
         Method::Pause => named(body, |id| host.pause(id)),
@@ -96,9 +108,14 @@ fn carry_out(host: &SimHost, method: Method, body: &[u8]) -> Response {
         }
     };
     match done {
+        Ok(json) if gzip => packed(agent::gzip(&json)),
         Ok(json) => Response::json(200, json),
         Err(refusal) => refused(refusal),
     }
+}
+
+fn packed(gzipped: Vec<u8>) -> Response {
+    Response::json(200, gzipped).with_header("content-encoding", "gzip")
 }
 
 fn create(host: &SimHost, body: &[u8]) -> Result<Vec<u8>, Refusal> {

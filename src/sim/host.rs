@@ -3,7 +3,7 @@
 //! Never: opens a socket. Asked by `answer` for the agent's calls, by `heartbeat` for what
 //! becomes of beats, by `demo` and tests for the truth and to make things happen.
 
-use super::agent::{Refusal, SimAgent, SimSandbox, SimState};
+use super::agent::{Refusal, Rendered, SimAgent, SimSandbox, SimState};
 use super::fault::{AnswerFault, Faults};
 use super::hold::Holds;
 use super::lock;
@@ -290,7 +290,7 @@ impl SimHost {
         lock(&self.inner).agent.announce(id);
     }
 
-    pub(super) fn list(&self) -> Arc<[u8]> {
+    pub(super) fn list(&self) -> Rendered {
         let now = self.clock.now().mono;
         lock(&self.inner).agent.list(now)
     }

@@ -39,7 +39,7 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Page cache of the writer in KiB. Larger costs memory for good; smaller re-reads pages
 /// in one batch.
-const WRITER_CACHE_KIB: i64 = 2048;
+const WRITER_CACHE_KIB: i64 = 1024;
 
 /// Pages of write-ahead log before it is copied back. Larger and the log grows on small
 /// cards; smaller and pages are copied more often than needed.
