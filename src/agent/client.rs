@@ -4,6 +4,8 @@
 //! than the body limit, tells an inconclusive answer as an observation. Called by `engine`
 //! from many threads at once.
 
+pub use super::body::BODY_BYTES_MAX;
+use super::body::{Bodies, BodyError};
 use super::listing;
 use super::transport::{Connect, Failure, Wire};
 use super::trust::Trust;
@@ -15,28 +17,13 @@ use crate::model::UnknownWord;
 use crate::model::host::AgentAddress;
 use crate::model::id::{HostId, SandboxId};
 use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
-use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
-use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
 use ureq::http::{HeaderMap, HeaderName, Request};
-
-/// Largest body, as received and again as decoded. Larger: hostile agents fill the memory,
-/// one body per worker. Smaller: the listing of a full machine might not fit.
-pub const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-/// Largest buffer that is kept for a next call. Larger: idle memory. Smaller: usual listings
-/// are read into memory that is asked for anew.
-const KEPT_BYTES_MAX: usize = 64 * 1024;
-
-/// Buffers that are kept for next calls. A call takes one only once its answer comes, so a
-/// few are in use at a time, however many agents hang. Larger: idle memory. Smaller: memory
-/// is asked for and given back at every answer.
-const KEPT_MAX: usize = 8;
 
 /// Longest `detail` in characters. Larger: one agent fills logs and tables. Smaller: the
 /// cause is cut off.
@@ -78,7 +65,7 @@ pub struct AgentClient {
     plain: ureq::Agent,
     probe_timeout: Duration,
     tls: Option<Arc<Trust>>,
-    kept: Arc<Kept>,
+    bodies: Arc<Bodies>,
 }
 
 /// Why a call did not succeed, by what is known of its execution.
@@ -168,7 +155,7 @@ impl AgentClient {
             wire,
             probe_timeout: config.probe_timeout,
             tls: config.tls,
-            kept: Arc::default(),
+            bodies: Arc::default(),
         }
     }
 
@@ -327,9 +314,9 @@ impl AgentClient {
         let http = self.http(host);
         let response = http.run(within(&http, deadline, request)).map_err(failure)?;
         let (head, body) = response.into_parts();
-        self.kept.lend(|scratch| {
-            let encoding = header(&head.headers, CONTENT_ENCODING);
-            let body = scratch.fill(encoding, body).map_err(|error| match error {
+        let encoding = header(&head.headers, CONTENT_ENCODING);
+        self.bodies.receive(body, encoding, |body| {
+            let body = body.map_err(|error| match error {
                 BodyError::Broken(error) => failure(error),
                 BodyError::Bad(detail) => {
                     Failure { sent: true, kind: FailureKind::Malformed, detail }
@@ -481,96 +468,8 @@ fn one_line(text: &str, chars_max: usize) -> String {
     line
 }
 
-/// Memory for answers that nobody reads just now.
-#[derive(Debug, Default)]
-struct Kept(Mutex<Vec<Scratch>>);
-
-impl Kept {
-    fn lend<T>(&self, with: impl FnOnce(&mut Scratch) -> T) -> T {
-        let mut scratch = self.locked().pop().unwrap_or_default();
-        let result = with(&mut scratch);
-        scratch.tidy();
-        let mut kept = self.locked();
-        if kept.len() < KEPT_MAX {
-            kept.push(scratch);
-        }
-        result
-    }
-
-    /// What is in it stays valid when a thread panics.
-    fn locked(&self) -> MutexGuard<'_, Vec<Scratch>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Memory for one answer.
-#[derive(Debug, Default)]
-struct Scratch {
-    received: Vec<u8>,
-    decoded: Vec<u8>,
-}
-
-enum BodyError {
-    /// It did not come whole.
-    Broken(ureq::Error),
-    /// It came, but is too large or not decodable.
-    Bad(String),
-}
-
-impl Scratch {
-    fn tidy(&mut self) {
-        for buffer in [&mut self.received, &mut self.decoded] {
-            buffer.clear();
-            buffer.shrink_to(KEPT_BYTES_MAX);
-        }
-    }
-
-    /// A body, whole and decoded.
-    fn fill(&mut self, encoding: &str, body: ureq::Body) -> Result<&[u8], BodyError> {
-        let length = body.content_length().unwrap_or_default();
-        if length > BODY_BYTES_MAX {
-            return Err(too_large());
-        }
-        // Most of what was promised at once, but only as much as is kept anyway; and room to
-        // see the end.
-        self.received.reserve((length as usize + 1).min(KEPT_BYTES_MAX));
-        let mut reader = body.into_with_config().limit(BODY_BYTES_MAX).reader();
-        reader.read_to_end(&mut self.received).map_err(|e| broken(e.into()))?;
-        match encoding {
-            "" | "identity" => Ok(&self.received),
-            "gzip" => {
-                gunzip(&self.received, &mut self.decoded)?;
-                Ok(&self.decoded)
-            }
-            other => Err(BodyError::Bad(format!("content encoding {other:?}"))),
-        }
-    }
-}
-
 fn header(headers: &HeaderMap, name: HeaderName) -> &str {
     headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"))
-}
-
-/// On its own: a decoder is made on the stack, tens of kilobytes that every thread would
-/// touch otherwise.
-#[inline(never)]
-fn gunzip(received: &[u8], decoded: &mut Vec<u8>) -> Result<(), BodyError> {
-    // One byte more than allowed is enough to know that there is more.
-    let mut plain = MultiGzDecoder::new(received).take(BODY_BYTES_MAX + 1);
-    plain.read_to_end(decoded).map_err(|e| BodyError::Bad(format!("gzip: {e}")))?;
-    if decoded.len() as u64 > BODY_BYTES_MAX { Err(too_large()) } else { Ok(()) }
-}
-
-fn broken(error: ureq::Error) -> BodyError {
-    if let ureq::Error::BodyExceedsLimit(_) = error {
-        too_large()
-    } else {
-        BodyError::Broken(error)
-    }
-}
-
-fn too_large() -> BodyError {
-    BodyError::Bad(format!("body is larger than {BODY_BYTES_MAX} bytes"))
 }
 
 #[cfg(test)]
@@ -585,28 +484,5 @@ mod tests {
         assert_eq!(one_line("äääää", 5), "äääää");
         assert_eq!(one_line("ääääää", 5), "ääää…");
         assert_eq!(one_line("", 5), "");
-    }
-
-    #[test]
-    fn little_is_kept() {
-        let kept = Kept::default();
-        kept.lend(|scratch| scratch.received.resize(1 << 20, 1));
-        kept.lend(|scratch| {
-            assert!(scratch.received.is_empty());
-            assert!(scratch.received.capacity() <= KEPT_BYTES_MAX);
-            scratch.decoded.resize(1000, 1);
-        });
-        kept.lend(|scratch| assert!(scratch.decoded.capacity() >= 1000));
-        lend_all(&kept, 3 * KEPT_MAX);
-        assert_eq!(kept.locked().len(), KEPT_MAX);
-    }
-
-    /// So many at a time.
-    fn lend_all(kept: &Kept, count: usize) {
-        kept.lend(|_| {
-            if count > 1 {
-                lend_all(kept, count - 1)
-            }
-        });
     }
 }

@@ -5,6 +5,7 @@
 //! Called by `engine`; the simulated agents of `sim` use the messages.
 
 pub mod authority;
+mod body;
 pub mod certificate;
 pub mod client;
 pub mod listing;

@@ -1,0 +1,227 @@
+//! Owns how the body of an answer is received and unpacked, in memory that is used again.
+//!
+//! Never: says what a body means; waits longer than the HTTP client's deadline. Called by
+//! `client`.
+
+use flate2::bufread::GzDecoder;
+use std::io::{Cursor, Read};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Largest body, as received and again as decoded. Larger: hostile agents fill the memory,
+/// one body per worker. Smaller: the listing of a full machine might not fit.
+pub const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Largest buffer that is kept for a next call. Larger: idle memory. Smaller: usual listings
+/// are read into memory that is asked for anew.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// Buffers, and decoders, that are kept for next calls. A call takes one only once its
+/// answer comes, so a few are in use at a time, however many agents hang. Larger: idle
+/// memory. Smaller: memory is asked for and given back at every answer.
+const KEPT_MAX: usize = 8;
+
+/// Why there is no body.
+pub(super) enum BodyError {
+    /// It did not come whole.
+    Broken(ureq::Error),
+    /// It came, but is too large or not decodable.
+    Bad(String),
+}
+
+/// The memory of all calls.
+#[derive(Debug, Default)]
+pub(super) struct Bodies {
+    buffers: Kept<Vec<u8>>,
+    decoders: Kept<Decoder>,
+}
+
+impl Bodies {
+    /// Hands over a body, whole and unpacked.
+    pub(super) fn receive<T>(
+        &self,
+        body: ureq::Body,
+        encoding: &str,
+        read: impl FnOnce(Result<&[u8], BodyError>) -> T,
+    ) -> T {
+        self.buffers.lend(|received| match (fill(received, body), encoding) {
+            (Err(error), _) => read(Err(error)),
+            (Ok(()), "" | "identity") => read(Ok(received)),
+            (Ok(()), "gzip") => self.buffers.lend(|plain| {
+                let unpacked = self.decoders.lend(|decoder| decoder.unpack(received, plain));
+                read(unpacked.map(|()| plain.as_slice()))
+            }),
+            (Ok(()), other) => read(Err(BodyError::Bad(format!("content encoding {other:?}")))),
+        })
+    }
+}
+
+/// What nobody uses just now.
+#[derive(Debug)]
+struct Kept<T>(Mutex<Vec<T>>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Kept<T> {
+        Kept(Mutex::default())
+    }
+}
+
+impl<T: Default + Tidy> Kept<T> {
+    fn lend<R>(&self, with: impl FnOnce(&mut T) -> R) -> R {
+        let mut lent = self.locked().pop().unwrap_or_default();
+        let result = with(&mut lent);
+        lent.tidy();
+        let mut kept = self.locked();
+        if kept.len() < KEPT_MAX {
+            kept.push(lent);
+        }
+        result
+    }
+
+    /// What is in it stays valid when a thread panics.
+    fn locked(&self) -> MutexGuard<'_, Vec<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// As the next call wants to find it.
+trait Tidy {
+    fn tidy(&mut self);
+}
+
+impl Tidy for Vec<u8> {
+    fn tidy(&mut self) {
+        self.clear();
+        self.shrink_to(KEPT_BYTES_MAX);
+    }
+}
+
+impl Tidy for Decoder {
+    /// It is reset before it is used.
+    fn tidy(&mut self) {}
+}
+
+fn fill(received: &mut Vec<u8>, body: ureq::Body) -> Result<(), BodyError> {
+    let length = body.content_length().unwrap_or_default();
+    if length > BODY_BYTES_MAX {
+        return Err(too_large());
+    }
+    // Most of what was promised at once, but only as much as is kept anyway; and room to
+    // see the end.
+    received.reserve((length as usize + 1).min(KEPT_BYTES_MAX));
+    let mut reader = body.into_with_config().limit(BODY_BYTES_MAX).reader();
+    reader.read_to_end(received).map(drop).map_err(|e| broken(e.into()))
+}
+
+/// A decoder of gzip. Made anew for every answer it would cost tens of kilobytes of each
+/// thread's stack, where it is put together.
+#[derive(Debug)]
+struct Decoder(GzDecoder<Cursor<Vec<u8>>>);
+
+impl Default for Decoder {
+    #[inline(never)]
+    fn default() -> Decoder {
+        Decoder(GzDecoder::new(Cursor::default()))
+    }
+}
+
+impl Decoder {
+    /// Unpacks one member of a body after another.
+    fn unpack(&mut self, packed: &mut Vec<u8>, plain: &mut Vec<u8>) -> Result<(), BodyError> {
+        let mut rest = Cursor::new(std::mem::take(packed));
+        loop {
+            self.0.reset(rest);
+            // One byte more than allowed is enough to know that there is more.
+            let room = BODY_BYTES_MAX + 1 - plain.len() as u64;
+            let member = self.0.by_ref().take(room).read_to_end(plain);
+            rest = self.0.reset(Cursor::default());
+            member.map_err(|e| BodyError::Bad(format!("gzip: {e}")))?;
+            if plain.len() as u64 > BODY_BYTES_MAX {
+                return Err(too_large());
+            }
+            if rest.position() == rest.get_ref().len() as u64 {
+                *packed = rest.into_inner();
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn broken(error: ureq::Error) -> BodyError {
+    if let ureq::Error::BodyExceedsLimit(_) = error {
+        too_large()
+    } else {
+        BodyError::Broken(error)
+    }
+}
+
+fn too_large() -> BodyError {
+    BodyError::Bad(format!("body is larger than {BODY_BYTES_MAX} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::io::Write;
+
+    #[test]
+    fn little_is_kept() {
+        let kept = Kept::<Vec<u8>>::default();
+        kept.lend(|buffer| buffer.resize(1 << 20, 1));
+        kept.lend(|buffer| {
+            assert!(buffer.is_empty());
+            assert!(buffer.capacity() <= KEPT_BYTES_MAX);
+            buffer.resize(1000, 1);
+        });
+        kept.lend(|buffer| assert!(buffer.capacity() >= 1000));
+        lend_all(&kept, 3 * KEPT_MAX);
+        assert_eq!(kept.locked().len(), KEPT_MAX);
+    }
+
+    /// So many at a time.
+    fn lend_all(kept: &Kept<Vec<u8>>, count: usize) {
+        kept.lend(|_| {
+            if count > 1 {
+                lend_all(kept, count - 1)
+            }
+        });
+    }
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// One decoder for all: whatever it met before, the next body is its own.
+    #[test]
+    fn a_decoder_remembers_nothing() {
+        let mut decoder = Decoder::default();
+        let mut unpack = |mut packed: Vec<u8>| {
+            let mut plain = Vec::new();
+            match decoder.unpack(&mut packed, &mut plain) {
+                Ok(()) => Ok(plain),
+                Err(BodyError::Bad(why)) => Err(why),
+                Err(BodyError::Broken(error)) => panic!("{error}"),
+            }
+        };
+        let whole = gzip(b"[1, 2, 3]");
+        for spoilt in [
+            b"".to_vec(),
+            b"{}".to_vec(),
+            whole[..5].to_vec(),
+            whole[..14].to_vec(),
+            whole[..whole.len() - 1].to_vec(),
+            [&whole[..12], &[0xff; 9], &whole[21..]].concat(),
+            [&whole[..], b"more"].concat(),
+        ] {
+            let refused = unpack(spoilt.clone()).unwrap_err();
+            assert!(refused.starts_with("gzip: "), "{spoilt:?}: {refused}");
+            assert_eq!(unpack(whole.clone()).unwrap(), b"[1, 2, 3]");
+        }
+        let members = [gzip(b"[1,"), gzip(b""), gzip(b" 2]")].concat();
+        assert_eq!(unpack(members).unwrap(), b"[1, 2]");
+        assert_eq!(unpack(gzip(b"")).unwrap(), b"");
+    }
+}
