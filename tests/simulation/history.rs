@@ -96,9 +96,14 @@ impl History {
         for revision in entries.keys() {
             wrong.push(format!("an audit entry tells of revision {revision}, which is no change"));
         }
-        let gone = |row: &Row| row.reason == Some(Reason::HostDeleted);
-        for (id, row) in self.rows.iter().filter(|(_, row)| gone(row)) {
-            wrong.push(format!("{id} ended with a host, and {} is still there", row.host));
+        if changes.iter().any(|change| change.reason == Reason::HostDeleted) {
+            let gone = |row: &Row| row.reason == Some(Reason::HostDeleted);
+            for (id, row) in self.rows.iter().filter(|(_, row)| gone(row)) {
+                wrong.push(format!("{id} ended with a host, and {} is still there", row.host));
+            }
+        }
+        if changes.iter().any(|change| change.sandbox.is_none()) {
+            self.look_at_hosts();
         }
         self.revision = newest;
         changes

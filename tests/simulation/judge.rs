@@ -50,9 +50,6 @@ impl World {
             if kind == EventKind::HostDown {
                 self.judge_down(host);
             }
-            if let Some(history) = &mut self.history {
-                history.look_at_hosts();
-            }
             return self.judge_standing(host, kind);
         };
         let truth = self.machines[host].agent.truth(id);

@@ -98,6 +98,8 @@ pub(crate) struct Plane {
     monitor: Monitor,
     operations: Operations,
     replies: Arc<Mutex<Vec<Reply>>>,
+    /// The writer has carried something out since the plane last looked at them.
+    answered: bool,
     queue: Vec<Envelope>,
     asked: BTreeMap<u64, Asked>,
     calls: BTreeMap<u64, Job>,
@@ -168,6 +170,7 @@ impl Plane {
             monitor,
             operations: Operations::default(),
             replies: Arc::default(),
+            answered: false,
             queue: Vec::new(),
             asked: BTreeMap::new(),
             calls: BTreeMap::new(),
@@ -316,6 +319,9 @@ impl Plane {
     }
 
     fn take_replies(&mut self, now: Now) {
+        if !std::mem::take(&mut self.answered) {
+            return;
+        }
         let replies =
             std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner));
         for reply in replies {
@@ -488,6 +494,7 @@ impl Plane {
         let durable = batch.iter().any(|envelope| must_last(&envelope.command));
         let (failures, before) = (self.failures(), self.revision());
         self.writer.execute(batch);
+        self.answered = true;
         // Who was refused was told of no change, and nothing was written for him.
         if durable && self.failures() == failures && self.revision() > before {
             self.acknowledged = self.revision();

@@ -6,6 +6,7 @@
 use crate::agent::{Later, Truth};
 use crate::history::Row;
 use crate::world::{Attention, End, Event, Heal, Link, MINUTE, Machine, SECOND, World};
+use roost::clock::Reading;
 use roost::model::id::SandboxId;
 use roost::model::sandbox::SandboxStatus;
 use roost::model::time::Wall;
@@ -182,6 +183,7 @@ impl World {
         self.note(|| format!("the clock is moved by {by} ms"));
         let wall = Wall(self.now().wall.0 + by);
         self.clock.set_wall(wall);
+        self.reading = Reading::of(&self.clock);
         self.clock_moved = true;
         self.listening_ms = self.now_ms();
     }

@@ -190,6 +190,8 @@ pub(crate) struct World {
     pub(crate) disk_failed_ms: u64,
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) clock: ManualClock,
+    /// What it shows: everybody asks all the time.
+    pub(crate) reading: Reading,
     pub(crate) began_ms: u64,
     pub(crate) chance: Chance,
     pub(crate) seed: u64,
@@ -261,6 +263,7 @@ impl World {
             defect,
             disk_failed_ms: 0,
             trace: traced.then(Vec::new),
+            reading: Reading::of(&clock),
             clock,
             began_ms,
             chance,
@@ -324,12 +327,12 @@ impl World {
     }
 
     pub(crate) fn now(&self) -> Now {
-        self.clock.now()
+        self.reading.now
     }
 
     /// Milliseconds since it began, whoever slept.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.clock.boot_ms() - self.began_ms
+        self.reading.boot_ms - self.began_ms
     }
 
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
@@ -379,10 +382,14 @@ impl World {
 
     pub(crate) fn pass_to(&mut self, at_ms: u64) {
         let span = Duration::from_millis(at_ms.saturating_sub(self.now_ms()));
+        if span.is_zero() {
+            return;
+        }
         match self.attention {
             Attention::Listening | Attention::Down => self.clock.advance(span),
             Attention::Asleep => self.clock.suspend(span),
         }
+        self.reading = Reading::of(&self.clock);
     }
 
     pub(crate) fn plane_wakes_at(&mut self) -> u64 {
@@ -401,7 +408,7 @@ impl World {
         if self.attention != Attention::Listening {
             return;
         }
-        let reading = Reading::of(&self.clock);
+        let reading = self.reading;
         let Some(plane) = self.plane.as_mut() else { return };
         plane.settle(reading);
         let (wants, told) = (std::mem::take(&mut plane.wants), std::mem::take(&mut plane.told));
