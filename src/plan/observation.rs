@@ -276,8 +276,8 @@ impl Planner<'_> {
     fn row(&mut self, row: &Row, entry: Option<usize>, listing: &Listing) {
         if row.revision > self.question.revision || row.announced_since {
             self.plan.newer += 1;
-            // What earlier looks saw is not undone by one that says nothing.
-            self.plan.memory.sightings.extend(self.earlier(row.id).cloned());
+            let kept = self.unjudged(row.id, entry.is_some());
+            self.plan.memory.sightings.extend(kept);
             return;
         }
         if row.status == SandboxStatus::Running {
@@ -354,6 +354,28 @@ impl Planner<'_> {
     fn earlier(&self, id: SandboxId) -> Option<&Sighting> {
         let at = self.memory.sightings.binary_search_by_key(&id, |s| s.id).ok()?;
         Some(&self.memory.sightings[at])
+    }
+
+    /// What is remembered of a row of which this look says nothing. What earlier looks saw is
+    /// not undone by it, and the gap that it closes for the host stays one for an absent row.
+    fn unjudged(&self, id: SandboxId, listed: bool) -> Option<Sighting> {
+        let earlier = self.earlier(id).cloned();
+        if listed || !self.question.contact_gap {
+            return earlier;
+        }
+        let now = self.question.now.mono;
+        let none = Sighting {
+            id,
+            what: Seen::Absent,
+            revision: 0,
+            first_at: now,
+            last_at: now,
+            agreeing: 0,
+            contact_gap: true,
+            reported: false,
+        };
+        let absent = earlier.filter(|sighting| sighting.what == Seen::Absent);
+        Some(absent.map_or(none, |sighting| Sighting { contact_gap: true, ..sighting }))
     }
 
     /// The sighting that this look makes of an earlier one of the same row, or its first.
