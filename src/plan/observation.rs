@@ -429,9 +429,11 @@ impl Planner<'_> {
         let gap = self.question.contact_gap;
         let mut sighting = self.sighting(entry.id, Seen::Alive, revision, gap);
         let now = self.question.now;
+        // The host's clock may be ahead of ours: it is at least as old as we have seen it.
+        let seen = now.mono.since(sighting.first_at);
         let age = match entry.created_at_unix {
-            ..=0 => now.mono.since(sighting.first_at),
-            created => now.wall.since(Wall(created.saturating_mul(1000))),
+            ..=0 => seen,
+            created => now.wall.since(Wall(created.saturating_mul(1000))).max(seen),
         };
         if sighting.agreeing < 2 {
             return self.remember(sighting);

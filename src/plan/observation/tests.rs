@@ -318,6 +318,14 @@ fn zombies_are_reported_once_and_only_when_old() {
     host.look(0, &young);
     assert_eq!(host.look(3, &young).zombies, []);
     assert_eq!(host.look(120, &young).zombies.len(), 1);
+
+    // Our clock was set back by a day: what is made now is of tomorrow.
+    let mut host = Host::new(Vec::new());
+    let mut ahead = listing(&[1]);
+    ahead.sandboxes[0].created_at_unix = host.now_s as i64 + 86_400;
+    assert_eq!(host.look(0, &ahead).zombies, []);
+    assert_eq!(host.look(120, &ahead).zombies, []);
+    assert_eq!(host.look(1, &ahead).zombies.len(), 1);
 }
 
 /// What a second look at this listing reports: ids that are forgotten, and that are destroyed.
