@@ -103,6 +103,7 @@ pub(crate) fn machine(
         skew_ms: chance.within(0, 4_000) as i64 - 2_000,
         reports: chance.permille(600),
         heard_ms: None,
+        verdict: None,
         asked: BTreeMap::new(),
         create_asked_ms: BTreeMap::new(),
     }

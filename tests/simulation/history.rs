@@ -3,6 +3,7 @@
 //!
 //! Never: knows what is true on the hosts (`world` does).
 
+use crate::defect::Defect;
 use roost::model::event::{ActorType, EventKind};
 use roost::model::host::Host;
 use roost::model::id::{HostId, SandboxId};
@@ -38,7 +39,8 @@ pub(crate) struct Change {
 }
 
 /// An audit entry, as far as it is held against its change.
-struct Entry {
+#[derive(Clone)]
+pub(crate) struct Entry {
     action: String,
     status: String,
     from: String,
@@ -49,6 +51,7 @@ struct Entry {
 pub(crate) struct History {
     conn: Connection,
     policy: Policy,
+    defect: Option<Defect>,
     pub(crate) revision: u64,
     audited: i64,
     pub(crate) rows: BTreeMap<SandboxId, Row>,
@@ -58,39 +61,48 @@ pub(crate) struct History {
 impl History {
     /// Begins with what the database says. The connection may write: whoever opens it first
     /// after the power was lost has to read the log anew.
-    pub(crate) fn open(db: &Path, policy: &Policy) -> History {
-        History::of(Connection::open(db).expect("the database opens"), policy.clone())
+    pub(crate) fn open(db: &Path, policy: &Policy, defect: Option<Defect>) -> History {
+        History::of(Connection::open(db).expect("the database opens"), policy.clone(), defect)
     }
 
     /// Begins anew; and whether the database says what its events led to.
     pub(crate) fn again(self) -> (bool, History) {
-        let History { conn, policy, revision, rows, .. } = self;
-        let history = History::of(conn, policy);
+        let History { conn, policy, defect, revision, rows, .. } = self;
+        let history = History::of(conn, policy, defect);
         ((revision, &rows) == (history.revision, &history.rows), history)
     }
 
-    fn of(conn: Connection, policy: Policy) -> History {
+    fn of(conn: Connection, policy: Policy, defect: Option<Defect>) -> History {
         let revision = read::revision(&conn).expect("the revision can be read");
         let audited = conn
             .query_row("SELECT coalesce(max(seq), 0) FROM audit_logs", [], |row| row.get(0))
             .expect("the audit log can be read");
         let (rows, hosts) = (rows(&conn), hosts(&conn));
-        History { conn, policy, revision, audited, rows, hosts }
+        History { conn, policy, defect, revision, audited, rows, hosts }
     }
 
-    /// What was committed since the last time. Says what is wrong with it.
-    pub(crate) fn follow(&mut self, newest: u64, wrong: &mut Vec<String>) -> Vec<Change> {
+    /// What was committed since the last time. Says what is wrong with it. `aged` as for
+    /// [`History::verify`].
+    pub(crate) fn follow(
+        &mut self,
+        newest: u64,
+        aged: bool,
+        wrong: &mut Vec<String>,
+    ) -> Vec<Change> {
         if newest == self.revision {
             return Vec::new();
         }
-        let changes = self.read_changes();
+        let mut changes = self.read_changes();
         let mut entries = self.read_entries(wrong);
+        if let Some(defect) = self.defect {
+            defect.misread(&mut changes, &mut entries);
+        }
         let expected: Vec<u64> = (self.revision + 1..=newest).collect();
         if changes.iter().map(|change| change.revision).ne(expected) {
             wrong.push(format!("revisions {}..={newest} have a gap", self.revision + 1));
         }
         for change in &changes {
-            self.apply(change, wrong);
+            self.apply(change, aged, wrong);
             self.compare(change, entries.remove(&change.revision), wrong);
         }
         for revision in entries.keys() {
@@ -163,9 +175,9 @@ impl History {
         entries
     }
 
-    fn apply(&mut self, change: &Change, wrong: &mut Vec<String>) {
+    fn apply(&mut self, change: &Change, aged: bool, wrong: &mut Vec<String>) {
         if change.kind == EventKind::HostDeleted {
-            self.end_rows_of(change.host, wrong);
+            self.end_rows_of(change.host, aged, wrong);
         }
         let (Some(id), Some(to)) = (change.sandbox, change.to) else {
             return;
@@ -182,9 +194,11 @@ impl History {
     }
 
     /// With a host its rows go; each had its last event before.
-    fn end_rows_of(&mut self, host: HostId, wrong: &mut Vec<String>) {
+    fn end_rows_of(&mut self, host: HostId, aged: bool, wrong: &mut Vec<String>) {
+        let ended =
+            |row: &Row| row.status == SandboxStatus::Stopped || aged && row.status.is_over();
         self.rows.retain(|id, row| {
-            if row.host == host && row.status != SandboxStatus::Stopped {
+            if row.host == host && !ended(row) {
                 wrong.push(format!("{id} went with {host} and was {}", row.status));
             }
             row.host != host
@@ -219,6 +233,11 @@ impl History {
     /// Holds the rows against where the events have led, and SQLite against itself. `aged`:
     /// by the clock on the wall what is over may be so old that it was given up.
     pub(crate) fn verify(&mut self, aged: bool, wrong: &mut Vec<String>) {
+        if self.defect == Some(Defect::MovedUntold) {
+            let any = "UPDATE sandboxes SET status_reason = 'adopted' \
+                       WHERE id = (SELECT min(id) FROM sandboxes)";
+            self.conn.execute(any, []).expect("the database can be written");
+        }
         let there = rows(&self.conn);
         self.rows.retain(|id, row| !(aged && row.status.is_over()) || there.contains_key(id));
         for (id, row) in self.rows.iter().filter(|(id, row)| there.get(id) != Some(row)) {

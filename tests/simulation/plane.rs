@@ -29,7 +29,7 @@ use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
 use roost::store::writer::{Command, Envelope, Writer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -112,6 +112,8 @@ pub(crate) struct Plane {
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
     wal: PathBuf,
+    /// What was ever announced, for the defect that forgets none of it.
+    announced: BTreeMap<HostId, BTreeSet<SandboxId>>,
     defect: Option<Defect>,
 }
 
@@ -181,6 +183,7 @@ impl Plane {
             failing: false,
             acknowledged: 0,
             wal: wal_of(db),
+            announced: BTreeMap::new(),
             defect,
         };
         // What was left is on the disk: nothing is lost twice.
@@ -251,6 +254,7 @@ impl Plane {
                 self.asked.insert(number, Asked { host, revision, asked_at });
                 self.wants.push(Want::List(number, host));
             }
+            monitor::Effect::MarkDown(_) if self.has(Defect::SilenceIgnored) => {}
             monitor::Effect::MarkDown(hosts) => {
                 self.judged.extend(hosts.iter().map(|(host, _)| *host));
                 let reply = self.reply(Reply::MarkedDown);
@@ -268,6 +272,7 @@ impl Plane {
                 let reply = self.reply(Reply::Pruned);
                 self.send(now, Command::Prune(reply));
             }
+            monitor::Effect::Work(_) if self.has(Defect::ZombiesSpared) => {}
             monitor::Effect::Work(work) => self.take_up(*work, now),
         }
     }
@@ -285,6 +290,7 @@ impl Plane {
             operations::Effect::ProbeNow(host) => {
                 self.tell(now, monitor::Input::ProbeNow(host));
             }
+            operations::Effect::Write(_) if self.has(Defect::EndsNotWritten) => {}
             operations::Effect::Write(ended) => {
                 let copy = ended.clone();
                 let reply = self.reply(move |result| Reply::Written(copy, result));
@@ -426,6 +432,13 @@ impl Plane {
         let took = now.mono.since(asked_at);
         if let Some(defect) = self.defect {
             defect.falsify(&mut probe, self.failing);
+        }
+        if self.has(Defect::AnnouncedForEver)
+            && let Probe::Listed(listing) = &mut probe
+        {
+            let told = self.announced.entry(host).or_default();
+            told.extend(listing.auto_paused.iter().copied());
+            listing.auto_paused = told.iter().copied().collect();
         }
         if self.has(Defect::NoRevisionGuard) {
             revision = u64::MAX;
