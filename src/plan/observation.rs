@@ -100,6 +100,11 @@ impl HostMemory {
         self.vanish_held_since.map_or(0, |_| self.sightings.iter().filter(absent).count())
     }
 
+    /// Whether something that was absent behind a contact gap waits for another look.
+    pub fn waits_behind_gap(&self) -> bool {
+        self.sightings.iter().any(|s| s.contact_gap && s.what == Seen::Absent)
+    }
+
     /// Zombies that were reported and are still seen.
     pub fn zombies(&self) -> usize {
         self.sightings.iter().filter(|s| s.reported).count()

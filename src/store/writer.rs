@@ -535,8 +535,9 @@ impl Writer {
     fn make_known(&mut self, after: After) {
         match after {
             After::Observed { host, asked_at, now, record } => {
+                let waits = record.looks.waits_behind_gap();
                 self.records.insert(host, record);
-                self.presence.observed(host, asked_at, now.mono);
+                self.presence.observed(host, asked_at, now.mono, waits);
             }
             After::Failed { host, record } => {
                 self.records.insert(host, record);
