@@ -14,7 +14,7 @@ use roost::store::Connection;
 use roost::store::read::{self, SandboxFilter};
 use roost::store::verify::verify;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A row as its events have led it.
@@ -55,6 +55,8 @@ pub(crate) struct History {
     pub(crate) revision: u64,
     audited: i64,
     pub(crate) rows: BTreeMap<SandboxId, Row>,
+    /// Rows that were over for so long, by the clock, that they are kept no more.
+    pub(crate) given_up: BTreeSet<SandboxId>,
     pub(crate) hosts: BTreeMap<HostId, Host>,
 }
 
@@ -67,8 +69,8 @@ impl History {
 
     /// Begins anew; and whether the database says what its events led to.
     pub(crate) fn again(self) -> (bool, History) {
-        let History { conn, policy, defect, revision, rows, .. } = self;
-        let history = History::of(conn, policy, defect);
+        let History { conn, policy, defect, revision, rows, given_up, .. } = self;
+        let history = History { given_up, ..History::of(conn, policy, defect) };
         ((revision, &rows) == (history.revision, &history.rows), history)
     }
 
@@ -78,7 +80,8 @@ impl History {
             .query_row("SELECT coalesce(max(seq), 0) FROM audit_logs", [], |row| row.get(0))
             .expect("the audit log can be read");
         let (rows, hosts) = (rows(&conn), hosts(&conn));
-        History { conn, policy, defect, revision, audited, rows, hosts }
+        let given_up = BTreeSet::new();
+        History { conn, policy, defect, revision, audited, rows, given_up, hosts }
     }
 
     /// What was committed since the last time. Says what is wrong with it. `aged` as for
@@ -239,7 +242,10 @@ impl History {
             self.conn.execute(any, []).expect("the database can be written");
         }
         let there = rows(&self.conn);
-        self.rows.retain(|id, row| !(aged && row.status.is_over()) || there.contains_key(id));
+        let aged = |row: &Row| aged && row.status.is_over();
+        let gone = self.rows.iter().filter(|(id, row)| aged(row) && !there.contains_key(id));
+        self.given_up.extend(gone.map(|(id, _)| *id));
+        self.rows.retain(|id, _| !self.given_up.contains(id));
         for (id, row) in self.rows.iter().filter(|(id, row)| there.get(id) != Some(row)) {
             wrong.push(format!("{id}: events lead to {row:?}, and there is {:?}", there.get(id)));
         }

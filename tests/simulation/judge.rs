@@ -221,6 +221,9 @@ impl World {
         let stopped = row.is_some_and(|row| row.status == SandboxStatus::Stopped);
         let asked = self.machines[host].create_asked_ms.get(&id).copied().unwrap_or(0);
         let in_time = self.now_ms() - asked <= CREATE_DEADLINE_MS;
+        if truth == Truth::Running && stopped && !in_time {
+            self.machines[host].late.insert(id);
+        }
         if truth == Truth::Running && stopped && in_time && !self.clock_moved {
             self.wrong(format!("{id} was destroyed and came to life"));
         }
@@ -238,7 +241,9 @@ impl World {
             let machine = self.machines.iter().find(|machine| machine.id == row.host);
             let truth = machine.map_or(Truth::Nothing, |machine| machine.agent.truth(*id));
             let zombie = self.policy.zombies == ZombiePolicy::Report && self.zombies.contains(id);
-            let forgotten = machine.is_some_and(|machine| machine.agent.forgotten.contains(id));
+            let forgotten = machine.is_some_and(|machine| {
+                machine.agent.forgotten.contains(id) || machine.late.contains(id)
+            });
             let presumed = row.reason == Some(Reason::PresumedPaused)
                 || row.reason == Some(Reason::PauseFinished)
                 || row.reason == Some(Reason::NotResumed)
@@ -270,7 +275,8 @@ impl World {
         }
         let rows = &history.rows;
         for (at, machine) in self.machines.iter().enumerate() {
-            let strangers = machine.agent.all().filter(|(id, _)| !rows.contains_key(id));
+            let known = |id: &SandboxId| rows.contains_key(id) || history.given_up.contains(id);
+            let strangers = machine.agent.all().filter(|(id, _)| !known(id));
             wrong.extend(strangers.map(|(id, truth)| format!("{id} on host {at} is {truth:?}")));
             if machine.standing.deleted && !machine.standing.ended {
                 wrong.push(format!("host {at} was deleted, and nobody told its agent"));

@@ -80,6 +80,7 @@ impl World {
                 let count = self.machines.len();
                 let mut all = (host..host + count).map(|at| at % count);
                 if let Some(host) = all.find(|host| self.may_lose_sight(*host)) {
+                    self.machines[host].sighted_ms = self.now_ms() + 5 * MINUTE;
                     let away = self.chance.within(100, 5 * SECOND);
                     self.end_agent(host, true, away);
                 }
@@ -184,7 +185,9 @@ impl World {
             rows += 1;
             seen += usize::from(agent.truth(*sandbox) == Truth::Running);
         }
-        seen == rows && rows > 3
+        // Nor twice in a row: the first hold would be over before the second loss is.
+        let again = self.now_ms() < self.machines[host].sighted_ms;
+        seen == rows && rows > 3 && agent.up && !agent.blind && !again
     }
 
     /// Some of its sandboxes pause by themselves soon: what they announce falls into the

@@ -133,6 +133,10 @@ pub(crate) struct Machine {
     pub(crate) verdict: Option<Verdict>,
     /// How often it was asked for each operation.
     pub(crate) asked: BTreeMap<OpId, u32>,
+    /// Until then its agent may not lose sight of its microVMs again.
+    pub(crate) sighted_ms: u64,
+    /// What came to life after its create's deadline, when it was stopped.
+    pub(crate) late: BTreeSet<SandboxId>,
     /// When it was first asked to create each sandbox.
     pub(crate) create_asked_ms: BTreeMap<SandboxId, u64>,
 }
@@ -586,11 +590,12 @@ impl World {
         disk::copy(&self.db, &db, u64::MAX);
         disk::copy(&wal_of(&self.db), &wal_of(&db), kept);
         self.db = db;
-        let left = History::open(&self.db, &self.policy, self.defect);
+        let mut left = History::open(&self.db, &self.policy, self.defect);
         if left.revision < plane.acknowledged {
             let (revision, told) = (left.revision, plane.acknowledged);
             self.wrong(format!("revision {told} was acknowledged, {revision} is left"));
         }
+        left.given_up = self.history.take().map(|history| history.given_up).unwrap_or_default();
         self.history = Some(left);
     }
 
