@@ -8,8 +8,9 @@
 //! `replay` plays one again. What is not simulated: HTTP in either direction (the API's
 //! answers to heartbeats and to a deletion are played as `api::agents` and `api::hosts` give
 //! them), TLS (with it, a host that has another's address cannot be reached), the agents'
-//! wire JSON. SQLite's files live in this process; `kill -9` keeps what the kernel has, a loss
-//! of power cuts the write-ahead log anywhere behind its last sync.
+//! wire JSON, a call that arrives twice (over one connection none does, and Roost asks for
+//! nothing again before it has looked). SQLite's files live in this process; `kill -9` keeps
+//! what the kernel has, a loss of power cuts the write-ahead log anywhere behind its last sync.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -39,11 +40,15 @@ mod people;
 mod plane;
 #[path = "simulation/storm.rs"]
 mod storm;
+#[path = "simulation/tally.rs"]
+mod tally;
 #[path = "simulation/world.rs"]
 mod world;
 
 use defect::Defect;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tally::{Fault, STATUSES, WISHES};
 use world::{Course, pace_of, play};
 
 /// Seeds that `cargo test` plays.
@@ -94,12 +99,20 @@ fn play_all<T: Send>(seeds: &[u64], play: impl Fn(u64) -> T + Sync) -> Vec<T> {
     played.into_iter().map(|(_, one)| one).collect()
 }
 
+/// What came of the seeds without a defect, and what they cost: played once for all tests.
+fn courses() -> &'static (Vec<u64>, Vec<Course>, f64) {
+    static PLAYED: OnceLock<(Vec<u64>, Vec<Course>, f64)> = OnceLock::new();
+    PLAYED.get_or_init(|| {
+        let began = cpu_seconds();
+        let seeds: Vec<u64> = (1..=number("ROOST_SIM_SEEDS").unwrap_or(SEEDS)).collect();
+        let courses = play_all(&seeds, |seed| play(seed, pace_of(seed), None, false));
+        (seeds, courses, cpu_seconds() - began)
+    })
+}
+
 #[test]
 fn everything_holds_whatever_happens() {
-    let began = cpu_seconds();
-    let seeds: Vec<u64> = (1..=number("ROOST_SIM_SEEDS").unwrap_or(SEEDS)).collect();
-    let courses = play_all(&seeds, |seed| play(seed, pace_of(seed), None, false));
-    let seconds = cpu_seconds() - began;
+    let (seeds, courses, seconds) = courses();
     let hours: f64 = courses.iter().map(|course| course.host_hours).sum();
     let changes: u64 = courses.iter().map(|course| course.revisions).sum();
     println!(
@@ -108,10 +121,32 @@ fn everything_holds_whatever_happens() {
         seeds.len(),
         hours / seconds
     );
-    let failed = seeds.iter().zip(&courses).filter(|(_, course)| !course.violations.is_empty());
+    let failed = seeds.iter().zip(courses).filter(|(_, course)| !course.violations.is_empty());
     let reports: Vec<String> = failed.map(|(seed, course)| report(*seed, course)).collect();
     let shown = reports.iter().take(20).cloned().collect::<String>();
     assert!(reports.is_empty(), "{} of {} seeds fail\n{shown}", reports.len(), seeds.len());
+}
+
+/// A fault that strikes nowhere proves nothing, nor does a wish that nobody has.
+#[test]
+fn every_fault_strikes_and_every_wish_is_made() {
+    let (_, courses, _) = courses();
+    let mut missing = Vec::new();
+    let mut count = |times: u64, what: String| {
+        println!("{times:>7}  {what}");
+        if times == 0 {
+            missing.push(what);
+        }
+    };
+    for (fault, what) in Fault::ALL {
+        let times = courses.iter().map(|course| course.tally.of(*fault)).sum();
+        count(times, format!("{what} ({fault:?})"));
+    }
+    for (kind, status) in WISHES.iter().flat_map(|k| STATUSES.iter().map(move |s| (*k, *s))) {
+        let times = courses.iter().map(|course| course.tally.of_wish(kind, status)).sum();
+        count(times, format!("somebody wishes a {kind} of what is {status}"));
+    }
+    assert!(missing.is_empty(), "not once: {missing:#?}");
 }
 
 #[test]

@@ -13,8 +13,10 @@ use roost::model::event::ActorType;
 use roost::model::host::Host;
 use roost::model::id::PLATFORM_TEAM;
 use roost::model::policy::Policy;
+use roost::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use roost::store::StoreError;
-use roost::store::identity::NewHost;
+use roost::store::apply::Probed;
+use roost::store::identity::{NewHost, Registration};
 use roost::store::journal::Actor;
 use roost::store::open::{open_reader, open_writer};
 use roost::store::presence::Presence;
@@ -26,7 +28,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use support::agents::{Agents, Says};
 use support::client::Answer;
 use support::server::Serving;
@@ -142,6 +144,54 @@ fn nothing_is_written_after_the_end() {
 }
 
 /// A fleet in which nobody needs a probe.
+/// The next looks come when the disk works again: without the gap they would say that what
+/// paused meanwhile is gone.
+#[test]
+fn an_answer_lost_while_nothing_can_be_written_is_a_gap_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("roost.db");
+    let now = SystemClock.now();
+    let conn = open_writer(&db, true, now.wall).unwrap();
+    conn.busy_timeout(Duration::ZERO).unwrap();
+    let presence = Arc::new(Presence::load(&[], [], None, false, now));
+    let mut writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
+    let (made, host) = unbounded();
+    let made = Box::new(move |result| made.send(result).unwrap());
+    let registration = Registration {
+        token: [1; 32],
+        refresh: [2; 32],
+        address: "10.0.0.1:50051".parse().unwrap(),
+        arch: None,
+        cpu_cores: None,
+        memory_mb: None,
+        disk_gb: None,
+    };
+    let register = Command::Register(Box::new(registration), Box::new(drop));
+    for command in [Command::CreateHost(new_host(1), made), register] {
+        writer.execute(vec![Envelope { now, command }]);
+    }
+    let host: Host = host.recv().unwrap().unwrap();
+    presence.heartbeat(host.id, now);
+    let mut probed = |probe| {
+        let (revision, asked_at) = (u64::MAX, now.mono);
+        let probed = Box::new(Probed { host: host.id, revision, asked_at, age_cap: None, probe });
+        let (ended, result) = unbounded();
+        let reply = Box::new(move |applied| ended.send(applied).unwrap());
+        writer.execute(vec![Envelope { now, command: Command::Probed(probed, reply) }]);
+        result.recv().unwrap()
+    };
+    let is_gap = || presence.has_contact_gap(host.id, now.mono, &Policy::default());
+    probed(Probe::Listed(Listing::default())).unwrap();
+    assert!(!is_gap());
+
+    let other = open_writer(&db, false, now.wall).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let failure = ProbeFailure::new(FailureKind::TimedOut, "no answer within 8 s");
+    let probe = Probe::Failed(ProbeFailure { answer_lost: true, ..failure });
+    assert!(probed(probe).is_err());
+    assert!(is_gap());
+}
+
 fn quiet_fleet(n: u128) -> Value {
     let row = |n| json!({"id": host(n), "status": "online", "heartbeat_age_s": 5});
     json!({"hosts": (1..=n).map(row).collect::<Vec<_>>()})

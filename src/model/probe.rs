@@ -25,6 +25,14 @@ impl Probe {
             Probe::Failed(failure) => &failure.drained,
         }
     }
+
+    /// Whether the agent may have announced something that did not arrive.
+    pub fn answer_lost(&self) -> bool {
+        match self {
+            Probe::Listed(_) => false,
+            Probe::Failed(failure) => failure.answer_lost,
+        }
+    }
 }
 
 /// One conclusive answer.

@@ -100,6 +100,11 @@ impl HostMemory {
         self.vanish_held_since.map_or(0, |_| self.sightings.iter().filter(absent).count())
     }
 
+    /// Whether something that was absent behind a contact gap waits for another look.
+    pub fn waits_behind_gap(&self) -> bool {
+        self.sightings.iter().any(|s| s.contact_gap && s.what == Seen::Absent)
+    }
+
     /// Zombies that were reported and are still seen.
     pub fn zombies(&self) -> usize {
         self.sightings.iter().filter(|s| s.reported).count()
@@ -276,8 +281,8 @@ impl Planner<'_> {
     fn row(&mut self, row: &Row, entry: Option<usize>, listing: &Listing) {
         if row.revision > self.question.revision || row.announced_since {
             self.plan.newer += 1;
-            // What earlier looks saw is not undone by one that says nothing.
-            self.plan.memory.sightings.extend(self.earlier(row.id).cloned());
+            let kept = self.unjudged(row.id, entry.is_some());
+            self.plan.memory.sightings.extend(kept);
             return;
         }
         if row.status == SandboxStatus::Running {
@@ -356,6 +361,28 @@ impl Planner<'_> {
         Some(&self.memory.sightings[at])
     }
 
+    /// What is remembered of a row of which this look says nothing. What earlier looks saw is
+    /// not undone by it, and the gap that it closes for the host stays one for an absent row.
+    fn unjudged(&self, id: SandboxId, listed: bool) -> Option<Sighting> {
+        let earlier = self.earlier(id).cloned();
+        if listed || !self.question.contact_gap {
+            return earlier;
+        }
+        let now = self.question.now.mono;
+        let none = Sighting {
+            id,
+            what: Seen::Absent,
+            revision: 0,
+            first_at: now,
+            last_at: now,
+            agreeing: 0,
+            contact_gap: true,
+            reported: false,
+        };
+        let absent = earlier.filter(|sighting| sighting.what == Seen::Absent);
+        Some(absent.map_or(none, |sighting| Sighting { contact_gap: true, ..sighting }))
+    }
+
     /// The sighting that this look makes of an earlier one of the same row, or its first.
     fn sighting(&self, id: SandboxId, what: Seen, revision: u64, gap: bool) -> Sighting {
         let now = self.question.now.mono;
@@ -407,9 +434,11 @@ impl Planner<'_> {
         let gap = self.question.contact_gap;
         let mut sighting = self.sighting(entry.id, Seen::Alive, revision, gap);
         let now = self.question.now;
+        // The host's clock may be ahead of ours: it is at least as old as we have seen it.
+        let seen = now.mono.since(sighting.first_at);
         let age = match entry.created_at_unix {
-            ..=0 => now.mono.since(sighting.first_at),
-            created => now.wall.since(Wall(created.saturating_mul(1000))),
+            ..=0 => seen,
+            created => now.wall.since(Wall(created.saturating_mul(1000))).max(seen),
         };
         if sighting.agreeing < 2 {
             return self.remember(sighting);

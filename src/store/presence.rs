@@ -57,6 +57,8 @@ struct Entry {
     contact_at: Option<Mono>,
     /// A gap opened and no observation has closed it.
     gap: bool,
+    /// What was absent behind a gap, which is closed, waits for another look.
+    waits: bool,
     /// When an observation was last applied.
     observed_at: Mono,
     /// Something changed since the last flush.
@@ -326,10 +328,14 @@ impl Presence {
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
     /// agent was heard before it was asked and after the gap: agents pause everything
     /// *before* they beat again, and a listing taken meanwhile says nothing of the rest.
-    pub(super) fn observed(&self, host: HostId, asked_at: Mono, now: Mono) {
+    /// While something that was absent behind the gap `waits` for another look, the database
+    /// remembers the gap: a restart forgets what waits.
+    pub(super) fn observed(&self, host: HostId, asked_at: Mono, now: Mono, waits: bool) {
         let mut inner = self.lock();
         let Some(entry) = inner.hosts.get_mut(&host) else { return };
         entry.observed_at = now;
+        entry.dirty |= entry.waits != waits;
+        entry.waits = waits;
         let heard_before = entry.now.heard_at.is_some_and(|heard| heard <= asked_at);
         if entry.gap && heard_before && !entry.silent_too_long(now) {
             entry.gap = false;
@@ -403,7 +409,7 @@ impl Presence {
                 Flushed {
                     id: entry.now.id,
                     last_heartbeat_at: entry.now.last_heartbeat_at,
-                    contact_gap: entry.has_gap(now, policy),
+                    contact_gap: entry.waits || entry.has_gap(now, policy),
                 }
             })
             .collect()
@@ -438,6 +444,7 @@ impl Entry {
             },
             contact_at,
             gap: host.contact_gap || contact_at.is_none(),
+            waits: false,
             observed_at: now.mono,
             dirty: false,
             last_probe: None,
@@ -535,7 +542,7 @@ mod tests {
         presence.heartbeat(id, at(1));
         presence.answer_lost(id);
         assert!(gap(&presence, 2));
-        presence.observed(id, at(3).mono, at(4).mono);
+        presence.observed(id, at(3).mono, at(4).mono, false);
         assert!(!gap(&presence, 4));
         let interrupted = Presence::load(&[host(Some(5))], [], None, true, at(0));
         assert!(gap(&interrupted, 0));
@@ -544,12 +551,12 @@ mod tests {
     #[test]
     fn a_gap_is_closed_by_an_answer_asked_after_a_heartbeat_only() {
         let (presence, id) = presence(Some(600));
-        presence.observed(id, at(1).mono, at(1).mono);
+        presence.observed(id, at(1).mono, at(1).mono, false);
         assert!(gap(&presence, 1), "the agent may be pausing this very moment");
         assert_eq!(presence.heartbeat(id, at(10)), Beat::Known { wake: true });
-        presence.observed(id, at(9).mono, at(11).mono);
+        presence.observed(id, at(9).mono, at(11).mono, false);
         assert!(gap(&presence, 11), "asked before it was heard");
-        presence.observed(id, at(12).mono, at(13).mono);
+        presence.observed(id, at(12).mono, at(13).mono, false);
         assert!(!gap(&presence, 13));
         assert_eq!(presence.heartbeat(id, at(40)), Beat::Known { wake: false });
     }
@@ -563,13 +570,13 @@ mod tests {
         assert!(!gap(&presence, 20), "59 s");
         slept(20, 1);
         assert!(gap(&presence, 20));
-        presence.observed(id, at(20).mono, at(21).mono);
+        presence.observed(id, at(20).mono, at(21).mono, false);
         assert!(gap(&presence, 21), "not heard since");
         assert_eq!(presence.heartbeat(id, at(22)), Beat::Known { wake: true });
-        presence.observed(id, at(22).mono, at(23).mono);
+        presence.observed(id, at(22).mono, at(23).mono, false);
         assert!(!gap(&presence, 23));
         slept(24, 4_000_000);
-        presence.observed(id, at(24).mono, at(25).mono);
+        presence.observed(id, at(24).mono, at(25).mono, false);
         assert!(gap(&presence, 25), "longer than the machine was awake");
     }
 
@@ -583,9 +590,22 @@ mod tests {
         assert!(gap(&presence, 126), "66 s for the next question, 60 s of silence");
         let flushed = |s| presence.take_dirty(at(s).mono, &Policy::default())[0].contact_gap;
         assert!(flushed(126), "a restart must not forget it");
-        presence.observed(id, at(130).mono, at(130).mono);
+        presence.observed(id, at(130).mono, at(130).mono, false);
         presence.heartbeat(id, at(131));
         assert!(!flushed(131));
+    }
+
+    #[test]
+    fn a_gap_is_remembered_until_what_was_absent_behind_it_is_decided() {
+        let (presence, id) = presence(Some(5));
+        let flushed = |s| presence.take_dirty(at(s).mono, &Policy::default())[0].contact_gap;
+        presence.heartbeat(id, at(0));
+        presence.answer_lost(id);
+        presence.observed(id, at(1).mono, at(2).mono, true);
+        assert!(!gap(&presence, 2), "what vanishes from now on does so behind no gap");
+        assert!(flushed(2), "the second look may be one after a restart");
+        presence.observed(id, at(5).mono, at(6).mono, false);
+        assert!(!flushed(6));
     }
 
     #[test]

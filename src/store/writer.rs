@@ -441,10 +441,13 @@ impl Writer {
         self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
-    /// Keeps announcements that cannot be written now. Of a host with too many it is only
-    /// known that it may have paused anything.
-    fn owe(&mut self, (host, ids): Told) {
-        if !self.owed.keep(host, ids) {
+    /// Keeps announcements that cannot be written now. Of a host with too many, and of one
+    /// whose answer was lost, it is only known that it may have paused anything.
+    fn owe(&mut self, Told { host, announced, answer_lost }: Told) {
+        if answer_lost {
+            self.presence.answer_lost(host);
+        }
+        if !self.owed.keep(host, announced) {
             log::warn!("{host} announces more than can be kept until it can be written");
             self.presence.answer_lost(host);
         }
@@ -532,8 +535,9 @@ impl Writer {
     fn make_known(&mut self, after: After) {
         match after {
             After::Observed { host, asked_at, now, record } => {
+                let waits = record.looks.waits_behind_gap();
                 self.records.insert(host, record);
-                self.presence.observed(host, asked_at, now.mono);
+                self.presence.observed(host, asked_at, now.mono, waits);
             }
             After::Failed { host, record } => {
                 self.records.insert(host, record);
@@ -597,14 +601,19 @@ impl Writer {
 struct Task {
     /// Power loss after the answer must not undo it (`synchronous=FULL`).
     durable: bool,
-    /// What an agent announced with it and will not announce again.
+    /// What an agent said with it and will not say again.
     told: Option<Told>,
     /// Does it, or hears why it cannot be done.
     run: Run,
 }
 
-/// A host and ids that its agent announced.
-type Told = (HostId, Vec<SandboxId>);
+/// What a probe tells whether it can be written or not: nobody says it again.
+#[derive(Clone)]
+struct Told {
+    host: HostId,
+    announced: Vec<SandboxId>,
+    answer_lost: bool,
+}
 
 type Run = Box<dyn FnOnce(Result<&mut Writer, &StoreError>) -> Answer>;
 
@@ -613,7 +622,11 @@ impl Task {
         let now = envelope.now;
         match envelope.command {
             Command::Probed(probed, reply) => {
-                let told = (probed.host, probed.probe.drained().to_vec());
+                let told = Told {
+                    host: probed.host,
+                    announced: probed.probe.drained().to_vec(),
+                    answer_lost: probed.probe.answer_lost(),
+                };
                 let kept = told.clone();
                 let task = Task::quick(reply, move |w| {
                     let result = w.probed(*probed, now);

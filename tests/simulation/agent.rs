@@ -195,7 +195,8 @@ impl Agent {
     ) -> Vec<Out> {
         let refuse = |why: &str| vec![Out::Answer(call.number, Err(internal(why)))];
         let (to, takes_ms) = match (call.kind, self.truth(id)) {
-            (OperationKind::Create, Truth::Nothing) => (Truth::Making, chance.duration_ms(2_500)),
+            // The slowest outlive their deadline.
+            (OperationKind::Create, Truth::Nothing) => (Truth::Making, chance.duration_ms(4_000)),
             (OperationKind::Create, _) => return refuse("sandbox already exists"),
             (OperationKind::Pause, Truth::Running) => (Truth::Pausing, chance.duration_ms(4_000)),
             (OperationKind::Pause, _) => return refuse("sandbox not running"),

@@ -3,8 +3,10 @@
 //!
 //! Never: changes Roost's code. Each must be caught, or the simulation proves nothing.
 
+use crate::history::{Change, Entry};
 use roost::model::policy::Policy;
 use roost::model::probe::Probe;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One precaution that is missing.
@@ -15,6 +17,7 @@ pub(crate) enum Defect {
     AnnouncementsNotStored,
     AnnouncementsLostWithTheDisk,
     LostAnswersForgotten,
+    AnswersLostWithTheDisk,
     StoredHeartbeatsJudge,
     StartIsNoGap,
     SilenceIsNoGap,
@@ -32,6 +35,17 @@ pub(crate) enum Defect {
     TerminateByAddress,
     ForceUnasked,
     AsideIsDraining,
+    AskedOfAnother,
+    AnnouncedForEver,
+    BeatsForgotten,
+    ReturnIgnored,
+    SilenceIgnored,
+    EndsNotWritten,
+    ZombiesSpared,
+    AuditEntryMissing,
+    AuditEntryInvented,
+    EventMissing,
+    MovedUntold,
 }
 
 impl Defect {
@@ -41,6 +55,7 @@ impl Defect {
         (Defect::AnnouncementsNotStored, "what agents announce is dropped"),
         (Defect::AnnouncementsLostWithTheDisk, "announcements go down with a failed write"),
         (Defect::LostAnswersForgotten, "an answer that was lost is no gap in contact"),
+        (Defect::AnswersLostWithTheDisk, "the same, while nothing can be written"),
         (Defect::StoredHeartbeatsJudge, "after a start silence counts from before it"),
         (Defect::StartIsNoGap, "nothing can have been missed before a start"),
         (Defect::SilenceIsNoGap, "heartbeats are made up while a host is silent"),
@@ -58,6 +73,17 @@ impl Defect {
         (Defect::TerminateByAddress, "whoever has a deleted host's address is told to end"),
         (Defect::ForceUnasked, "a host is deleted with all it has, and nobody said so"),
         (Defect::AsideIsDraining, "a host that is set aside is probed and judged"),
+        (Defect::AskedOfAnother, "what is created is asked of a second host too"),
+        (Defect::AnnouncedForEver, "what was announced once is never used up"),
+        (Defect::BeatsForgotten, "heartbeats are answered, and now and then not noted"),
+        (Defect::ReturnIgnored, "a host that is heard again stays down"),
+        (Defect::SilenceIgnored, "a host that is silent stays up"),
+        (Defect::EndsNotWritten, "what came of an operation is not written"),
+        (Defect::ZombiesSpared, "what shall be destroyed, since nobody wants it, is not"),
+        (Defect::AuditEntryMissing, "a change is written without its audit entry"),
+        (Defect::AuditEntryInvented, "what was not changed is audited"),
+        (Defect::EventMissing, "a change is written without its event"),
+        (Defect::MovedUntold, "a row moves, and nothing tells of it"),
     ];
 
     /// Numbers that take a precaution away; for the writer only.
@@ -73,6 +99,22 @@ impl Defect {
         }
     }
 
+    /// What is read of the newest changes and audit entries is not what was written.
+    pub(crate) fn misread(self, changes: &mut Vec<Change>, entries: &mut BTreeMap<u64, Entry>) {
+        if self == Defect::EventMissing {
+            changes.pop();
+        }
+        if self == Defect::AuditEntryMissing {
+            entries.pop_last();
+        }
+        if self == Defect::AuditEntryInvented
+            && let Some((revision, entry)) = entries.pop_last()
+        {
+            entries.insert(revision + 1_000, entry.clone());
+            entries.insert(revision, entry);
+        }
+    }
+
     /// What does not come through of an answer.
     pub(crate) fn falsify(self, probe: &mut Probe, failing: bool) {
         let dropped = self == Defect::AnnouncementsNotStored
@@ -80,7 +122,9 @@ impl Defect {
         match probe {
             Probe::Listed(listing) if dropped => listing.auto_paused.clear(),
             Probe::Failed(failure) => {
-                failure.answer_lost &= self != Defect::LostAnswersForgotten;
+                let forgotten = self == Defect::LostAnswersForgotten
+                    || self == Defect::AnswersLostWithTheDisk && failing;
+                failure.answer_lost &= !forgotten;
                 if dropped {
                     failure.drained.clear();
                 }

@@ -4,7 +4,8 @@
 //! Never: a real file with something in it: system calls are half of the time of a
 //! simulation, also on a disk in memory. Empty ones stand where the writer looks whether its
 //! files are still there. What SQLite does with real files, and what a disk makes of it when
-//! the power fails, is shown by the test `power`.
+//! the power fails, is shown by the test `power`. And a lock between threads: a world and its
+//! files live and end on one.
 
 #![allow(unsafe_code, reason = "SQLite calls its file system through pointers")]
 
@@ -14,10 +15,12 @@ use rusqlite::ffi::{
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_NLOCK, sqlite3_file, sqlite3_int64,
     sqlite3_io_methods, sqlite3_vfs, sqlite3_vfs_find, sqlite3_vfs_register,
 };
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Once};
+use std::rc::Rc;
+use std::sync::Once;
 use tempfile::TempDir;
 
 /// What SQLite maps of a log index at once.
@@ -25,6 +28,14 @@ const REGION_BYTES: usize = 32 * 1024;
 
 /// Slots of the log index that connections lock.
 const SLOTS: usize = SQLITE_SHM_NLOCK as usize;
+
+/// Files are made of pieces of that size. Larger: short files waste memory; smaller: more
+/// writes fall on two of them.
+const PIECE_BYTES: usize = 32 * 1024;
+
+/// So many pieces of files that are gone wait for others: 64 MiB for each thread. More:
+/// memory that nobody uses stays; fewer: every log fetches its memory from the kernel.
+const SPARE_MAX: usize = 2048;
 
 /// The files of one world; they go with it.
 pub(crate) struct Disk {
@@ -50,7 +61,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        FILES.lock().unwrap().retain(|name, _| !Path::new(name).starts_with(self.dir.path()));
+        let ours = |name: &String| Path::new(name).starts_with(self.dir.path());
+        FILES.with_borrow_mut(|files| files.retain(|name, _| !ours(name)));
     }
 }
 
@@ -63,30 +75,115 @@ pub(crate) fn wal_of(db: &Path) -> PathBuf {
 
 /// How long a file is, and how long it was when it was last synced.
 pub(crate) fn length(path: &Path) -> (u64, u64) {
-    let file = FILES.lock().unwrap().get(path.to_str().unwrap()).cloned();
-    file.map_or((0, 0), |file| {
-        let file = file.lock().unwrap();
+    file_at(path).map_or((0, 0), |file| {
+        let file = file.borrow();
         (file.bytes.len() as u64, file.synced)
     })
 }
 
 /// Makes a file of the first bytes of another, all of it synced.
 pub(crate) fn copy(from: &Path, to: &Path, bytes: u64) {
-    let mut files = FILES.lock().unwrap();
-    let Some(file) = files.get(from.to_str().unwrap()).cloned() else { return };
-    let file = file.lock().unwrap();
-    let kept = file.bytes.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
-    let bytes = file.bytes[..kept].to_vec();
-    let copy = Content { synced: kept as u64, bytes, ..Content::default() };
-    files.insert(to.to_str().unwrap().to_owned(), Arc::new(Mutex::new(copy)));
+    let Some(file) = file_at(from) else { return };
+    let bytes = file.borrow().bytes.first(usize::try_from(bytes).unwrap_or(usize::MAX));
+    let copy = Content { synced: bytes.len() as u64, bytes, ..Content::default() };
+    let copy = Rc::new(RefCell::new(copy));
+    FILES.with_borrow_mut(|files| files.insert(to.to_str().unwrap().to_owned(), copy));
 }
 
-static FILES: Mutex<BTreeMap<String, Arc<Mutex<Content>>>> = Mutex::new(BTreeMap::new());
+fn file_at(path: &Path) -> Option<Shared> {
+    FILES.with_borrow(|files| files.get(path.to_str().unwrap()).cloned())
+}
+
+type Shared = Rc<RefCell<Content>>;
+
+thread_local! {
+    static FILES: RefCell<BTreeMap<String, Shared>> = const { RefCell::new(BTreeMap::new()) };
+    static SPARE: RefCell<Vec<Piece>> = const { RefCell::new(Vec::new()) };
+}
+
+type Piece = Box<[u8; PIECE_BYTES]>;
+
+/// What is in a file. Pieces go from one file to the next, and are never moved.
+#[derive(Default)]
+struct Bytes {
+    pieces: Vec<Piece>,
+    len: usize,
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Gives how many there are from there on, at most as many as fit.
+    fn read(&self, at: usize, to: &mut [u8]) -> usize {
+        let there = self.len.saturating_sub(at).min(to.len());
+        let (mut at, mut to) = (at, &mut to[..there]);
+        while !to.is_empty() {
+            let piece = &self.pieces[at / PIECE_BYTES][at % PIECE_BYTES..];
+            let (now, rest) = to.split_at_mut(piece.len().min(to.len()));
+            now.copy_from_slice(&piece[..now.len()]);
+            (at, to) = (at + now.len(), rest);
+        }
+        there
+    }
+
+    fn write(&mut self, at: usize, from: &[u8]) {
+        // What was in its pieces before is no content of this file.
+        const ZEROS: &[u8] = &[0; 4096];
+        while self.len < at {
+            let gap = (at - self.len).min(ZEROS.len());
+            self.put(self.len, &ZEROS[..gap]);
+        }
+        self.put(at, from);
+    }
+
+    fn put(&mut self, mut at: usize, mut from: &[u8]) {
+        while !from.is_empty() {
+            let which = at / PIECE_BYTES;
+            if which == self.pieces.len() {
+                let spare = SPARE.with_borrow_mut(Vec::pop);
+                self.pieces.push(spare.unwrap_or_else(|| Box::new([0; PIECE_BYTES])));
+            }
+            let piece = &mut self.pieces[which][at % PIECE_BYTES..];
+            let (now, rest) = from.split_at(piece.len().min(from.len()));
+            piece[..now.len()].copy_from_slice(now);
+            (at, from) = (at + now.len(), rest);
+            self.len = self.len.max(at);
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        let gone = self.pieces.drain(self.len.div_ceil(PIECE_BYTES)..);
+        // At the end of a thread there is nobody to keep them for.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            let room = SPARE_MAX - spare.len();
+            spare.extend(gone.take(room));
+        });
+    }
+
+    fn first(&self, bytes: usize) -> Bytes {
+        let mut copy = Bytes::default();
+        for piece in &self.pieces {
+            let rest = self.len.min(bytes) - copy.len;
+            copy.put(copy.len, &piece[..rest.min(PIECE_BYTES)]);
+        }
+        copy
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.truncate(0);
+    }
+}
 
 /// One file, and what connections share that have it open.
 #[derive(Default)]
 struct Content {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     synced: u64,
     readers: u32,
     reserved: bool,
@@ -105,7 +202,7 @@ struct Slot {
 
 /// One file as one connection has it open.
 struct Handle {
-    file: Arc<Mutex<Content>>,
+    file: Shared,
     level: c_int,
     maps: bool,
     shared: u32,
@@ -153,8 +250,8 @@ unsafe extern "C" fn open(
     // SAFETY: SQLite gives as much memory as `szOsFile` says.
     unsafe {
         let content = match name_of(name) {
-            Some(name) => Arc::clone(FILES.lock().unwrap().entry(name).or_default()),
-            None => Arc::default(),
+            Some(name) => FILES.with_borrow_mut(|files| Rc::clone(files.entry(name).or_default())),
+            None => Rc::default(),
         };
         let level = SQLITE_LOCK_NONE;
         let handle = Handle { file: content, level, maps: false, shared: 0, exclusive: 0 };
@@ -171,7 +268,7 @@ unsafe extern "C" fn open(
 unsafe extern "C" fn delete(_: *mut sqlite3_vfs, name: *const c_char, _: c_int) -> c_int {
     // SAFETY: SQLite gives a string.
     if let Some(name) = unsafe { name_of(name) } {
-        FILES.lock().unwrap().remove(&name);
+        FILES.with_borrow_mut(|files| files.remove(&name));
     }
     SQLITE_OK
 }
@@ -184,7 +281,8 @@ unsafe extern "C" fn access(
 ) -> c_int {
     // SAFETY: SQLite gives a string and a place for the answer.
     unsafe {
-        let there = name_of(name).is_some_and(|name| FILES.lock().unwrap().contains_key(&name));
+        let there = |name| FILES.with_borrow(|files| files.contains_key(&name));
+        let there = name_of(name).is_some_and(there);
         *out = c_int::from(there);
     }
     SQLITE_OK
@@ -228,11 +326,9 @@ unsafe extern "C" fn read(
 ) -> c_int {
     // SAFETY: SQLite gives room for so many bytes.
     unsafe {
-        let content = handle(file).file.lock().unwrap();
+        let content = handle(file).file.borrow();
         let to = std::slice::from_raw_parts_mut(to.cast::<u8>(), bytes as usize);
-        let from = content.bytes.get(at as usize..).unwrap_or_default();
-        let there = from.len().min(to.len());
-        to[..there].copy_from_slice(&from[..there]);
+        let there = content.bytes.read(at as usize, to);
         to[there..].fill(0);
         if there < to.len() { SQLITE_IOERR_SHORT_READ } else { SQLITE_OK }
     }
@@ -246,22 +342,15 @@ unsafe extern "C" fn write(
 ) -> c_int {
     // SAFETY: SQLite gives that many bytes.
     unsafe {
-        let content = &mut handle(file).file.lock().unwrap().bytes;
         let from = std::slice::from_raw_parts(from.cast::<u8>(), bytes as usize);
-        let (at, end) = (at as usize, at as usize + from.len());
-        if at == content.len() {
-            content.extend_from_slice(from);
-        } else {
-            content.resize(content.len().max(end), 0);
-            content[at..end].copy_from_slice(from);
-        }
+        handle(file).file.borrow_mut().bytes.write(at as usize, from);
     }
     SQLITE_OK
 }
 
 unsafe extern "C" fn truncate(file: *mut sqlite3_file, bytes: sqlite3_int64) -> c_int {
     // SAFETY: as above.
-    let mut content = unsafe { handle(file) }.file.lock().unwrap();
+    let mut content = unsafe { handle(file) }.file.borrow_mut();
     content.bytes.truncate(bytes as usize);
     content.synced = content.synced.min(bytes as u64);
     SQLITE_OK
@@ -269,14 +358,14 @@ unsafe extern "C" fn truncate(file: *mut sqlite3_file, bytes: sqlite3_int64) -> 
 
 unsafe extern "C" fn sync(file: *mut sqlite3_file, _: c_int) -> c_int {
     // SAFETY: as above.
-    let mut content = unsafe { handle(file) }.file.lock().unwrap();
+    let mut content = unsafe { handle(file) }.file.borrow_mut();
     content.synced = content.bytes.len() as u64;
     SQLITE_OK
 }
 
 unsafe extern "C" fn file_size(file: *mut sqlite3_file, out: *mut sqlite3_int64) -> c_int {
     // SAFETY: SQLite gives a place for the answer.
-    unsafe { *out = handle(file).file.lock().unwrap().bytes.len() as sqlite3_int64 };
+    unsafe { *out = handle(file).file.borrow().bytes.len() as sqlite3_int64 };
     SQLITE_OK
 }
 
@@ -293,7 +382,7 @@ unsafe extern "C" fn unlock(file: *mut sqlite3_file, level: c_int) -> c_int {
 
 unsafe extern "C" fn check_reserved(file: *mut sqlite3_file, out: *mut c_int) -> c_int {
     // SAFETY: SQLite gives a place for the answer.
-    unsafe { *out = c_int::from(handle(file).file.lock().unwrap().reserved) };
+    unsafe { *out = c_int::from(handle(file).file.borrow().reserved) };
     SQLITE_OK
 }
 
@@ -320,7 +409,7 @@ unsafe extern "C" fn shm_map(
     // SAFETY: regions are boxed and stay where they are while somebody maps them.
     unsafe {
         let handle = handle(file);
-        let mut content = handle.file.lock().unwrap();
+        let mut content = handle.file.borrow_mut();
         content.mapped += u32::from(!handle.maps);
         handle.maps = true;
         while extend != 0 && content.regions.len() <= region as usize {
@@ -358,7 +447,7 @@ unsafe extern "C" fn shm_unmap(file: *mut sqlite3_file, _: c_int) -> c_int {
 
 impl Handle {
     fn take(&mut self, level: c_int) -> c_int {
-        let mut file = self.file.lock().unwrap();
+        let mut file = self.file.borrow_mut();
         let ours = u32::from(self.level >= SQLITE_LOCK_SHARED);
         let busy = match level {
             SQLITE_LOCK_SHARED => file.exclusive,
@@ -382,7 +471,7 @@ impl Handle {
         if level >= self.level {
             return;
         }
-        let mut file = self.file.lock().unwrap();
+        let mut file = self.file.borrow_mut();
         if self.level >= SQLITE_LOCK_RESERVED {
             (file.reserved, file.exclusive) = (false, false);
         }
@@ -393,7 +482,7 @@ impl Handle {
     }
 
     fn take_slots(&mut self, slots: std::ops::Range<usize>, exclusive: bool) -> c_int {
-        let mut file = self.file.lock().unwrap();
+        let mut file = self.file.borrow_mut();
         let busy = |at: usize| {
             let slot = file.slots[at];
             let shared = slot.shared - (self.shared >> at & 1);
@@ -415,7 +504,7 @@ impl Handle {
     }
 
     fn release_slots(&mut self, slots: std::ops::Range<usize>) -> c_int {
-        let mut file = self.file.lock().unwrap();
+        let mut file = self.file.borrow_mut();
         for at in slots {
             file.slots[at].shared -= self.shared >> at & 1;
             file.slots[at].exclusive &= self.exclusive >> at & 1 == 0;
@@ -431,7 +520,7 @@ impl Handle {
             return;
         }
         self.release_slots(0..SLOTS);
-        let mut file = self.file.lock().unwrap();
+        let mut file = self.file.borrow_mut();
         file.mapped -= 1;
         if file.mapped == 0 {
             file.regions.clear();

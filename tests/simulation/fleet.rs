@@ -16,7 +16,7 @@ use roost::store::journal::Random;
 use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::writer::{Command, Envelope, Writer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// Hosts that registered long ago.
@@ -103,7 +103,10 @@ pub(crate) fn machine(
         skew_ms: chance.within(0, 4_000) as i64 - 2_000,
         reports: chance.permille(600),
         heard_ms: None,
+        verdict: None,
         asked: BTreeMap::new(),
+        sighted_ms: 0,
+        late: BTreeSet::new(),
         create_asked_ms: BTreeMap::new(),
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Never: knows what is true on the hosts (`world` does).
 
+use crate::defect::Defect;
 use roost::model::event::{ActorType, EventKind};
 use roost::model::host::Host;
 use roost::model::id::{HostId, SandboxId};
@@ -13,7 +14,7 @@ use roost::store::Connection;
 use roost::store::read::{self, SandboxFilter};
 use roost::store::verify::verify;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A row as its events have led it.
@@ -38,7 +39,8 @@ pub(crate) struct Change {
 }
 
 /// An audit entry, as far as it is held against its change.
-struct Entry {
+#[derive(Clone)]
+pub(crate) struct Entry {
     action: String,
     status: String,
     from: String,
@@ -49,56 +51,74 @@ struct Entry {
 pub(crate) struct History {
     conn: Connection,
     policy: Policy,
+    defect: Option<Defect>,
     pub(crate) revision: u64,
     audited: i64,
     pub(crate) rows: BTreeMap<SandboxId, Row>,
+    /// Rows that were over for so long, by the clock, that they are kept no more.
+    pub(crate) given_up: BTreeSet<SandboxId>,
     pub(crate) hosts: BTreeMap<HostId, Host>,
 }
 
 impl History {
     /// Begins with what the database says. The connection may write: whoever opens it first
     /// after the power was lost has to read the log anew.
-    pub(crate) fn open(db: &Path, policy: &Policy) -> History {
-        History::of(Connection::open(db).expect("the database opens"), policy.clone())
+    pub(crate) fn open(db: &Path, policy: &Policy, defect: Option<Defect>) -> History {
+        History::of(Connection::open(db).expect("the database opens"), policy.clone(), defect)
     }
 
     /// Begins anew; and whether the database says what its events led to.
     pub(crate) fn again(self) -> (bool, History) {
-        let History { conn, policy, revision, rows, .. } = self;
-        let history = History::of(conn, policy);
+        let History { conn, policy, defect, revision, rows, given_up, .. } = self;
+        let history = History { given_up, ..History::of(conn, policy, defect) };
         ((revision, &rows) == (history.revision, &history.rows), history)
     }
 
-    fn of(conn: Connection, policy: Policy) -> History {
+    fn of(conn: Connection, policy: Policy, defect: Option<Defect>) -> History {
         let revision = read::revision(&conn).expect("the revision can be read");
         let audited = conn
             .query_row("SELECT coalesce(max(seq), 0) FROM audit_logs", [], |row| row.get(0))
             .expect("the audit log can be read");
         let (rows, hosts) = (rows(&conn), hosts(&conn));
-        History { conn, policy, revision, audited, rows, hosts }
+        let given_up = BTreeSet::new();
+        History { conn, policy, defect, revision, audited, rows, given_up, hosts }
     }
 
-    /// What was committed since the last time. Says what is wrong with it.
-    pub(crate) fn follow(&mut self, newest: u64, wrong: &mut Vec<String>) -> Vec<Change> {
+    /// What was committed since the last time. Says what is wrong with it. `aged` as for
+    /// [`History::verify`].
+    pub(crate) fn follow(
+        &mut self,
+        newest: u64,
+        aged: bool,
+        wrong: &mut Vec<String>,
+    ) -> Vec<Change> {
         if newest == self.revision {
             return Vec::new();
         }
-        let changes = self.read_changes();
+        let mut changes = self.read_changes();
         let mut entries = self.read_entries(wrong);
+        if let Some(defect) = self.defect {
+            defect.misread(&mut changes, &mut entries);
+        }
         let expected: Vec<u64> = (self.revision + 1..=newest).collect();
         if changes.iter().map(|change| change.revision).ne(expected) {
             wrong.push(format!("revisions {}..={newest} have a gap", self.revision + 1));
         }
         for change in &changes {
-            self.apply(change, wrong);
+            self.apply(change, aged, wrong);
             self.compare(change, entries.remove(&change.revision), wrong);
         }
         for revision in entries.keys() {
             wrong.push(format!("an audit entry tells of revision {revision}, which is no change"));
         }
-        let gone = |row: &Row| row.reason == Some(Reason::HostDeleted);
-        for (id, row) in self.rows.iter().filter(|(_, row)| gone(row)) {
-            wrong.push(format!("{id} ended with a host, and {} is still there", row.host));
+        if changes.iter().any(|change| change.reason == Reason::HostDeleted) {
+            let gone = |row: &Row| row.reason == Some(Reason::HostDeleted);
+            for (id, row) in self.rows.iter().filter(|(_, row)| gone(row)) {
+                wrong.push(format!("{id} ended with a host, and {} is still there", row.host));
+            }
+        }
+        if changes.iter().any(|change| change.sandbox.is_none()) {
+            self.look_at_hosts();
         }
         self.revision = newest;
         changes
@@ -158,9 +178,9 @@ impl History {
         entries
     }
 
-    fn apply(&mut self, change: &Change, wrong: &mut Vec<String>) {
+    fn apply(&mut self, change: &Change, aged: bool, wrong: &mut Vec<String>) {
         if change.kind == EventKind::HostDeleted {
-            self.end_rows_of(change.host, wrong);
+            self.end_rows_of(change.host, aged, wrong);
         }
         let (Some(id), Some(to)) = (change.sandbox, change.to) else {
             return;
@@ -177,9 +197,11 @@ impl History {
     }
 
     /// With a host its rows go; each had its last event before.
-    fn end_rows_of(&mut self, host: HostId, wrong: &mut Vec<String>) {
+    fn end_rows_of(&mut self, host: HostId, aged: bool, wrong: &mut Vec<String>) {
+        let ended =
+            |row: &Row| row.status == SandboxStatus::Stopped || aged && row.status.is_over();
         self.rows.retain(|id, row| {
-            if row.host == host && row.status != SandboxStatus::Stopped {
+            if row.host == host && !ended(row) {
                 wrong.push(format!("{id} went with {host} and was {}", row.status));
             }
             row.host != host
@@ -214,8 +236,16 @@ impl History {
     /// Holds the rows against where the events have led, and SQLite against itself. `aged`:
     /// by the clock on the wall what is over may be so old that it was given up.
     pub(crate) fn verify(&mut self, aged: bool, wrong: &mut Vec<String>) {
+        if self.defect == Some(Defect::MovedUntold) {
+            let any = "UPDATE sandboxes SET status_reason = 'adopted' \
+                       WHERE id = (SELECT min(id) FROM sandboxes)";
+            self.conn.execute(any, []).expect("the database can be written");
+        }
         let there = rows(&self.conn);
-        self.rows.retain(|id, row| !(aged && row.status.is_over()) || there.contains_key(id));
+        let aged = |row: &Row| aged && row.status.is_over();
+        let gone = self.rows.iter().filter(|(id, row)| aged(row) && !there.contains_key(id));
+        self.given_up.extend(gone.map(|(id, _)| *id));
+        self.rows.retain(|id, _| !self.given_up.contains(id));
         for (id, row) in self.rows.iter().filter(|(id, row)| there.get(id) != Some(row)) {
             wrong.push(format!("{id}: events lead to {row:?}, and there is {:?}", there.get(id)));
         }

@@ -6,7 +6,7 @@
 use crate::agent::Truth;
 use crate::history::Change;
 use crate::leaving::Standing;
-use crate::world::{Machine, World};
+use crate::world::{Machine, Verdict, World};
 use roost::model::event::EventKind;
 use roost::model::host::{Host, Liveness};
 use roost::model::id::SandboxId;
@@ -49,9 +49,6 @@ impl World {
             self.note(|| format!("r{revision} host {host}: {kind} ({reason})"));
             if kind == EventKind::HostDown {
                 self.judge_down(host);
-            }
-            if let Some(history) = &mut self.history {
-                history.look_at_hosts();
             }
             return self.judge_standing(host, kind);
         };
@@ -119,8 +116,10 @@ impl World {
         // An agent that is started anew within a minute forgets what it had to announce,
         // and nothing tells that from microVMs that died with it.
         let vanished = *reason == Reason::Vanished;
-        let forgotten =
-            vanished && truth == Truth::Paused && self.machines[host].agent.forgotten.contains(&id);
+        let refused = from == SandboxStatus::Pausing && *reason == Reason::OperationFailed;
+        let forgotten = (vanished || refused)
+            && truth == Truth::Paused
+            && self.machines[host].agent.forgotten.contains(&id);
         let unseen = vanished && truth == Truth::Running && self.few_vanish(host);
         if !late_create && !overtaken && !forgotten && !unseen {
             self.wrong(format!("{id} went from {from} to {to} ({reason}) and is {truth:?}"));
@@ -140,11 +139,23 @@ impl World {
         agent.blind && vanished.count() < MASS_VANISH_MIN
     }
 
-    /// Nobody whose heartbeats arrive may be down.
-    fn judge_down(&mut self, host: usize) {
+    /// A verdict on a host waits to be written: what counts is what is known now.
+    pub(crate) fn note_verdict(&mut self, host: usize) {
         let now_ms = self.now_ms();
         let silent_ms = self.machines[host].heard_ms.map_or(u64::MAX, |heard| now_ms - heard);
         let listened_ms = now_ms - self.listening_ms;
+        self.machines[host].verdict = Some(Verdict { at_ms: now_ms, silent_ms, listened_ms });
+    }
+
+    /// Nobody whose heartbeats arrive may be down.
+    fn judge_down(&mut self, host: usize) {
+        let Some(verdict) = self.machines[host].verdict.take() else {
+            return self.wrong(format!("host {host} is down, and nobody said so"));
+        };
+        let Verdict { at_ms, silent_ms, listened_ms } = verdict;
+        if self.machines[host].heard_ms.is_some_and(|heard| heard > at_ms) {
+            self.wrong(format!("host {host} is down and was heard after the verdict"));
+        }
         if self.machines[host].standing.aside {
             self.wrong(format!("host {host} is set aside and judged"));
         }
@@ -194,6 +205,15 @@ impl World {
         wrong.into_iter().for_each(|what| self.wrong(what));
     }
 
+    /// A sandbox is in one place. An agent has it once; Roost must not give it to two.
+    pub(crate) fn judge_place(&mut self, id: SandboxId) {
+        let has = |machine: &&Machine| machine.agent.truth(id) != Truth::Nothing;
+        let there = self.machines.iter().filter(has).count();
+        if there > 1 {
+            self.wrong(format!("{there} hosts have {id}"));
+        }
+    }
+
     /// A call came true: what was destroyed before must not have come to life.
     pub(crate) fn judge_truth(&mut self, host: usize, id: SandboxId) {
         let truth = self.machines[host].agent.truth(id);
@@ -201,6 +221,9 @@ impl World {
         let stopped = row.is_some_and(|row| row.status == SandboxStatus::Stopped);
         let asked = self.machines[host].create_asked_ms.get(&id).copied().unwrap_or(0);
         let in_time = self.now_ms() - asked <= CREATE_DEADLINE_MS;
+        if truth == Truth::Running && stopped && !in_time {
+            self.machines[host].late.insert(id);
+        }
         if truth == Truth::Running && stopped && in_time && !self.clock_moved {
             self.wrong(format!("{id} was destroyed and came to life"));
         }
@@ -218,7 +241,9 @@ impl World {
             let machine = self.machines.iter().find(|machine| machine.id == row.host);
             let truth = machine.map_or(Truth::Nothing, |machine| machine.agent.truth(*id));
             let zombie = self.policy.zombies == ZombiePolicy::Report && self.zombies.contains(id);
-            let forgotten = machine.is_some_and(|machine| machine.agent.forgotten.contains(id));
+            let forgotten = machine.is_some_and(|machine| {
+                machine.agent.forgotten.contains(id) || machine.late.contains(id)
+            });
             let presumed = row.reason == Some(Reason::PresumedPaused)
                 || row.reason == Some(Reason::PauseFinished)
                 || row.reason == Some(Reason::NotResumed)
@@ -229,9 +254,9 @@ impl World {
                 // The first resume finds out.
                 (SandboxStatus::Paused, Truth::Nothing) => presumed,
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Nothing) => true,
+                (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Paused) if forgotten => true,
                 // It was made after all, unseen, and has paused since: nobody lists it.
                 (SandboxStatus::Error, Truth::Paused) => row.reason == Some(Reason::NotStarted),
-                (SandboxStatus::Stopped, Truth::Paused) if forgotten => true,
                 (SandboxStatus::Stopped | SandboxStatus::Error, _) => zombie,
                 _ => false,
             };
@@ -250,7 +275,8 @@ impl World {
         }
         let rows = &history.rows;
         for (at, machine) in self.machines.iter().enumerate() {
-            let strangers = machine.agent.all().filter(|(id, _)| !rows.contains_key(id));
+            let known = |id: &SandboxId| rows.contains_key(id) || history.given_up.contains(id);
+            let strangers = machine.agent.all().filter(|(id, _)| !known(id));
             wrong.extend(strangers.map(|(id, truth)| format!("{id} on host {at} is {truth:?}")));
             if machine.standing.deleted && !machine.standing.ended {
                 wrong.push(format!("host {at} was deleted, and nobody told its agent"));

@@ -8,6 +8,7 @@ use crate::fleet::machine;
 use crate::network::unknown;
 use crate::people::somebody;
 use crate::plane::Told;
+use crate::tally::Fault;
 use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
 use roost::model::host::{AgentAddress, Host, Intent};
@@ -65,6 +66,11 @@ impl World {
             self.wrong(format!("{id} was found: {found}"));
         }
         let aside = intent == Intent::Offline;
+        match intent {
+            Intent::Draining => self.tally.struck(Fault::Drained),
+            Intent::Offline => self.tally.struck(Fault::SetAside),
+            Intent::Active => {}
+        }
         self.machines[host].standing.aside = aside;
         let asks = !aside && self.chance.permille(500);
         if let Some(plane) = &mut self.plane {
@@ -92,9 +98,9 @@ impl World {
         if !registered || deleted || successor.is_some() {
             return;
         }
-        match self.chance.within(0, 4) {
-            0 => self.delete(host, false),
-            1 => {
+        match self.chance.within(0, 5) {
+            0 | 1 => self.delete(host, false),
+            2 => {
                 let address = self.machines[host].address.clone();
                 let instead_of = Some(host);
                 self.after(SECOND, Event::Arrives(Newcomer { address, instead_of }));
@@ -131,8 +137,12 @@ impl World {
         let was_deleted = self.machines[host].standing.deleted;
         match deletion {
             Deletion::NotFound if was_deleted => return,
-            Deletion::HasActive(ids) if !force && !ids.is_empty() => return,
-            Deletion::Deleted(_) if was_deleted => {}
+            Deletion::HasActive(ids) if !force && !ids.is_empty() => {
+                return self.tally.struck(Fault::DeletionRefused);
+            }
+            Deletion::Deleted(_) if was_deleted => {
+                self.tally.struck(if force { Fault::DeletedWithAll } else { Fault::Deleted });
+            }
             Deletion::NotFound | Deletion::HasActive(_) | Deletion::Deleted(_) => {
                 return self.wrong(format!("the deletion of {id} ended with {deletion:?}"));
             }
@@ -182,6 +192,7 @@ impl World {
         let machine = &mut self.machines[host];
         let id = machine.id;
         machine.standing.ended = true;
+        self.tally.struck(Fault::ToldToEnd);
         let broken = machine.agent.end(false);
         machine.agent.destroy_all();
         if !machine.standing.deleted {
@@ -218,6 +229,7 @@ impl World {
         new.instead_of = newcomer.instead_of;
         self.note(|| format!("host {at} is {} at {}", host.id, newcomer.address.as_str()));
         self.machines.push(new);
+        self.tally.struck(Fault::HostAdded);
         self.after(SECOND, Event::Register(at));
     }
 
@@ -265,6 +277,7 @@ impl World {
         self.after(at, Event::Beat(host, boot, true));
         if let Some(other) = instead_of {
             self.machines[other].standing.successor = Some(host);
+            self.tally.struck(Fault::SuccessorCame);
             let after = self.chance.within(MINUTE, 10 * MINUTE);
             self.after(after, Event::Delete(other, true));
         }

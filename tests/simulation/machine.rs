@@ -6,6 +6,7 @@ use crate::agent::Later;
 use crate::defect::Defect;
 use crate::network::unknown;
 use crate::plane::Told;
+use crate::tally::Fault;
 use crate::world::{Attention, Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
 use roost::store::presence::Beat;
@@ -73,9 +74,15 @@ impl World {
             }
             return;
         }
-        match plane.presence.heartbeat(id, now) {
+        let forgets =
+            self.defect == Some(Defect::BeatsForgotten) && now.mono.0 % 1_200_000 < 200_000;
+        let beat = match forgets {
+            true => plane.presence.lookup(id),
+            false => plane.presence.heartbeat(id, now),
+        };
+        match beat {
             Beat::Known { wake } => {
-                if wake {
+                if wake && self.defect != Some(Defect::ReturnIgnored) {
                     plane.tell(now, Input::Heard(id));
                 }
                 self.judge_beat(host);
@@ -168,6 +175,7 @@ impl World {
         }
         // A refresh that fails in any way is the end of all beating.
         heart.over = true;
+        self.tally.struck(Fault::AgentGaveUp);
         self.note(|| format!("host {host} gives up after a failed refresh"));
         self.pause_all(host);
         let walks = self.chance.within(3 * MINUTE, 15 * MINUTE);
@@ -185,11 +193,23 @@ impl World {
             agent.act(Later::PausedAll, 0, &mut self.chance);
         }
         broken.extend(self.machines[host].agent.end(found));
+        self.tally.struck(if found { Fault::AgentLostSight } else { Fault::AgentRestarted });
+        if !broken.is_empty() {
+            self.tally.struck(Fault::CallBrokenOff);
+        }
         for number in broken {
             self.answer(host, number, Err(unknown()));
         }
         let boot = self.machines[host].agent.boot;
         self.after(away_ms, Event::AgentStarts(host, boot));
+    }
+
+    /// It dies of what it was asked to do.
+    pub(crate) fn agent_dies(&mut self, host: usize, boot: u32) {
+        if self.machines[host].agent.boot == boot {
+            let away = self.chance.within(SECOND, 5 * MINUTE);
+            self.end_agent(host, false, away);
+        }
     }
 
     pub(crate) fn agent_starts(&mut self, host: usize, boot: u32) {

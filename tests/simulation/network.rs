@@ -4,7 +4,9 @@
 //! Never: knows what a message means to either side.
 
 use crate::agent::{Arrived, Out, Truth};
+use crate::defect::Defect;
 use crate::plane::Want;
+use crate::tally::Fault;
 use crate::world::{
     Attention, BEGIN, CONNECT_TIMEOUT_MS, Event, MINUTE, Machine, PROBE_TIMEOUT_MS, SECOND, World,
 };
@@ -53,6 +55,7 @@ impl World {
                     Probe::Failed(ProbeFailure { answer_lost, ..failure })
                 };
                 if let Some(other) = self.imposter(host) {
+                    self.tally.struck(Fault::ImposterAnswered);
                     let listing = self.machines[other].agent.list();
                     return self.after(20, Event::Answer(life, number, Probe::Listed(listing)));
                 }
@@ -64,8 +67,9 @@ impl World {
                 let timed_out = fails(FailureKind::TimedOut, true);
                 self.after(PROBE_TIMEOUT_MS, Event::Answer(life, number, timed_out));
                 let way = self.one_way(host);
-                if !self.is_lost(host) {
-                    self.after(way, Event::Listed(host, life, number));
+                match self.is_lost(host) {
+                    true => self.tally.struck(Fault::QuestionLost),
+                    false => self.after(way, Event::Listed(host, life, number)),
                 }
             }
             Want::Call { number, op, host, sandbox, kind, timeout_s, within } => {
@@ -80,7 +84,15 @@ impl World {
                 self.after(gives_up, Event::Result(life, number, Err(unknown())));
                 let way = self.one_way(host);
                 let call = Arrived { number, kind, timeout_s };
-                match (self.is_lost(host), self.chance.permille(500)) {
+                if self.defect == Some(Defect::AskedOfAnother) && kind == OperationKind::Create {
+                    let other = (host + 1) % self.machines.len();
+                    self.after(way, Event::Called(other, life, sandbox, call));
+                }
+                let (lost, told) = (self.is_lost(host), self.chance.permille(500));
+                if lost {
+                    self.tally.struck(Fault::CallLost);
+                }
+                match (lost, told) {
                     (false, _) => self.after(way, Event::Called(host, life, sandbox, call)),
                     (true, true) => self.after(way, Event::Result(life, number, Err(unknown()))),
                     (true, false) => {}
@@ -131,13 +143,22 @@ impl World {
         let listing = machine.agent.list();
         let (listed, told) = (listing.sandboxes.len(), listing.auto_paused.len());
         self.note(|| format!("  host {host} lists {listed}, announces {told}"));
-        if !self.machines[host].link.answers || self.is_lost(host) {
+        let deaf = told > 0 && std::mem::take(&mut self.machines[host].link.deaf);
+        if deaf || !self.machines[host].link.answers || self.is_lost(host) {
+            self.tally.struck(Fault::AnswerLost);
+            if told > 0 {
+                self.tally.struck(Fault::AnnouncementLost);
+            }
             return;
         }
         let slowly = self.machines[host].agent.habits.lists_slowly;
         let slow_ms = if slowly { self.chance.within(0, PROBE_TIMEOUT_MS) } else { 0 };
         let way = self.one_way(host) + slow_ms;
+        if way > PROBE_TIMEOUT_MS {
+            self.tally.struck(Fault::AnswerLate);
+        }
         if self.chance.permille(5) {
+            self.tally.struck(Fault::AnswerTwice);
             let again = Probe::Listed(listing.clone());
             self.after(way * 2, Event::Answer(life, number, again));
         }
@@ -161,6 +182,11 @@ impl World {
             return self.after(1, Event::Result(life, call.number, Err(error)));
         }
         let out = machine.agent.call(sandbox, call, now_unix, &mut self.chance);
+        self.judge_place(sandbox);
+        if self.stormy && self.chance.permille(10) {
+            let (boot, after) = (self.machines[host].agent.boot, self.chance.within(0, 3 * SECOND));
+            self.after(after, Event::AgentDies(host, boot));
+        }
         self.comes_of(host, out);
     }
 
@@ -208,26 +234,38 @@ impl World {
         result: Result<Option<Details>, CallError>,
     ) {
         if !self.machines[host].link.answers || self.is_lost(host) {
+            self.tally.struck(Fault::ResultLost);
             if self.chance.permille(500) {
                 self.after(5, Event::Result(number >> 32, number, Err(unknown())));
             }
             return;
         }
         let way = self.one_way(host);
+        if self.chance.permille(10) {
+            self.tally.struck(Fault::ResultTwice);
+            self.after(way * 2, Event::Result(number >> 32, number, result.clone()));
+        }
         self.after(way, Event::Result(number >> 32, number, result));
     }
 
     /// Reports may be late, repeated or lost.
     pub(crate) fn send_report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId) {
-        if !self.machines[host].reports || self.chance.permille(300) {
+        if !self.machines[host].reports {
             return;
+        }
+        if self.chance.permille(300) {
+            return self.tally.struck(Fault::ReportLost);
         }
         let at = Wall(self.true_wall().0 + self.machines[host].skew_ms);
         let at = Wall(at.unix_seconds() * 1000);
         let late = if self.chance.permille(150) { 90 * SECOND } else { 200 };
         let after = self.chance.within(1, late);
+        if after > 30 * SECOND {
+            self.tally.struck(Fault::ReportLate);
+        }
         self.after(after, Event::Report(host, kind, sandbox, at));
         if self.chance.permille(80) {
+            self.tally.struck(Fault::ReportTwice);
             let after = self.chance.within(1, 5 * MINUTE);
             self.after(after, Event::Report(host, kind, sandbox, at));
         }

@@ -3,6 +3,7 @@
 //! Never: looks behind the control plane.
 
 use crate::plane::Told;
+use crate::tally::{STATUSES, WISHES};
 use crate::world::{Event, MINUTE, SECOND, World};
 use roost::model::event::ActorType;
 use roost::model::host::Intent;
@@ -28,6 +29,9 @@ impl World {
             (!over).then_some((*id, row.status))
         };
         let rows: Vec<(SandboxId, SandboxStatus)> = history.rows.iter().filter_map(alive).collect();
+        let odd_status = self.chance.pick(STATUSES).copied();
+        let odd = history.rows.iter().filter(|(_, row)| Some(row.status) == odd_status);
+        let odd: Vec<SandboxId> = odd.map(|(id, _)| *id).collect();
         let few = rows.len() < self.machines.len() * 7;
         let create = few && self.chance.permille(600) || self.chance.permille(100);
         let picked = self.chance.pick(&rows).copied();
@@ -49,6 +53,12 @@ impl World {
                 plane.ask(now, told, |reply| Command::CreateSandbox(Box::new(new), reply));
             }
             Some((sandbox, status)) => {
+                // Some know nothing of how things stand.
+                if dice >= 90 {
+                    let any = self.chance.pick(&odd).copied().unwrap_or(sandbox);
+                    let kind = self.chance.pick(WISHES).copied().unwrap_or(OperationKind::Pause);
+                    return self.wish(any, kind);
+                }
                 let kind = match (status, dice) {
                     (_, 0..12) => OperationKind::Destroy,
                     (SandboxStatus::Error, 0..60) => OperationKind::Destroy,
@@ -60,7 +70,8 @@ impl World {
         }
     }
 
-    /// Somebody resumes a sandbox while its host is asked for its list.
+    /// Somebody resumes a sandbox while its host is asked for its list, or wants something
+    /// else of one that is not paused.
     pub(crate) fn perhaps_meddle(&mut self, host: usize) {
         if !self.stormy || !self.chance.permille(30) {
             return;
@@ -72,6 +83,17 @@ impl World {
             .iter()
             .filter(|(_, row)| row.host == id && row.status == SandboxStatus::Paused);
         let paused: Vec<SandboxId> = paused.map(|(id, _)| *id).collect();
+        let others = history.rows.iter().filter(|(_, row)| {
+            row.host == id && !matches!(row.status, SandboxStatus::Paused | SandboxStatus::Stopped)
+        });
+        let others: Vec<SandboxId> = others.map(|(id, _)| *id).collect();
+        if self.chance.permille(200)
+            && let Some(sandbox) = self.chance.pick(&others).copied()
+        {
+            let after = self.chance.within(0, SECOND);
+            let kind = self.chance.pick(WISHES).copied().unwrap_or(OperationKind::Pause);
+            return self.after(after, Event::Wish(sandbox, kind));
+        }
         if let Some(sandbox) = self.chance.pick(&paused).copied() {
             let after = self.chance.within(0, SECOND);
             self.after(after, Event::Wish(sandbox, OperationKind::Resume));
@@ -81,6 +103,9 @@ impl World {
     pub(crate) fn wish(&mut self, sandbox: SandboxId, kind: OperationKind) {
         let now = self.now();
         let Some(plane) = self.plane.as_mut() else { return };
+        if let Some(row) = self.history.as_ref().and_then(|history| history.rows.get(&sandbox)) {
+            self.tally.wished(kind, row.status);
+        }
         let wish = Wish { sandbox, kind, team: None, actor: somebody() };
         plane.ask(now, Told::Begun, |reply| Command::Begin(Box::new(wish), reply));
     }

@@ -29,7 +29,7 @@ use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
 use roost::store::writer::{Command, Envelope, Writer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -98,6 +98,8 @@ pub(crate) struct Plane {
     monitor: Monitor,
     operations: Operations,
     replies: Arc<Mutex<Vec<Reply>>>,
+    /// The writer has carried something out since the plane last looked at them.
+    answered: bool,
     queue: Vec<Envelope>,
     asked: BTreeMap<u64, Asked>,
     calls: BTreeMap<u64, Job>,
@@ -110,6 +112,8 @@ pub(crate) struct Plane {
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
     wal: PathBuf,
+    /// What was ever announced, for the defect that forgets none of it.
+    announced: BTreeMap<HostId, BTreeSet<SandboxId>>,
     defect: Option<Defect>,
 }
 
@@ -168,6 +172,7 @@ impl Plane {
             monitor,
             operations: Operations::default(),
             replies: Arc::default(),
+            answered: false,
             queue: Vec::new(),
             asked: BTreeMap::new(),
             calls: BTreeMap::new(),
@@ -178,6 +183,7 @@ impl Plane {
             failing: false,
             acknowledged: 0,
             wal: wal_of(db),
+            announced: BTreeMap::new(),
             defect,
         };
         // What was left is on the disk: nothing is lost twice.
@@ -248,6 +254,7 @@ impl Plane {
                 self.asked.insert(number, Asked { host, revision, asked_at });
                 self.wants.push(Want::List(number, host));
             }
+            monitor::Effect::MarkDown(_) if self.has(Defect::SilenceIgnored) => {}
             monitor::Effect::MarkDown(hosts) => {
                 self.judged.extend(hosts.iter().map(|(host, _)| *host));
                 let reply = self.reply(Reply::MarkedDown);
@@ -265,6 +272,7 @@ impl Plane {
                 let reply = self.reply(Reply::Pruned);
                 self.send(now, Command::Prune(reply));
             }
+            monitor::Effect::Work(_) if self.has(Defect::ZombiesSpared) => {}
             monitor::Effect::Work(work) => self.take_up(*work, now),
         }
     }
@@ -282,6 +290,7 @@ impl Plane {
             operations::Effect::ProbeNow(host) => {
                 self.tell(now, monitor::Input::ProbeNow(host));
             }
+            operations::Effect::Write(_) if self.has(Defect::EndsNotWritten) => {}
             operations::Effect::Write(ended) => {
                 let copy = ended.clone();
                 let reply = self.reply(move |result| Reply::Written(copy, result));
@@ -316,6 +325,9 @@ impl Plane {
     }
 
     fn take_replies(&mut self, now: Now) {
+        if !std::mem::take(&mut self.answered) {
+            return;
+        }
         let replies =
             std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner));
         for reply in replies {
@@ -421,6 +433,13 @@ impl Plane {
         if let Some(defect) = self.defect {
             defect.falsify(&mut probe, self.failing);
         }
+        if self.has(Defect::AnnouncedForEver)
+            && let Probe::Listed(listing) = &mut probe
+        {
+            let told = self.announced.entry(host).or_default();
+            told.extend(listing.auto_paused.iter().copied());
+            listing.auto_paused = told.iter().copied().collect();
+        }
         if self.has(Defect::NoRevisionGuard) {
             revision = u64::MAX;
         }
@@ -488,6 +507,7 @@ impl Plane {
         let durable = batch.iter().any(|envelope| must_last(&envelope.command));
         let (failures, before) = (self.failures(), self.revision());
         self.writer.execute(batch);
+        self.answered = true;
         // Who was refused was told of no change, and nothing was written for him.
         if durable && self.failures() == failures && self.revision() > before {
             self.acknowledged = self.revision();

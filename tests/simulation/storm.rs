@@ -5,7 +5,11 @@
 
 use crate::agent::{Later, Truth};
 use crate::history::Row;
-use crate::world::{Attention, End, Event, Heal, Link, MINUTE, Machine, SECOND, World};
+use crate::tally::Fault;
+use crate::world::{
+    Attention, End, Event, Heal, Link, MINUTE, Machine, SECOND, UNNOTICED_MS, World,
+};
+use roost::clock::Reading;
 use roost::model::id::SandboxId;
 use roost::model::sandbox::SandboxStatus;
 use roost::model::time::Wall;
@@ -26,27 +30,41 @@ impl World {
             _ => self.chance.within(5 * MINUTE, 25 * MINUTE),
         };
         let link = self.machines[host].link;
-        match self.chance.within(0, 30) {
-            0 => self.change(
-                host,
-                lasts,
-                Link { calls: false, answers: false, beats: false, ..link },
-            ),
-            1 => self.change(host, lasts, Link { beats: false, ..link }),
+        match self.chance.within(0, 34) {
+            0 => {
+                self.tally.struck(Fault::AllCut);
+                self.change(host, lasts, link.cut());
+            }
+            1 => {
+                self.tally.struck(Fault::BeatsCut);
+                self.change(host, lasts, Link { beats: false, ..link });
+            }
             2 => {
+                self.tally.struck(Fault::BeatsCut);
                 let delay_ms = self.chance.within(500, 7_000);
                 self.change(host, lasts, Link { beats: false, delay_ms, ..link });
             }
-            3 => self.change(host, lasts, Link { calls: false, ..link }),
-            4 | 5 | 26 | 27 => {
+            3 => {
+                self.tally.struck(Fault::CallsCut);
+                self.change(host, lasts, Link { calls: false, ..link });
+            }
+            26 | 27 => {
+                self.note(|| format!("host {host} will not be heard when it announces something"));
+                self.machines[host].link.deaf = true;
+                self.tire(host, MINUTE);
+            }
+            4 | 5 => {
+                self.tally.struck(Fault::AnswersCut);
                 self.change(host, lasts, Link { answers: false, ..link });
                 self.tire(host, lasts);
             }
             6 | 7 => {
+                self.tally.struck(Fault::Hung);
                 let hung_until = self.now_ms() + lasts.min(6 * MINUTE);
                 self.change(host, lasts, Link { hung_until, ..link });
             }
             8 => {
+                self.tally.struck(Fault::Slow);
                 let delay_ms = self.chance.within(500, 12_000);
                 self.change(host, lasts, Link { delay_ms, ..link });
             }
@@ -59,13 +77,23 @@ impl World {
                 self.end_agent(host, false, away);
             }
             12 | 24 | 25 => {
-                if self.may_lose_sight(host) {
+                let count = self.machines.len();
+                let mut all = (host..host + count).map(|at| at % count);
+                if let Some(host) = all.find(|host| self.may_lose_sight(*host)) {
+                    self.machines[host].sighted_ms = self.now_ms() + 5 * MINUTE;
                     let away = self.chance.within(100, 5 * SECOND);
                     self.end_agent(host, true, away);
                 }
             }
             13 => {
                 let away = self.chance.within(MINUTE, 10 * MINUTE);
+                self.end_agent(host, false, away);
+            }
+            30 => {
+                // Nobody refuses a connection, and what was under way is never answered.
+                let away = self.chance.within(30 * SECOND, 10 * MINUTE);
+                self.tally.struck(Fault::HostPowerLost);
+                self.change(host, away, link.cut());
                 self.end_agent(host, false, away);
             }
             14..17 => {
@@ -83,30 +111,39 @@ impl World {
             }
             17 => {
                 if self.attention == Attention::Listening {
-                    let lasts = self.chance.within(SECOND, lasts + 2 * SECOND);
+                    let lasts = match self.chance.permille(300) {
+                        true => self.chance.within(SECOND, UNNOTICED_MS),
+                        false => self.chance.within(SECOND, lasts + 2 * SECOND),
+                    };
                     self.note(|| format!("the control plane's machine sleeps {lasts} ms"));
+                    let dozed = lasts <= UNNOTICED_MS;
+                    self.tally.struck(if dozed { Fault::Dozed } else { Fault::Slept });
                     self.attention = Attention::Asleep;
                     self.asleep_since = self.now_ms();
                     self.awake_at = self.now_ms() + lasts;
                     self.at(self.awake_at, Event::Wakes);
                 }
             }
-            18 => self.move_clock(),
+            18 | 31 => self.move_clock(),
             19 | 28 | 29 => {
                 self.lock_database(lasts.min(3 * MINUTE));
-                (0..self.machines.len()).for_each(|host| self.tire(host, lasts));
+                for host in 0..self.machines.len() {
+                    self.machines[host].link.deaf |= self.chance.permille(300);
+                    self.tire(host, lasts);
+                }
             }
             20 => {
                 let stall = self.chance.within(100, 20 * SECOND);
                 self.stalled_until = self.now_ms() + stall;
+                self.tally.struck(Fault::DiskStalled);
                 self.note(|| format!("the disk stalls for {stall} ms"));
             }
             21 => {
                 self.note(|| "the uplink is lost".to_owned());
+                self.tally.struck(Fault::UplinkCut);
                 for host in 0..self.machines.len() {
                     let link = self.machines[host].link;
-                    let none = Link { calls: false, answers: false, beats: false, ..link };
-                    self.change(host, lasts, none);
+                    self.change(host, lasts, link.cut());
                 }
             }
             22 => {
@@ -148,7 +185,9 @@ impl World {
             rows += 1;
             seen += usize::from(agent.truth(*sandbox) == Truth::Running);
         }
-        seen == rows && rows > 3
+        // Nor twice in a row: the first hold would be over before the second loss is.
+        let again = self.now_ms() < self.machines[host].sighted_ms;
+        seen == rows && rows > 3 && agent.up && !agent.blind && !again
     }
 
     /// Some of its sandboxes pause by themselves soon: what they announce falls into the
@@ -171,6 +210,7 @@ impl World {
         let Some(sandbox) = self.chance.pick(&all).copied() else { return };
         if self.machines[host].agent.crash(sandbox) {
             self.note(|| format!("the microVM of {sandbox} dies"));
+            self.tally.struck(Fault::MicroVmDied);
             self.send_report(host, ReportKind::Stopped, sandbox);
         }
     }
@@ -179,9 +219,14 @@ impl World {
         let far = if self.chance.permille(300) { 40 * 24 * 60 * MINUTE } else { 20 * MINUTE };
         let by = self.chance.within(SECOND, far) as i64;
         let by = if self.chance.permille(500) { by } else { -by };
+        self.tally.struck(if by < 0 { Fault::ClockBack } else { Fault::ClockForward });
+        if by.unsigned_abs() > 24 * 60 * MINUTE {
+            self.tally.struck(Fault::ClockFarOff);
+        }
         self.note(|| format!("the clock is moved by {by} ms"));
         let wall = Wall(self.now().wall.0 + by);
         self.clock.set_wall(wall);
+        self.reading = Reading::of(&self.clock);
         self.clock_moved = true;
         self.listening_ms = self.now_ms();
     }
@@ -196,6 +241,7 @@ impl World {
         self.locker = Some(conn);
         plane.failing = true;
         let life = self.life;
+        self.tally.struck(Fault::DiskFailed);
         self.note(|| format!("the disk cannot be written for {lasts} ms"));
         self.after(lasts, Event::Unlock(life));
     }

@@ -11,6 +11,7 @@ use crate::fleet::settlers;
 use crate::history::History;
 use crate::leaving::{Newcomer, Standing};
 use crate::plane::{Plane, Told};
+use crate::tally::{Fault, Tally, WISHES};
 use roost::agent::client::CallError;
 use roost::clock::{Clock, ManualClock, Reading};
 use roost::model::host::AgentAddress;
@@ -69,6 +70,8 @@ pub(crate) struct Link {
     pub(crate) lost: u64,
     /// The agent stands still until then.
     pub(crate) hung_until: u64,
+    /// The next answer that announces something is lost.
+    pub(crate) deaf: bool,
     /// Another host has its address.
     pub(crate) taken_by: Option<usize>,
 }
@@ -81,8 +84,14 @@ impl Link {
         delay_ms: 20,
         lost: 0,
         hung_until: 0,
+        deaf: false,
         taken_by: None,
     };
+
+    /// The same, and nothing comes through either way.
+    pub(crate) fn cut(self) -> Link {
+        Link { calls: false, answers: false, beats: false, ..self }
+    }
 }
 
 /// The side of an agent that talks to the control plane.
@@ -94,6 +103,14 @@ pub(crate) struct Heart {
     pub(crate) pausing_until: u64,
     pub(crate) token_expires_at: Wall,
     pub(crate) refresh_token: [u8; 32],
+}
+
+/// What was known when a host was to be marked down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Verdict {
+    pub(crate) at_ms: u64,
+    pub(crate) silent_ms: u64,
+    pub(crate) listened_ms: u64,
 }
 
 /// One host.
@@ -112,8 +129,14 @@ pub(crate) struct Machine {
     pub(crate) reports: bool,
     /// When it was last heard by the plane that runs.
     pub(crate) heard_ms: Option<u64>,
+    /// The last time that it was found silent for too long.
+    pub(crate) verdict: Option<Verdict>,
     /// How often it was asked for each operation.
     pub(crate) asked: BTreeMap<OpId, u32>,
+    /// Until then its agent may not lose sight of its microVMs again.
+    pub(crate) sighted_ms: u64,
+    /// What came to life after its create's deadline, when it was stopped.
+    pub(crate) late: BTreeSet<SandboxId>,
     /// When it was first asked to create each sandbox.
     pub(crate) create_asked_ms: BTreeMap<SandboxId, u64>,
 }
@@ -146,6 +169,7 @@ pub(crate) enum Event {
     Strike,
     Heal(usize, Heal),
     AgentStarts(usize, u32),
+    AgentDies(usize, u32),
     PlaneStarts,
     Wakes,
     Unlock(u64),
@@ -189,7 +213,10 @@ pub(crate) struct World {
     pub(crate) defect: Option<Defect>,
     pub(crate) disk_failed_ms: u64,
     pub(crate) trace: Option<Vec<String>>,
+    pub(crate) tally: Tally,
     pub(crate) clock: ManualClock,
+    /// What it shows: everybody asks all the time.
+    pub(crate) reading: Reading,
     pub(crate) began_ms: u64,
     pub(crate) chance: Chance,
     pub(crate) seed: u64,
@@ -217,6 +244,7 @@ pub(crate) struct Course {
     pub(crate) trace: Vec<String>,
     pub(crate) host_hours: f64,
     pub(crate) revisions: u64,
+    pub(crate) tally: Tally,
 }
 
 /// How much slower than restless a world is; most are quiet, as in reality.
@@ -232,7 +260,7 @@ pub(crate) fn play(seed: u64, pace: u64, defect: Option<Defect>, traced: bool) -
     let host_hours = hosts * world.now_ms() as f64 / (60 * MINUTE) as f64;
     let revisions = world.history.as_ref().map_or(0, |history| history.revision);
     let (violations, trace) = (world.violations, world.trace.unwrap_or_default());
-    Course { violations, trace, host_hours, revisions }
+    Course { violations, trace, host_hours, revisions, tally: world.tally }
 }
 
 impl World {
@@ -261,6 +289,8 @@ impl World {
             defect,
             disk_failed_ms: 0,
             trace: traced.then(Vec::new),
+            tally: Tally::default(),
+            reading: Reading::of(&clock),
             clock,
             began_ms,
             chance,
@@ -324,12 +354,12 @@ impl World {
     }
 
     pub(crate) fn now(&self) -> Now {
-        self.clock.now()
+        self.reading.now
     }
 
     /// Milliseconds since it began, whoever slept.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.clock.boot_ms() - self.began_ms
+        self.reading.boot_ms - self.began_ms
     }
 
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
@@ -379,10 +409,14 @@ impl World {
 
     pub(crate) fn pass_to(&mut self, at_ms: u64) {
         let span = Duration::from_millis(at_ms.saturating_sub(self.now_ms()));
+        if span.is_zero() {
+            return;
+        }
         match self.attention {
             Attention::Listening | Attention::Down => self.clock.advance(span),
             Attention::Asleep => self.clock.suspend(span),
         }
+        self.reading = Reading::of(&self.clock);
     }
 
     pub(crate) fn plane_wakes_at(&mut self) -> u64 {
@@ -401,7 +435,7 @@ impl World {
         if self.attention != Attention::Listening {
             return;
         }
-        let reading = Reading::of(&self.clock);
+        let reading = self.reading;
         let Some(plane) = self.plane.as_mut() else { return };
         plane.settle(reading);
         let (wants, told) = (std::mem::take(&mut plane.wants), std::mem::take(&mut plane.told));
@@ -439,6 +473,7 @@ impl World {
             | Event::Strike
             | Event::Heal(..)
             | Event::AgentStarts(..)
+            | Event::AgentDies(..)
             | Event::PlaneStarts
             | Event::Wakes
             | Event::Unlock(_) => false,
@@ -470,6 +505,7 @@ impl World {
             Event::Strike => self.strike(),
             Event::Heal(host, heal) => self.heal(host, heal),
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
+            Event::AgentDies(host, boot) => self.agent_dies(host, boot),
             Event::PlaneStarts => self.start_plane(),
             Event::Wakes => {
                 self.attention = Attention::Listening;
@@ -493,7 +529,7 @@ impl World {
         let ids = (self.seed, self.life);
         let plane = Plane::start(&self.db, &self.policy, ids, &boot, now, self.defect);
         match self.history.take() {
-            None => self.history = Some(History::open(&self.db, &self.policy)),
+            None => self.history = Some(History::open(&self.db, &self.policy, self.defect)),
             Some(left) => {
                 let (same, history) = left.again();
                 self.history = Some(history);
@@ -515,6 +551,11 @@ impl World {
         let now = self.now();
         let Some(mut plane) = self.plane.take() else { return };
         self.note(|| format!("the control plane ends: {how:?}"));
+        self.tally.struck(match how {
+            End::InOrder => Fault::PlaneEnded,
+            End::Killed => Fault::PlaneKilled,
+            End::PowerLost => Fault::PlanePowerLost,
+        });
         self.unlock();
         if how == End::InOrder {
             plane.order(now, Command::Flush(Box::new(|_| {})));
@@ -541,16 +582,20 @@ impl World {
     pub(crate) fn lose_power(&mut self, plane: &Plane) {
         let (there, synced) = plane.log_bytes();
         let kept = self.chance.within(synced, there + 1);
+        if kept < there {
+            self.tally.struck(Fault::LogCut);
+        }
         self.dbs += 1;
         let db = self.disk.path(self.dbs);
         disk::copy(&self.db, &db, u64::MAX);
         disk::copy(&wal_of(&self.db), &wal_of(&db), kept);
         self.db = db;
-        let left = History::open(&self.db, &self.policy);
+        let mut left = History::open(&self.db, &self.policy, self.defect);
         if left.revision < plane.acknowledged {
             let (revision, told) = (left.revision, plane.acknowledged);
             self.wrong(format!("revision {told} was acknowledged, {revision} is left"));
         }
+        left.given_up = self.history.take().map(|history| history.given_up).unwrap_or_default();
         self.history = Some(left);
     }
 
@@ -563,11 +608,19 @@ impl World {
         plane.write();
         self.follow(&mut plane);
         self.plane = Some(plane);
+        if self.stormy && self.chance.within(0, 6_000) == 0 {
+            self.tally.struck(Fault::DiedBehindWrite);
+            let how = if self.chance.permille(500) { End::Killed } else { End::PowerLost };
+            self.end_plane(how);
+            let away = self.chance.within(500, 50 * SECOND);
+            self.after(away, Event::PlaneStarts);
+        }
     }
 
     /// A host that was just judged may be heard at that very moment, while the disk is slow.
     pub(crate) fn perhaps_returns(&mut self, host: HostId) {
         let host = self.machine_of(host);
+        self.note_verdict(host);
         let hangs = self.machines[host].link.hung_until > self.now_ms();
         if hangs || !self.chance.permille(300) {
             return;
@@ -582,7 +635,7 @@ impl World {
     pub(crate) fn follow(&mut self, plane: &mut Plane) {
         let mut wrong = Vec::new();
         let changes = match &mut self.history {
-            Some(history) => history.follow(plane.revision(), &mut wrong),
+            Some(history) => history.follow(plane.revision(), self.clock_moved, &mut wrong),
             None => Vec::new(),
         };
         wrong.into_iter().for_each(|what| self.wrong(what));
@@ -598,6 +651,12 @@ impl World {
         if self.stormy && self.chance.permille(70) {
             let after = self.chance.within(10, 6 * SECOND);
             self.after(after, Event::Wish(sandbox, OperationKind::Destroy));
+        }
+        if self.stormy && self.chance.permille(60) {
+            let within = if self.chance.permille(500) { 50 } else { 6 * SECOND };
+            let after = self.chance.within(1, within);
+            let kind = self.chance.pick(WISHES).copied().unwrap_or(OperationKind::Pause);
+            self.after(after, Event::Wish(sandbox, kind));
         }
     }
 
@@ -619,6 +678,7 @@ impl World {
                 self.perhaps_regret(id);
             }
             Told::Created(Err(no_host)) => {
+                self.tally.struck(Fault::NoHost);
                 self.note(|| format!("no host for a user: {no_host:?}"));
             }
             Told::Begun(Begun::Started(sandbox, work)) => {

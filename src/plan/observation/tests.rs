@@ -148,6 +148,21 @@ fn a_wish_between_two_looks_undoes_no_gap() {
 }
 
 #[test]
+fn a_wish_during_the_first_look_undoes_no_gap_either() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.contact_gap = true;
+    // A user wants it paused while the agent, which has paused it unannounced, is asked.
+    let looking = Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal });
+    let (status, operation) = (SandboxStatus::Pausing, OperationState::Live);
+    host.rows[0] = Row { status, operation, revision: 17, looking, ..host.rows[0].clone() };
+    assert_eq!(host.look(0, &listing(&[])).newer, 1);
+    host.rows[0].revision = 7;
+    assert_eq!(moves(&host.look(3, &listing(&[]))), vec![]);
+    let second = host.look(3, &listing(&[]));
+    assert_eq!(moves(&second), [(1, "paused", "presumed_paused".to_owned())]);
+}
+
+#[test]
 fn a_gap_that_an_operation_outlives_is_remembered() {
     let mut host = Host::new(vec![row(1, SandboxStatus::Pausing)]);
     host.rows[0].operation = OperationState::Live;
@@ -303,6 +318,14 @@ fn zombies_are_reported_once_and_only_when_old() {
     host.look(0, &young);
     assert_eq!(host.look(3, &young).zombies, []);
     assert_eq!(host.look(120, &young).zombies.len(), 1);
+
+    // Our clock was set back by a day: what is made now is of tomorrow.
+    let mut host = Host::new(Vec::new());
+    let mut ahead = listing(&[1]);
+    ahead.sandboxes[0].created_at_unix = host.now_s as i64 + 86_400;
+    assert_eq!(host.look(0, &ahead).zombies, []);
+    assert_eq!(host.look(120, &ahead).zombies, []);
+    assert_eq!(host.look(1, &ahead).zombies.len(), 1);
 }
 
 /// What a second look at this listing reports: ids that are forgotten, and that are destroyed.
