@@ -13,14 +13,21 @@ use roost::model::event::ActorType;
 use roost::model::host::Host;
 use roost::model::id::PLATFORM_TEAM;
 use roost::model::policy::Policy;
-use roost::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
+use roost::model::probe::{
+    Details, FailureKind, Listed, ListedState, Listing, Probe, ProbeFailure,
+};
+use roost::model::sandbox::{Reason, SandboxStatus};
+use roost::model::time::Now;
+use roost::plan::report::ReportKind;
 use roost::store::StoreError;
-use roost::store::apply::Probed;
-use roost::store::identity::{NewHost, Registration};
+use roost::store::apply::{Applied, Probed};
+use roost::store::fixture;
+use roost::store::identity::NewHost;
 use roost::store::journal::Actor;
 use roost::store::open::{open_reader, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
+use roost::store::reports::AgentReport;
 use roost::store::verify::verify;
 use roost::store::writer::{Command, Envelope, Reply, Writer, WriterFigures, WriterHandle};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -144,52 +151,101 @@ fn nothing_is_written_after_the_end() {
 }
 
 /// A fleet in which nobody needs a probe.
+/// A writer on a fleet that is watched: host 1 with what is said of its sandboxes.
+struct Watched {
+    dir: TempDir,
+    writer: Writer,
+    presence: Arc<Presence>,
+    now: Now,
+}
+
+impl Watched {
+    fn new(sandboxes: Value) -> Watched {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemClock.now();
+        let mut conn = open_writer(&dir.path().join("roost.db"), true, now.wall).unwrap();
+        conn.busy_timeout(Duration::ZERO).unwrap();
+        let row = json!({"id": host(1), "address": "10.0.0.1:50051", "status": "online",
+            "heartbeat_age_s": 5});
+        let fleet = json!({"hosts": [row], "sandboxes": sandboxes});
+        let fleet = fixture::parse(&fleet.to_string(), now.wall).unwrap();
+        fixture::load(&mut conn, &fleet).unwrap();
+        let hosts = read::hosts(&conn).unwrap();
+        let presence = Arc::new(Presence::load(&hosts, [], None, false, now));
+        let writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
+        presence.heartbeat(host(1).parse().unwrap(), now);
+        Watched { dir, writer, presence, now }
+    }
+
+    /// So many milliseconds after the beginning.
+    fn at(&self, ms: u64) -> Now {
+        let span = Duration::from_millis(ms);
+        Now { mono: self.now.mono.after(span), wall: self.now.wall.after(span) }
+    }
+
+    /// Hands over what came of a question of the beginning.
+    fn probed(&mut self, ended: Now, probe: Probe) -> Result<Applied, StoreError> {
+        let (revision, asked_at) = (u64::MAX, self.now.mono);
+        let host = host(1).parse().unwrap();
+        let probed = Box::new(Probed { host, revision, asked_at, age_cap: None, probe });
+        let (tell, told) = unbounded();
+        let reply = Box::new(move |applied| tell.send(applied).unwrap());
+        let command = Command::Probed(probed, reply);
+        self.writer.execute(vec![Envelope { now: ended, command }]);
+        told.recv().unwrap()
+    }
+}
+
 /// The next looks come when the disk works again: without the gap they would say that what
 /// paused meanwhile is gone.
 #[test]
 fn an_answer_lost_while_nothing_can_be_written_is_a_gap_all_the_same() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("roost.db");
-    let now = SystemClock.now();
-    let conn = open_writer(&db, true, now.wall).unwrap();
-    conn.busy_timeout(Duration::ZERO).unwrap();
-    let presence = Arc::new(Presence::load(&[], [], None, false, now));
-    let mut writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
-    let (made, host) = unbounded();
-    let made = Box::new(move |result| made.send(result).unwrap());
-    let registration = Registration {
-        token: [1; 32],
-        refresh: [2; 32],
-        address: "10.0.0.1:50051".parse().unwrap(),
-        arch: None,
-        cpu_cores: None,
-        memory_mb: None,
-        disk_gb: None,
-    };
-    let register = Command::Register(Box::new(registration), Box::new(drop));
-    for command in [Command::CreateHost(new_host(1), made), register] {
-        writer.execute(vec![Envelope { now, command }]);
-    }
-    let host: Host = host.recv().unwrap().unwrap();
-    presence.heartbeat(host.id, now);
-    let mut probed = |probe| {
-        let (revision, asked_at) = (u64::MAX, now.mono);
-        let probed = Box::new(Probed { host: host.id, revision, asked_at, age_cap: None, probe });
-        let (ended, result) = unbounded();
-        let reply = Box::new(move |applied| ended.send(applied).unwrap());
-        writer.execute(vec![Envelope { now, command: Command::Probed(probed, reply) }]);
-        result.recv().unwrap()
-    };
-    let is_gap = || presence.has_contact_gap(host.id, now.mono, &Policy::default());
-    probed(Probe::Listed(Listing::default())).unwrap();
+    let mut watched = Watched::new(json!([]));
+    let (now, presence) = (watched.now, Arc::clone(&watched.presence));
+    let is_gap =
+        || presence.has_contact_gap(host(1).parse().unwrap(), now.mono, &Policy::default());
+    watched.probed(now, Probe::Listed(Listing::default())).unwrap();
     assert!(!is_gap());
 
-    let other = open_writer(&db, false, now.wall).unwrap();
+    let other = open_writer(&watched.dir.path().join("roost.db"), false, now.wall).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let failure = ProbeFailure::new(FailureKind::TimedOut, "no answer within 8 s");
     let probe = Probe::Failed(ProbeFailure { answer_lost: true, ..failure });
-    assert!(probed(probe).is_err());
+    assert!(watched.probed(now, probe).is_err());
     assert!(is_gap());
+}
+
+/// The list was made before the pause, and its answer read before the report and handed over
+/// behind it; the clock on the wall tells milliseconds, and they may be the same.
+#[test]
+fn a_report_is_not_outdated_by_a_list_that_was_asked_for_before_it() {
+    for (reported_ms, ended_ms) in [(2, 1), (2, 3), (1, 1), (0, 0)] {
+        let row = json!([{"id": sandbox(1), "host_id": host(1), "status": "running"}]);
+        let mut watched = Watched::new(row);
+        let (id, now) = (sandbox(1).parse().unwrap(), watched.at(reported_ms));
+        let report = AgentReport {
+            host: host(1).parse().unwrap(),
+            sandbox: id,
+            kind: ReportKind::AutoPaused,
+            at: None,
+            host_ip: None,
+            error: None,
+        };
+        let command = Command::Report(Box::new(report), Box::new(|look| assert!(look.unwrap())));
+        watched.writer.execute(vec![Envelope { now, command }]);
+        let (state, details) = (ListedState::Running, Details::default());
+        let listed = Listed { id, state, created_at_unix: 0, details };
+        let listing = Listing { sandboxes: vec![listed], auto_paused: Vec::new() };
+        watched.probed(watched.at(ended_ms), Probe::Listed(listing)).unwrap();
+
+        // The next list has it no more, whatever becomes of what it announces.
+        watched.now = watched.at(100);
+        let gone = Probe::Listed(Listing::default());
+        let applied = watched.probed(watched.at(101), gone).unwrap();
+        let moves: Vec<_> = applied.transitions.iter().map(|t| (t.to, t.reason.clone())).collect();
+        let expected = [(SandboxStatus::Paused, Reason::AutoPaused)];
+        assert_eq!(moves, expected, "reported after {reported_ms} ms, ended after {ended_ms}");
+    }
 }
 
 fn quiet_fleet(n: u128) -> Value {

@@ -34,6 +34,11 @@ const DEGRADED_AFTER: u32 = 3;
 /// Answers in a row after which it is not any more.
 const RECOVERED_AFTER: u32 = 2;
 
+/// Longest time from a question to when its answer is applied: a probe, and a disk that is
+/// slow. Larger: what agents announce is kept in memory for longer. Smaller: an older answer
+/// may take an announcement for outdated.
+const ANSWER_AGE_MAX: Duration = Duration::from_secs(3600);
+
 /// One probe that ended.
 #[derive(Debug)]
 pub struct Probed {
@@ -255,9 +260,13 @@ impl Writer {
         listing: &Listing,
         now: Now,
     ) -> Result<(), StoreError> {
-        // A time later than now tells of a clock that was set back, not of a question.
+        // What another process noted, a dry run, has the clock on the wall only; a time later
+        // than now tells of one that was set back, not of a question.
         let asked_at = now.wall.before(now.mono.since(probed.asked_at));
-        let since_asked = |noted: Wall| (asked_at..=now.wall).contains(&noted);
+        let since_asked = |id: SandboxId, noted_at: Wall| {
+            self.noted.get(&id).is_some_and(|noted| *noted >= probed.asked_at)
+                || (asked_at..=now.wall).contains(&noted_at)
+        };
         if !self.policy.is_strict() {
             let mut select = self.conn.prepare_cached(
                 "SELECT sandbox_id, revision, noted_at FROM auto_pause_inbox WHERE host_id = ?1",
@@ -270,7 +279,7 @@ impl Writer {
                 if let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) {
                     // A status newer than the announcement outdates it.
                     rows[at].announced = rows[at].revision <= revision;
-                    rows[at].announced_since = rows[at].announced && since_asked(noted_at);
+                    rows[at].announced_since = rows[at].announced && since_asked(id, noted_at);
                 }
             }
         }
@@ -354,10 +363,12 @@ impl Writer {
     }
 
     pub(super) fn note_drained(&mut self, ids: &[SandboxId], now: Now) -> Result<(), StoreError> {
-        match ids {
-            [] => Ok(()),
-            ids => note(&self.conn, ids, self.revision as i64, now.wall),
+        if ids.is_empty() {
+            return Ok(());
         }
+        self.noted.retain(|_, at| now.mono.since(*at) < ANSWER_AGE_MAX);
+        self.noted.extend(ids.iter().map(|id| (*id, now.mono)));
+        note(&self.conn, ids, self.revision as i64, now.wall)
     }
 
     fn spend(&mut self, host: HostId, ids: &[SandboxId]) -> Result<(), StoreError> {

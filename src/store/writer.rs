@@ -257,6 +257,9 @@ pub struct Writer {
     /// Sandboxes whose pause ended before the agent answered, and until when it may yet
     /// come true. A restart ends the calls, and with them what is waited for here.
     pub(super) late_pauses: HashMap<SandboxId, Mono>,
+    /// When announcements were noted of late, by the clock that questions are asked by. What
+    /// was noted before a restart is older than any question that is still open.
+    pub(super) noted: HashMap<SandboxId, Mono>,
     pub(super) revision: u64,
     published: Arc<Revision>,
     figures: Arc<WriterFigures>,
@@ -334,6 +337,7 @@ impl Writer {
             random,
             looking,
             late_pauses: HashMap::new(),
+            noted: HashMap::new(),
             revision,
             published,
             figures: Arc::default(),
