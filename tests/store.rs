@@ -12,6 +12,7 @@ use roost::clock::{Clock, SystemClock};
 use roost::model::event::ActorType;
 use roost::model::host::Host;
 use roost::model::id::PLATFORM_TEAM;
+use roost::model::operation::OperationKind;
 use roost::model::policy::Policy;
 use roost::model::probe::{
     Details, FailureKind, Listed, ListedState, Listing, Probe, ProbeFailure,
@@ -222,10 +223,10 @@ fn a_report_is_not_outdated_by_a_list_that_was_asked_for_before_it() {
     for (reported_ms, ended_ms) in [(2, 1), (2, 3), (1, 1), (0, 0)] {
         let row = json!([{"id": sandbox(1), "host_id": host(1), "status": "running"}]);
         let mut watched = Watched::new(row);
-        let (id, now) = (sandbox(1).parse().unwrap(), watched.at(reported_ms));
+        let now = watched.at(reported_ms);
         let report = AgentReport {
             host: host(1).parse().unwrap(),
-            sandbox: id,
+            sandbox: sandbox(1).parse().unwrap(),
             kind: ReportKind::AutoPaused,
             at: None,
             host_ip: None,
@@ -233,10 +234,7 @@ fn a_report_is_not_outdated_by_a_list_that_was_asked_for_before_it() {
         };
         let command = Command::Report(Box::new(report), Box::new(|look| assert!(look.unwrap())));
         watched.writer.execute(vec![Envelope { now, command }]);
-        let (state, details) = (ListedState::Running, Details::default());
-        let listed = Listed { id, state, created_at_unix: 0, details };
-        let listing = Listing { sandboxes: vec![listed], auto_paused: Vec::new() };
-        watched.probed(watched.at(ended_ms), Probe::Listed(listing)).unwrap();
+        watched.probed(watched.at(ended_ms), running(sandbox(1))).unwrap();
 
         // The next list has it no more, whatever becomes of what it announces.
         watched.now = watched.at(100);
@@ -246,6 +244,28 @@ fn a_report_is_not_outdated_by_a_list_that_was_asked_for_before_it() {
         let expected = [(SandboxStatus::Paused, Reason::AutoPaused)];
         assert_eq!(moves, expected, "reported after {reported_ms} ms, ended after {ended_ms}");
     }
+}
+
+/// The agent listed it as running all the time; its pause was asked for, and nobody knows what
+/// became of that.
+#[test]
+fn a_pause_that_is_over_is_asked_for_again_though_the_clock_was_set_back() {
+    let row = json!([{"id": sandbox(1), "host_id": host(1), "status": "pausing",
+        "status_age_s": 5, "operation": {"kind": "pause", "deadline_in_s": 595}}]);
+    let mut watched = Watched::new(row);
+    let day = Duration::from_secs(86_400);
+    let ended = watched.at(700_000);
+    let ended = Now { wall: ended.wall.before(day), ..ended };
+    let applied = watched.probed(ended, running(sandbox(1))).unwrap();
+    let work: Vec<_> = applied.work.iter().map(|work| (work.kind, work.sent)).collect();
+    assert_eq!(work, [(OperationKind::Pause, false)]);
+}
+
+/// What an agent lists that has this sandbox.
+fn running(id: String) -> Probe {
+    let (id, state, details) = (id.parse().unwrap(), ListedState::Running, Details::default());
+    let listed = Listed { id, state, created_at_unix: 0, details };
+    Probe::Listed(Listing { sandboxes: vec![listed], auto_paused: Vec::new() })
 }
 
 fn quiet_fleet(n: u128) -> Value {

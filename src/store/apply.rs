@@ -430,19 +430,18 @@ impl Writer {
         plan: &HostPlan,
         now: Now,
     ) -> Result<Vec<Work>, StoreError> {
-        let mut wanted: Vec<(SandboxId, OperationKind)> = Vec::new();
-        wanted.extend(plan.again.iter().map(|(id, action)| {
-            let kind = match action {
-                Action::Pause => OperationKind::Pause,
-                Action::Destroy => OperationKind::Destroy,
-            };
-            (*id, kind)
-        }));
-        wanted.extend(plan.destroy.iter().map(|id| (*id, OperationKind::Destroy)));
+        // What the plan asks for again is over, whatever the clock says by now; an operation on
+        // a zombie may go on. A destroy is never given up.
+        let again = plan.again.iter().map(|(id, action)| match action {
+            Action::Pause => (*id, OperationKind::Pause, true),
+            Action::Destroy => (*id, OperationKind::Destroy, true),
+        });
+        let destroy = plan.destroy.iter().map(|id| (*id, OperationKind::Destroy, false));
         let mut begun = Vec::new();
-        for (id, kind) in wanted {
+        for (id, kind, is_over) in again.chain(destroy) {
             if let Some(open) = self.open_operation(host, id)? {
-                if now.wall <= open.deadline_at || open.kind == OperationKind::Destroy {
+                let is_over = is_over || now.wall > open.deadline_at;
+                if !is_over || open.kind == OperationKind::Destroy {
                     continue;
                 }
                 self.close_operation(open.op, Some("deadline passed"), now.wall)?;
