@@ -10,8 +10,8 @@ mod support;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use roost::clock::{Clock, SystemClock};
 use roost::model::event::ActorType;
-use roost::model::host::Host;
-use roost::model::id::PLATFORM_TEAM;
+use roost::model::host::{Host, Intent};
+use roost::model::id::{HostId, PLATFORM_TEAM};
 use roost::model::operation::OperationKind;
 use roost::model::policy::Policy;
 use roost::model::probe::{
@@ -25,8 +25,9 @@ use roost::store::apply::{Applied, Probed};
 use roost::store::fixture;
 use roost::store::identity::NewHost;
 use roost::store::journal::Actor;
+use roost::store::lifecycle::{Begun, Ended, Wish};
 use roost::store::open::{open_reader, open_writer};
-use roost::store::presence::Presence;
+use roost::store::presence::{Beat, Presence};
 use roost::store::read;
 use roost::store::reports::AgentReport;
 use roost::store::verify::verify;
@@ -189,10 +190,26 @@ impl Watched {
         let (revision, asked_at) = (u64::MAX, self.now.mono);
         let host = host(1).parse().unwrap();
         let probed = Box::new(Probed { host, revision, asked_at, age_cap: None, probe });
+        self.execute(ended, |reply| Command::Probed(probed, reply))
+    }
+
+    /// What comes of a command so many milliseconds after the beginning.
+    fn ask<T: Send + 'static>(
+        &mut self,
+        ms: u64,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, StoreError> {
+        self.execute(self.at(ms), command)
+    }
+
+    fn execute<T: Send + 'static>(
+        &mut self,
+        now: Now,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, StoreError> {
         let (tell, told) = unbounded();
-        let reply = Box::new(move |applied| tell.send(applied).unwrap());
-        let command = Command::Probed(probed, reply);
-        self.writer.execute(vec![Envelope { now: ended, command }]);
+        let command = command(Box::new(move |result| tell.send(result).unwrap()));
+        self.writer.execute(vec![Envelope { now, command }]);
         told.recv().unwrap()
     }
 }
@@ -223,17 +240,8 @@ fn a_report_is_not_outdated_by_a_list_that_was_asked_for_before_it() {
     for (reported_ms, ended_ms) in [(2, 1), (2, 3), (1, 1), (0, 0)] {
         let row = json!([{"id": sandbox(1), "host_id": host(1), "status": "running"}]);
         let mut watched = Watched::new(row);
-        let now = watched.at(reported_ms);
-        let report = AgentReport {
-            host: host(1).parse().unwrap(),
-            sandbox: sandbox(1).parse().unwrap(),
-            kind: ReportKind::AutoPaused,
-            at: None,
-            host_ip: None,
-            error: None,
-        };
-        let command = Command::Report(Box::new(report), Box::new(|look| assert!(look.unwrap())));
-        watched.writer.execute(vec![Envelope { now, command }]);
+        let look = watched.ask(reported_ms, |reply| Command::Report(auto_paused(), reply));
+        assert!(look.unwrap());
         watched.probed(watched.at(ended_ms), running(sandbox(1))).unwrap();
 
         // The next list has it no more, whatever becomes of what it announces.
@@ -259,6 +267,66 @@ fn a_pause_that_is_over_is_asked_for_again_though_the_clock_was_set_back() {
     let applied = watched.probed(ended, running(sandbox(1))).unwrap();
     let work: Vec<_> = applied.work.iter().map(|work| (work.kind, work.sent)).collect();
     assert_eq!(work, [(OperationKind::Pause, false)]);
+}
+
+/// The disk cannot be written: what came of a resume waits, and meanwhile the sandbox has
+/// paused by itself. What was announced before the agent answered is of the life before.
+#[test]
+fn a_result_that_is_written_late_does_not_outdate_what_was_announced_since() {
+    for (known_ms, expected) in [(10_000, Some(Reason::AutoPaused)), (60_000, None)] {
+        let row = json!([{"id": sandbox(1), "host_id": host(1), "status": "paused"}]);
+        let mut watched = Watched::new(row);
+        let actor = Actor { kind: ActorType::ApiKey, id: None, name: None };
+        let (kind, id) = (OperationKind::Resume, sandbox(1).parse().unwrap());
+        let wish = Wish { sandbox: id, kind, team: None, actor };
+        let begun = watched.ask(0, |reply| Command::Begin(Box::new(wish), reply)).unwrap();
+        let Begun::Started(_, work) = begun else { panic!("{begun:?}") };
+        assert!(watched.ask(50_000, |reply| Command::Report(auto_paused(), reply)).unwrap());
+        let ended = Ended {
+            op: work.op,
+            host: work.host,
+            status: SandboxStatus::Running,
+            reason: Reason::OperationSucceeded,
+            details: None,
+            error: None,
+            known_at: watched.at(known_ms).mono,
+        };
+        assert!(watched.ask(70_000, |reply| Command::Finish(Box::new(ended), reply)).unwrap());
+        watched.now = watched.at(71_000);
+        let applied = watched.probed(watched.at(1), Probe::Listed(Listing::default())).unwrap();
+        let moves: Vec<_> = applied.transitions.iter().map(|t| t.reason.clone()).collect();
+        assert_eq!(moves, Vec::from_iter(expected), "known after {known_ms} ms");
+    }
+}
+
+/// What an operator wants and the verdict go into one transaction.
+#[test]
+fn a_host_that_is_down_is_down_for_its_next_heartbeat_too() {
+    let watched = Watched::new(json!([]));
+    let Watched { mut writer, presence, now, dir: _dir } = watched;
+    let id: HostId = host(1).parse().unwrap();
+    let actor = Actor { kind: ActorType::ApiKey, id: None, name: None };
+    let heard = presence.get(id).unwrap().heard_at;
+    let (tell, told) = unbounded();
+    let down =
+        Box::new(move |down: Result<Vec<Applied>, _>| tell.send(down.unwrap().len()).unwrap());
+    let intent = Command::SetIntent(id, Intent::Draining, actor, Box::new(drop));
+    let batch = [intent, Command::MarkDown(vec![(id, heard)], down)];
+    writer.execute(batch.into_iter().map(|command| Envelope { now, command }).collect());
+    assert_eq!(told.recv(), Ok(1));
+    assert_eq!(presence.heartbeat(id, now), Beat::Known { wake: true }, "it comes back");
+}
+
+/// A report of the sandbox on host 1 that it was paused.
+fn auto_paused() -> Box<AgentReport> {
+    Box::new(AgentReport {
+        host: host(1).parse().unwrap(),
+        sandbox: sandbox(1).parse().unwrap(),
+        kind: ReportKind::AutoPaused,
+        at: None,
+        host_ip: None,
+        error: None,
+    })
 }
 
 /// What an agent lists that has this sandbox.

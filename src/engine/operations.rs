@@ -224,7 +224,8 @@ impl Operations {
         match after_call(open.progress(unsettled, now.mono), call) {
             Next::Finish(status, reason) => {
                 let error = error.filter(|_| call != Call::Succeeded);
-                let ended = Ended { op: work.op, host: work.host, status, reason, details, error };
+                let (op, host, known_at) = (work.op, work.host, now.mono);
+                let ended = Ended { op, host, status, reason, details, error, known_at };
                 self.effects.push(Effect::Write(Box::new(ended)));
             }
             Next::CallAfter(delay) => self.wait(open, unsettled, delay, now.mono),

@@ -114,6 +114,8 @@ pub struct Ended {
     pub details: Option<Details>,
     /// What went wrong, for people.
     pub error: Option<String>,
+    /// When this was known; it may be written much later.
+    pub known_at: Mono,
 }
 
 /// An operation whose outcome a look at the host must tell.
@@ -440,12 +442,27 @@ impl Writer {
             if sandbox.status == transient(work.kind) && sandbox.status != ended.status {
                 let (to, reason) = (ended.status, ended.reason.clone());
                 w.move_whole(&mut sandbox, to, reason, now, |w, t| w.move_sandbox(t, now))?;
+                if ended.status == SandboxStatus::Running {
+                    w.keep_announced_since(&sandbox, ended.known_at)?;
+                }
             }
             if sandbox.status == SandboxStatus::Running {
                 w.fill_details(&sandbox, ended.details.as_ref(), now.wall)?;
             }
             Ok(true)
         })
+    }
+
+    /// A result that is written late does not outdate what was announced after it was known.
+    fn keep_announced_since(&self, sandbox: &Sandbox, known_at: Mono) -> Result<(), StoreError> {
+        if self.noted.get(&sandbox.id).is_none_or(|noted| *noted < known_at) {
+            return Ok(());
+        }
+        let mut update = self.conn.prepare_cached(
+            "UPDATE auto_pause_inbox SET revision = ?3 WHERE host_id = ?1 AND sandbox_id = ?2",
+        )?;
+        let (host, id) = (sandbox.host_id.to_string(), sandbox.id.to_string());
+        Ok(update.execute(params![host, id, self.revision as i64]).map(drop)?)
     }
 
     /// Moves a row by what was reported of it, with its event and audit entry.

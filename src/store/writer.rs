@@ -19,7 +19,7 @@ use super::presence::Presence;
 use super::reports::AgentReport;
 use super::tally::{Tallied, Tally};
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
-use crate::model::host::{Host, Intent};
+use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
 use crate::model::policy::Policy;
@@ -518,7 +518,7 @@ impl Writer {
     fn take_back(&mut self, after: After) {
         match after {
             After::MarkedUnreachable(host) => {
-                self.presence.set_liveness(host, crate::model::host::Liveness::Alive);
+                self.presence.set_liveness(host, Liveness::Alive);
             }
             After::Flushed(hosts) => self.presence.unflushed(&hosts),
             After::KeysFlushed(used) => self.keys.unflushed(&used),
@@ -561,6 +561,9 @@ impl Writer {
                 self.looking.remove(&op);
             }
             After::MarkedUnreachable(host) => {
+                // What else changed of the host in this transaction was made known before, as
+                // it was then.
+                self.presence.set_liveness(host, Liveness::Unreachable);
                 // A run of failures with live heartbeats ends where these end.
                 self.records.entry(host).or_default().failures = 0;
             }

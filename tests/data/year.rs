@@ -115,6 +115,7 @@ impl Year {
                 reason: Reason::OperationSucceeded,
                 details: None,
                 error: None,
+                known_at: Mono(0),
             })
             .collect();
         let done =

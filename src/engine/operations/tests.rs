@@ -236,6 +236,7 @@ fn a_result_that_cannot_be_written_is_written_again() {
         reason: crate::model::sandbox::Reason::OperationSucceeded,
         details: None,
         error: None,
+        known_at: Mono(0),
     };
     world.handle(Input::Written(Box::new(ended.clone()), Err(StoreError::Stopped)));
     world.pass(1);
