@@ -286,7 +286,7 @@ impl Open {
         Progress {
             kind: self.work.kind,
             attempts: self.attempts,
-            expired: now > self.expires_at,
+            left: self.expires_at.since(now),
             unsettled: unsettled && self.settles_at.is_none_or(|at| now <= at),
         }
     }

@@ -63,8 +63,8 @@ pub struct Progress {
     pub kind: OperationKind,
     /// Calls made so far, this one included.
     pub attempts: u32,
-    /// The deadline has passed.
-    pub expired: bool,
+    /// Time until the deadline passes.
+    pub left: Duration,
     /// A create that this destroy overtook may still come true.
     pub unsettled: bool,
 }
@@ -138,8 +138,10 @@ pub fn is_expired(
 /// What follows from the agent's answer to a call.
 pub fn after_call(progress: Progress, call: Call) -> Next {
     use OperationKind::{Create, Destroy, Pause, Resume};
-    let retry = || Next::CallAfter(backoff(progress.attempts));
-    let retry_in_time = || if progress.expired { Next::LeaveToMonitor } else { retry() };
+    let delay = backoff(progress.attempts);
+    let retry = || Next::CallAfter(delay);
+    // A call that begins after the deadline may come true when nobody waits for it any more.
+    let retry_in_time = || if delay < progress.left { retry() } else { Next::LeaveToMonitor };
     let finish = |status, reason| Next::Finish(status, reason);
     match (progress.kind, call) {
         (Create | Resume, Call::Succeeded) => {
@@ -245,7 +247,7 @@ mod tests {
         [Report::Running, Report::Paused, Report::AutoPaused, Report::Absent];
 
     fn progress(kind: OperationKind) -> Progress {
-        Progress { kind, attempts: 1, expired: false, unsettled: false }
+        Progress { kind, attempts: 1, left: kind.deadline(), unsettled: false }
     }
 
     #[test]
@@ -329,8 +331,9 @@ mod tests {
     fn a_snapshot_is_given_up_only_when_the_agent_has_none() {
         for &kind in OperationKind::ALL {
             for call in CALLS {
-                for (expired, unsettled) in [(false, false), (true, false), (true, true)] {
-                    let at = Progress { expired, unsettled, ..progress(kind) };
+                for (left, unsettled) in [(60, false), (0, false), (0, true)] {
+                    let left = Duration::from_secs(left);
+                    let at = Progress { left, unsettled, ..progress(kind) };
                     if let Next::Finish(SandboxStatus::Stopped, _) = after_call(at, call) {
                         let destroyed = kind == OperationKind::Destroy && !unsettled;
                         let gone = kind == OperationKind::Resume && call == Call::Gone;
@@ -345,7 +348,8 @@ mod tests {
     fn a_destroy_ends_only_by_success() {
         for call in [Call::Exists, Call::Refused, Call::NotReached, Call::Unknown] {
             for attempts in [1, 5, 500] {
-                let late = Progress { attempts, expired: true, ..progress(OperationKind::Destroy) };
+                let left = Duration::ZERO;
+                let late = Progress { attempts, left, ..progress(OperationKind::Destroy) };
                 let Next::CallAfter(delay) = after_call(late, call) else {
                     panic!("a destroy was given up after {call:?}");
                 };
@@ -354,6 +358,16 @@ mod tests {
         }
         let overtook = Progress { unsettled: true, ..progress(OperationKind::Destroy) };
         assert!(matches!(after_call(overtook, Call::Gone), Next::CallAfter(_)));
+    }
+
+    #[test]
+    fn no_call_but_a_destroy_begins_after_its_deadline() {
+        for kind in [OperationKind::Create, OperationKind::Pause, OperationKind::Resume] {
+            let next = |left| after_call(Progress { left, ..progress(kind) }, Call::NotReached);
+            assert_eq!(next(RETRY_FIRST), Next::LeaveToMonitor);
+            let in_time = RETRY_FIRST + Duration::from_millis(1);
+            assert_eq!(next(in_time), Next::CallAfter(RETRY_FIRST));
+        }
     }
 
     #[test]

@@ -279,7 +279,8 @@ impl Script {
         let reason = Reason::OperationSucceeded;
         // The writer knows the host by the operation.
         let host = HostId::from_u128(0);
-        let ended = Ended { op, host, status, reason, details: None, error: None };
+        let known_at = self.now.mono;
+        let ended = Ended { op, host, status, reason, details: None, error: None, known_at };
         Command::Finish(Box::new(ended), self.done())
     }
 

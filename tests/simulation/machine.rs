@@ -22,6 +22,10 @@ impl World {
         }
         if machine.link.hung_until > now_ms {
             let at = machine.link.hung_until;
+            if let Later::PausedAll = later {
+                // It beats no more before that is done, also when it stands still no longer.
+                machine.heart.pausing_until = machine.heart.pausing_until.max(at);
+            }
             return self.at(at, Event::Agent(host, boot, later));
         }
         let before = self.trace.is_some().then(|| machine.agent.all().collect::<Vec<_>>());

@@ -228,7 +228,9 @@ impl World {
         self.clock.set_wall(wall);
         self.reading = Reading::of(&self.clock);
         self.clock_moved = true;
-        self.listening_ms = self.now_ms();
+        if by.unsigned_abs() > UNNOTICED_MS {
+            self.listening_ms = self.now_ms();
+        }
     }
 
     pub(crate) fn lock_database(&mut self, lasts: u64) {

@@ -175,10 +175,10 @@ fn a_clock_that_is_set_back_prolongs_nothing() {
     let mut world = World::new();
     world.begin(Work { deadline_at: far, ..work(1, Create) });
     while !world.calls.is_empty() {
+        assert!(world.at_ms <= BEGIN_MS + 120_000, "given up when its own time is over");
         world.ends(Create, Call::NotReached);
         world.pass(30);
     }
-    assert!(world.at_ms < BEGIN_MS + 200_000, "given up after its own time");
     assert_eq!(world.seen().last().map(String::as_str), Some("probe"));
 }
 
