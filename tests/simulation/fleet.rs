@@ -97,6 +97,7 @@ pub(crate) fn machine(
             failures: 0,
             over: false,
             pausing_until: 0,
+            beat_ms: None,
             token_expires_at: now.after(TOKEN_LIFE),
             refresh_token: [0; 32],
         },

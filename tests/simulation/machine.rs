@@ -56,6 +56,10 @@ impl World {
             let jitter = self.chance.within(0, 200);
             self.after(30 * SECOND + jitter, Event::Beat(host, boot, true));
         }
+        // What came due while it stood still is one beat.
+        if self.machines[host].heart.beat_ms.replace(now_ms) == Some(now_ms) {
+            return;
+        }
         let reached = self.machines[host].link.beats
             && self.attention == Attention::Listening
             && !self.is_lost(host);

@@ -101,6 +101,8 @@ pub(crate) struct Heart {
     pub(crate) over: bool,
     /// It is busy pausing everything until then.
     pub(crate) pausing_until: u64,
+    /// Its last beat: it sends one after the other.
+    pub(crate) beat_ms: Option<u64>,
     pub(crate) token_expires_at: Wall,
     pub(crate) refresh_token: [u8; 32],
 }
