@@ -29,8 +29,6 @@ struct Made {
 pub(super) fn page(request: &Request) -> Response {
     static MADE: OnceLock<Made> = OnceLock::new();
     let made = MADE.get_or_init(|| Made { policy: policy(PAGE), gzipped: gzip(PAGE) });
-    let accepts = request.headers.get("accept-encoding").unwrap_or_default();
-    let accepts_gzip = accepts.split(',').any(|coding| coding.trim() == "gzip");
     let mut response = Response::bytes(200, "text/html; charset=utf-8", Vec::new())
         .with_header("content-security-policy", made.policy.as_str())
         .with_header("x-content-type-options", "nosniff")
@@ -38,7 +36,7 @@ pub(super) fn page(request: &Request) -> Response {
         .with_header("cache-control", "no-cache")
         .with_header("vary", "accept-encoding");
     response.body = match &made.gzipped {
-        Some(gzipped) if accepts_gzip => {
+        Some(gzipped) if request.accepts_gzip() => {
             response = response.with_header("content-encoding", "gzip");
             Body::Bytes(gzipped.clone())
         }

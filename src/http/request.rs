@@ -24,6 +24,14 @@ pub struct Request {
     pub listener: usize,
 }
 
+impl Request {
+    /// Whether the client says that it takes a body in gzip.
+    pub fn accepts_gzip(&self) -> bool {
+        let accepted = self.headers.get("accept-encoding").unwrap_or_default();
+        accepted.split(',').any(|coding| coding.trim() == "gzip")
+    }
+}
+
 /// A request's method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {

@@ -25,7 +25,7 @@ impl Handler for Agents {
     fn handle(&self, request: Request) -> Response {
         let Some(host) = self.hosts.get(request.listener) else { return Response::cut() };
         match route(&request) {
-            Ok(method) => call(host, method, &request.body, takes_gzip(&request)),
+            Ok(method) => call(host, method, &request.body, request.accepts_gzip()),
             Err(response) => response,
         }
     }
@@ -46,11 +46,6 @@ fn route(request: &Request) -> Result<Method, Response> {
         return Err(Response::empty(415).with_header("accept-post", "application/json"));
     }
     Ok(method)
-}
-
-fn takes_gzip(request: &Request) -> bool {
-    let accepted = request.headers.get("accept-encoding").unwrap_or_default();
-    accepted.split(',').any(|coding| coding.trim() == "gzip")
 }
 
 fn call(host: &SimHost, method: Method, body: &[u8], gzip: bool) -> Response {

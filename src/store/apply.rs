@@ -366,7 +366,6 @@ impl Writer {
         if ids.is_empty() {
             return Ok(());
         }
-        self.noted.retain(|_, at| now.mono.since(*at) < ANSWER_AGE_MAX);
         self.noted.extend(ids.iter().map(|id| (*id, now.mono)));
         note(&self.conn, ids, self.revision as i64, now.wall)
     }
@@ -735,6 +734,7 @@ impl Writer {
 
     /// Writes the heartbeats since the last flush, and that we listened until now.
     pub(super) fn flush(&mut self, now: Now) -> Result<(), StoreError> {
+        self.noted.retain(|_, at| now.mono.since(*at) < ANSWER_AGE_MAX);
         let dirty = self.presence.take_dirty(now.mono, &self.policy);
         self.in_savepoint(|w| {
             w.after.push(After::Flushed(dirty.clone()));
