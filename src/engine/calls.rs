@@ -10,6 +10,7 @@ use super::scheduler::Mail;
 use crate::agent::client::AgentClient;
 use crate::agent::wire::{CreateSandboxRequest, ResumeSandboxRequest};
 use crate::clock::Clock;
+use crate::model::id::PLATFORM_TEAM;
 use crate::model::operation::OperationKind;
 use crate::model::time::Now;
 use crate::plan::operation::Call;
@@ -190,12 +191,13 @@ fn call_deadline(work: &Work, now: Now) -> Duration {
 fn create_request(work: &Work) -> CreateSandboxRequest<'_> {
     CreateSandboxRequest {
         sandbox_id: work.sandbox.to_string().into(),
-        template: work.template.as_deref().unwrap_or_default().into(),
         vcpus: small(work.vcpus.map(i64::from)),
         memory_mb: small(work.memory_mb.and_then(|n| i64::try_from(n).ok())),
         timeout_sec: small(work.timeout_sec),
         disk_size_mb: small(work.disk_size_mb.and_then(|n| i64::try_from(n).ok())),
-        team_id: work.team.to_uuid().into(),
+        // Both name the template, not who owns the sandbox.
+        team_id: PLATFORM_TEAM.to_uuid().into(),
+        template_id: PLATFORM_TEAM.to_uuid().into(),
         ..CreateSandboxRequest::default()
     }
 }
