@@ -11,7 +11,7 @@ use crate::http::{Request, Response};
 use crate::model::id::SandboxId;
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
-use crate::plan::placement::NoHost;
+use crate::plan::placement::{Free, NoHost};
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
@@ -82,6 +82,13 @@ pub(super) fn begin(
             json(202, &CapsuleView::from(*sandbox))
         }
         Begun::Already(sandbox) => json(202, &CapsuleView::from(*sandbox)),
+        Begun::AlreadyTerminal(work) => {
+            if let Some(work) = work {
+                (ready.wake)(Wake::Work(work));
+            }
+            Ok(Response::empty(204))
+        }
+        Begun::NoRoom(free) => Err(no_room(free)),
         Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
         Begun::HostAway(status) => Err(Problem::new(
             503,
@@ -90,6 +97,17 @@ pub(super) fn begin(
         )),
         Begun::NotFound => Err(Problem::not_found("capsule")),
     }
+}
+
+fn no_room(free: Free) -> Problem {
+    let part = |what: &str, left: Option<u64>| left.map(|left| format!("{left} {what}"));
+    let left = [part("MiB of memory", free.memory_mb), part("vCPUs", free.vcpus)];
+    let left: Vec<String> = left.into_iter().flatten().collect();
+    let message = format!(
+        "the capsule's host has no room for it: {} free; destroy or pause a capsule there",
+        left.join(" and ")
+    );
+    Problem::new(503, "no_room", message)
 }
 
 fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
