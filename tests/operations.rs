@@ -219,8 +219,8 @@ fn a_destroy_overtakes_a_create_and_leaves_no_microvm() {
     world.end(serving);
 }
 
-/// `kill -9` in the middle of each kind of operation: the next server brings it to an
-/// end, and the agent is never asked to make a second one.
+/// `kill -9` in the middle of each kind of operation: the next server brings it to an end,
+/// and sends what observations show to be undone once more.
 #[test]
 fn a_killed_server_takes_its_operations_up_again() {
     let world = World::new();
@@ -246,7 +246,7 @@ fn a_killed_server_takes_its_operations_up_again() {
         serving = world.serve();
         becomes(&serving, &id, ends);
         let asked = world.asked(method);
-        assert!(asked == 1 || method == Method::Destroy, "{method:?} was asked {asked} times");
+        assert!(asked <= 2 || method == Method::Destroy, "{method:?} was asked {asked} times");
     }
     assert_eq!(world.state(&id), None);
     let events = world.home.json(&["events", "--limit", "1000", "--sandbox", &id]);
