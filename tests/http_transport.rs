@@ -3,6 +3,9 @@
 //! Never: sleeps to be in time. Waits are for events, with deadlines only a hung server
 //! reaches. What concerns the whole process is in `http_process.rs`.
 
+#[path = "http_transport/deferred.rs"]
+mod deferred;
+
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 use roost::http::{
@@ -45,6 +48,7 @@ impl Handler for Testee {
                 Response::bytes(200, "text/plain", b"through".to_vec())
             }
             "/stream" => self.stream(request.query),
+            "/deferred" => self.deferred(request),
             "/listener" => Response::bytes(200, "text/plain", request.listener.to_string().into()),
             _ => echo(&request),
         }

@@ -5,7 +5,7 @@
 use super::figures::Counts;
 use super::reject::Reject;
 use super::request::Request;
-use super::response::Response;
+use super::response::{Body, Response};
 use super::stop::StopSignal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -61,9 +61,19 @@ impl Service {
         let (method, path, peer) = (request.method, request.path.clone(), request.peer);
         let answer = catch_unwind(AssertUnwindSafe(|| self.ask(request))).unwrap_or_else(|_| {
             log::error!("handler of {method} {path} from {peer} panicked");
-            Response::error(500, "internal", "internal error")
+            Response::panicked()
         });
-        self.counts.answered(answer.status);
+        self.counted(answer)
+    }
+
+    /// Counts an answer; a deferred one when it is made.
+    pub(super) fn counted(&self, answer: Response) -> Response {
+        match answer.body {
+            Body::Deferred(_) => {}
+            Body::Empty | Body::Bytes(_) | Body::Stream(_) | Body::Cut => {
+                self.counts.answered(answer.status);
+            }
+        }
         answer
     }
 
