@@ -6,6 +6,7 @@ use super::access::Caller;
 use super::body::Fields;
 use super::query::Query;
 use super::view::CapsuleView;
+use super::waiting::deferred;
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Request, Response};
 use crate::model::id::SandboxId;
@@ -15,6 +16,7 @@ use crate::plan::placement::NoHost;
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a sandbox is made from when nobody says.
@@ -97,11 +99,15 @@ fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
 }
 
 /// `POST /v1/capsules/{id}/ping`
-pub(super) fn ping(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
+pub(super) fn ping(ready: &Arc<Ready>, caller: &Caller, id: &str) -> Result<Response, Problem> {
     let sandbox = find(ready, caller, id)?;
     if sandbox.status != SandboxStatus::Running {
         return Err(invalid_state("ping", sandbox.status));
     }
+    deferred(ready, caller.into(), move |ready, _| ping_agent(ready, &sandbox))
+}
+
+fn ping_agent(ready: &Ready, sandbox: &Sandbox) -> Result<Response, Problem> {
     let failed = |detail: String| Problem::new(502, "agent_error", detail);
     let address = ready.presence.get(sandbox.host_id).and_then(|host| host.address);
     let address = address.ok_or_else(|| failed("the capsule's host has no address".to_owned()))?;

@@ -23,6 +23,7 @@ pub mod secret;
 mod stream;
 pub mod token;
 pub mod view;
+pub mod waiting;
 
 use crate::agent::authority::Authority;
 use crate::agent::client::AgentClient;
@@ -44,6 +45,7 @@ pub use routes::routes;
 use secret::{AdminKey, TokenKey};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use waiting::Waiters;
 
 /// What the scheduler must look at because of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +125,8 @@ pub struct Ready {
     pub history: history::History,
     /// Everybody else's keys.
     pub keys: Arc<Keys>,
+    /// Who waits for an answer.
+    pub waiters: Arc<Waiters>,
     /// Whether the database was restored, and accepted since.
     pub acceptance: Arc<Acceptance>,
     /// The engine's pulse.
@@ -157,7 +161,7 @@ impl Ready {
 /// The API. Listens before the database is open: everybody hears 503 until then.
 #[derive(Default)]
 pub struct Api {
-    ready: OnceLock<Ready>,
+    ready: OnceLock<Arc<Ready>>,
 }
 
 impl Api {
@@ -168,17 +172,13 @@ impl Api {
 
     /// Begins to answer. Only the first call counts.
     pub fn open(&self, ready: Ready) {
-        if self.ready.set(ready).is_err() {
+        if self.ready.set(Arc::new(ready)).is_err() {
             log::error!("the API was opened twice; keeping the first");
         }
     }
 }
 
 impl Handler for Api {
-    fn waits_for_others(&self, request: &Request) -> bool {
-        routes::waits_for_agent(request)
-    }
-
     fn handle(&self, request: Request) -> Response {
         match self.ready.get() {
             Some(ready) => routes::answer(ready, &request),

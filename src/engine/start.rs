@@ -18,6 +18,7 @@ use crate::agent::client::AgentClient;
 use crate::api::history::History;
 use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
+use crate::api::waiting::Waiters;
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
@@ -396,6 +397,7 @@ impl Parts {
             admin: core.admin,
             history: History::default(),
             keys: core.keys,
+            waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
             acceptance: core.acceptance,
             pulse: Arc::clone(&self.pulse),
             agent: self.agent.clone(),
