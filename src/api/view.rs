@@ -171,6 +171,8 @@ pub struct CapsuleView {
     metadata: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status_reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_detail: Option<String>,
 }
 
 impl From<Sandbox> for CapsuleView {
@@ -193,6 +195,7 @@ impl From<Sandbox> for CapsuleView {
             last_updated: sandbox.status_changed_at,
             metadata: sandbox.metadata.and_then(|json| RawValue::from_string(json).ok()),
             status_reason: sandbox.status_reason,
+            status_detail: sandbox.status_detail,
         }
     }
 }
@@ -238,6 +241,8 @@ pub struct EventView {
     to: Option<String>,
     reason: Reason,
     actor: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 impl From<Event> for EventView {
@@ -253,6 +258,7 @@ impl From<Event> for EventView {
             to: event.to,
             reason: event.reason,
             actor: event.actor.as_str(),
+            detail: event.detail,
         }
     }
 }

@@ -7,8 +7,8 @@ use super::monitor;
 use super::operations::{Called, Effect, Input, Job, Operations, Outcome, call_of};
 use super::pool::Pool;
 use super::scheduler::Mail;
-use crate::agent::client::AgentClient;
-use crate::agent::wire::{CreateSandboxRequest, ResumeSandboxRequest};
+use crate::agent::client::{AgentClient, CallError};
+use crate::agent::wire::{ConnectCode, CreateSandboxRequest, ResumeSandboxRequest};
 use crate::clock::Clock;
 use crate::model::id::PLATFORM_TEAM;
 use crate::model::operation::OperationKind;
@@ -165,6 +165,10 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
         }
         OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
         OperationKind::Destroy => agent.destroy(work.host, &at, work.sandbox, left).map(|()| None),
+        OperationKind::Snapshot => Err(CallError::Refused {
+            code: ConnectCode::Unimplemented,
+            message: "snapshots are not supported yet".to_owned(),
+        }),
     };
     match result {
         Ok(details) => Outcome::Told(Call::Succeeded, details, None),
@@ -180,7 +184,10 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
 /// time with each call.
 fn call_deadline(work: &Work, now: Now) -> Duration {
     match work.kind {
-        OperationKind::Create | OperationKind::Pause | OperationKind::Resume => {
+        OperationKind::Create
+        | OperationKind::Pause
+        | OperationKind::Resume
+        | OperationKind::Snapshot => {
             let left = work.deadline_at.since(now.wall);
             left.clamp(CALL_DEADLINE_MIN, work.kind.deadline())
         }

@@ -305,7 +305,7 @@ impl Open {
 fn makes_a_microvm(work: &Work) -> bool {
     match work.kind {
         OperationKind::Create | OperationKind::Resume => true,
-        OperationKind::Pause | OperationKind::Destroy => false,
+        OperationKind::Pause | OperationKind::Destroy | OperationKind::Snapshot => false,
     }
 }
 

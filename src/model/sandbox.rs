@@ -2,7 +2,7 @@
 //!
 //! Never: decides a move (`plan::reconcile` does).
 
-use super::id::{HostId, SandboxId, TeamId};
+use super::id::{HostId, SandboxId, TeamId, TemplateId};
 use super::time::Wall;
 use super::vocabulary;
 use std::fmt;
@@ -109,6 +109,14 @@ pub struct Sandbox {
     pub started_at: Option<Wall>,
     /// When somebody last used it.
     pub last_active_at: Option<Wall>,
+    /// Why it failed, in the agent's words; bounded.
+    pub status_detail: Option<String>,
+    /// The template it was made from; `None` for `minimal`.
+    pub template_id: Option<TemplateId>,
+    /// User that its commands run as; from the template.
+    pub default_user: Option<String>,
+    /// A JSON object of strings: the environment of its commands; from the template.
+    pub default_env: Option<String>,
 }
 
 /// Why a sandbox or host is in its status. Closed for what Roost writes itself; a fixture
@@ -153,6 +161,12 @@ pub enum Reason {
     SnapshotGone,
     /// Its host was deleted with everything on it.
     HostDeleted,
+    /// Listed by the agent as failed.
+    ListedError,
+    /// Its first host refused the create; another one was chosen.
+    PlacedElsewhere,
+    /// The agent made a template of it and gave it up.
+    Snapshotted,
     /// Somebody else's words.
     Other(Box<str>),
 }
@@ -179,6 +193,9 @@ impl Reason {
         Reason::OperationFailed,
         Reason::SnapshotGone,
         Reason::HostDeleted,
+        Reason::ListedError,
+        Reason::PlacedElsewhere,
+        Reason::Snapshotted,
     ];
 
     /// The word in SQL, JSON and logs.
@@ -203,6 +220,9 @@ impl Reason {
             Reason::OperationFailed => "operation_failed",
             Reason::SnapshotGone => "snapshot_gone",
             Reason::HostDeleted => "host_deleted",
+            Reason::ListedError => "listed_error",
+            Reason::PlacedElsewhere => "placed_elsewhere",
+            Reason::Snapshotted => "snapshotted",
             Reason::Other(words) => words,
         }
     }

@@ -86,7 +86,7 @@ pub enum Next {
 pub const fn transient(kind: OperationKind) -> SandboxStatus {
     match kind {
         OperationKind::Create => SandboxStatus::Starting,
-        OperationKind::Pause => SandboxStatus::Pausing,
+        OperationKind::Pause | OperationKind::Snapshot => SandboxStatus::Pausing,
         OperationKind::Resume => SandboxStatus::Resuming,
         OperationKind::Destroy => SandboxStatus::Stopping,
     }
@@ -98,6 +98,7 @@ pub const fn may_begin(kind: OperationKind, status: SandboxStatus) -> bool {
     match kind {
         OperationKind::Create => false,
         OperationKind::Pause => matches!(status, SandboxStatus::Running),
+        OperationKind::Snapshot => matches!(status, SandboxStatus::Running | SandboxStatus::Paused),
         OperationKind::Resume => matches!(status, SandboxStatus::Paused),
         OperationKind::Destroy => !matches!(status, SandboxStatus::Stopped),
     }
@@ -137,7 +138,7 @@ pub fn is_expired(
 
 /// What follows from the agent's answer to a call.
 pub fn after_call(progress: Progress, call: Call) -> Next {
-    use OperationKind::{Create, Destroy, Pause, Resume};
+    use OperationKind::{Create, Destroy, Pause, Resume, Snapshot};
     let delay = backoff(progress.attempts);
     let retry = || Next::CallAfter(delay);
     // A call that begins after the deadline may come true when nobody waits for it any more.
@@ -147,14 +148,18 @@ pub fn after_call(progress: Progress, call: Call) -> Next {
         (Create | Resume, Call::Succeeded) => {
             finish(SandboxStatus::Running, Reason::OperationSucceeded)
         }
-        (Pause, Call::Succeeded) => finish(SandboxStatus::Paused, Reason::OperationSucceeded),
+        (Pause | Snapshot, Call::Succeeded) => {
+            finish(SandboxStatus::Paused, Reason::OperationSucceeded)
+        }
 
         (Create, Call::Gone | Call::Refused) => {
             finish(SandboxStatus::Error, Reason::OperationFailed)
         }
         (Resume, Call::Gone) => finish(SandboxStatus::Stopped, Reason::SnapshotGone),
         (Resume, Call::Refused) => finish(SandboxStatus::Paused, Reason::OperationFailed),
-        (Pause, Call::Gone | Call::Refused | Call::Exists) => Next::Look(Answer::Refusal),
+        (Pause | Snapshot, Call::Gone | Call::Refused | Call::Exists) => {
+            Next::Look(Answer::Refusal)
+        }
         (Create | Resume, Call::Exists) => Next::Look(Answer::Unclear),
 
         (Destroy, Call::Succeeded | Call::Gone) if progress.unsettled => retry(),
@@ -164,8 +169,8 @@ pub fn after_call(progress: Progress, call: Call) -> Next {
         // A destroy is never given up.
         (Destroy, Call::Exists | Call::Refused | Call::NotReached | Call::Unknown) => retry(),
 
-        (Create | Pause | Resume, Call::NotReached) => retry_in_time(),
-        (Create | Pause | Resume, Call::Unknown) => Next::Look(Answer::Unclear),
+        (Create | Pause | Resume | Snapshot, Call::NotReached) => retry_in_time(),
+        (Create | Pause | Resume | Snapshot, Call::Unknown) => Next::Look(Answer::Unclear),
     }
 }
 
@@ -173,7 +178,10 @@ pub fn after_call(progress: Progress, call: Call) -> Next {
 /// for again instead.
 pub const fn is_looked_after(kind: OperationKind) -> bool {
     match kind {
-        OperationKind::Create | OperationKind::Pause | OperationKind::Resume => true,
+        OperationKind::Create
+        | OperationKind::Pause
+        | OperationKind::Resume
+        | OperationKind::Snapshot => true,
         OperationKind::Destroy => false,
     }
 }
@@ -190,7 +198,7 @@ pub fn after_look(
     look: Look,
 ) -> Option<(SandboxStatus, Reason)> {
     use Answer::{Outstanding, Refusal, Unclear};
-    use OperationKind::{Create, Destroy, Pause, Resume};
+    use OperationKind::{Create, Destroy, Pause, Resume, Snapshot};
     let paused = || match look.report {
         Report::AutoPaused => (SandboxStatus::Paused, Reason::AutoPaused),
         Report::Running | Report::Paused | Report::Absent => {
@@ -224,9 +232,11 @@ pub fn after_look(
         }
         (Pause, Report::Absent, Refusal) => Some((SandboxStatus::Error, Reason::OperationFailed)),
 
-        (Destroy, Report::Running | Report::Paused | Report::AutoPaused | Report::Absent, _) => {
-            None
-        }
+        (
+            Destroy | Snapshot,
+            Report::Running | Report::Paused | Report::AutoPaused | Report::Absent,
+            _,
+        ) => None,
     }
 }
 

@@ -407,7 +407,17 @@ impl Writer {
         for t in &plan.transitions {
             let (id, team, from, to, reason) = (t.id, t.team, t.from, t.to, &t.reason);
             let filled_by = t.filled_by.map(|at| &listing.sandboxes[at]);
-            let t = Move { host: host.id, key: &key, id, team, from, to, reason, filled_by };
+            let t = Move {
+                host: host.id,
+                key: &key,
+                id,
+                team,
+                from,
+                to,
+                reason,
+                filled_by,
+                detail: None,
+            };
             let revision = mover.move_sandbox(&t)?;
             written.push(Written { sandbox: id, from, to, reason: reason.clone(), revision });
         }
@@ -472,6 +482,7 @@ impl Writer {
                 from,
                 to: None,
                 reason: &reason,
+                detail: None,
             })?;
         }
         Ok(())
@@ -493,6 +504,7 @@ impl Writer {
             from: change.map(|(from, _)| from.as_str()),
             to: change.map(|(_, to)| to.as_str()),
             reason,
+            detail: None,
         })
     }
 
@@ -623,7 +635,7 @@ impl Writer {
         for (sandbox, team, from) in lost {
             let (to, reason) = (SandboxStatus::Missing, &reason);
             let (host, key, id, filled_by) = (host.id, key.as_str(), sandbox, None);
-            let t = Move { host, key, id, team, from, to, reason, filled_by };
+            let t = Move { host, key, id, team, from, to, reason, filled_by, detail: None };
             let revision = mover.move_sandbox(&t)?;
             let reason = reason.clone();
             applied.transitions.push(Written { sandbox, from, to, reason, revision });

@@ -37,6 +37,8 @@ const FORGET: &[&str] = &[
     "DELETE FROM registration_tokens WHERE host_id = ?1",
     "DELETE FROM refresh_tokens WHERE host_id = ?1",
     "DELETE FROM host_maintenance WHERE host_id = ?1",
+    "DELETE FROM strangers WHERE host_id = ?1",
+    "DELETE FROM template_hosts WHERE host_id = ?1",
     "DELETE FROM sandboxes WHERE host_id = ?1",
     "DELETE FROM hosts WHERE id = ?1",
 ];
@@ -110,6 +112,7 @@ impl Writer {
             from: sandbox.status,
             to: SandboxStatus::Stopped,
             reason: &Reason::HostDeleted,
+            detail: None,
             filled_by: None,
         };
         let audit = Some(audit_of_wish(OperationKind::Destroy));
@@ -133,6 +136,7 @@ impl Writer {
             from: Some(from.as_str()),
             to: Some(to),
             reason: &reason,
+            detail: None,
         })?;
         let id = host.id.to_string();
         journal.audit(&Audit {

@@ -205,12 +205,26 @@ impl Writer {
                 created_at: now.wall,
                 started_at: None,
                 last_active_at: None,
+                status_detail: None,
+                template_id: None,
+                default_user: None,
+                default_env: None,
             };
             rows::insert_sandbox(&w.conn, &sandbox)?;
             let key = host.to_string();
             let (team, from) = (new.team, status);
             let (reason, filled_by) = (&reason, None);
-            let new_row = Move { host, key: &key, id, team, from, to: status, reason, filled_by };
+            let new_row = Move {
+                host,
+                key: &key,
+                id,
+                team,
+                from,
+                to: status,
+                reason,
+                filled_by,
+                detail: None,
+            };
             let audit = audit_of_wish(OperationKind::Create);
             w.mover(now, &new.actor)?.tell_move(&new_row, None, Some(audit))?;
             let work = w.begin_operation(host, id, OperationKind::Create, None, now.wall)?;
@@ -324,7 +338,17 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let (host, id, team) = (sandbox.host_id, sandbox.id, sandbox.team_id);
         let (key, from) = (host.to_string(), sandbox.status);
-        let t = Move { host, key: &key, id, team, from, to, reason: &reason, filled_by: None };
+        let t = Move {
+            host,
+            key: &key,
+            id,
+            team,
+            from,
+            to,
+            reason: &reason,
+            filled_by: None,
+            detail: None,
+        };
         sandbox.revision = write(self, &t)?;
         sandbox.status = to;
         sandbox.status_reason = Some(reason);

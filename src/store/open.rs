@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003.sql"),
     include_str!("migrations/0004.sql"),
     include_str!("migrations/0005.sql"),
+    include_str!("migrations/0006.sql"),
 ];
 
 /// `PRAGMA application_id`: "Roos" in ASCII, so that `file` and we know our own.
@@ -361,7 +362,9 @@ mod tests {
         let names = names.query_map([], |row| row.get::<_, String>(0)).unwrap();
         let mut all = Vec::new();
         for name in names.map(Result::unwrap) {
-            let mut select = conn.prepare(&format!("SELECT * FROM {name}")).unwrap();
+            let columns = then.prepare(&format!("SELECT * FROM {name}")).unwrap();
+            let columns = columns.column_names().join(", ");
+            let mut select = conn.prepare(&format!("SELECT {columns} FROM {name}")).unwrap();
             let columns = select.column_count();
             let mut rows = select.query([]).unwrap();
             while let Some(row) = rows.next().unwrap() {

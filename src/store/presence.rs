@@ -515,6 +515,7 @@ mod tests {
             revision: 0,
             created_at: Wall(0),
             updated_at: Wall(0),
+            registration: 0,
         }
     }
 

@@ -219,7 +219,7 @@ fn events(
 ) -> Result<Vec<Event>, StoreError> {
     let mut sql = format!(
         "SELECT revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, \
-         reason, actor FROM events WHERE {from}"
+         reason, actor, detail FROM events WHERE {from}"
     );
     let mut values = Vec::new();
     if let Some(team) = filter.team {
@@ -252,6 +252,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
         to: row.get(7)?,
         reason: Reason::from(reason.as_str()),
         actor: rows::parsed(row, 9)?,
+        detail: row.get(10)?,
     })
 }
 

@@ -116,6 +116,7 @@ impl Writer {
                 from: Some(from.as_str()),
                 to: Some(to.as_str()),
                 reason: &reason,
+                detail: None,
             })?;
             let id = host.id.to_string();
             let (revision, intent) = (host.revision, intent.as_str());

@@ -184,7 +184,9 @@ mod tests {
                 self.writer.revision += 1;
                 let (revision, at) = (self.writer.revision, (NOW_S - age * DAY_S) * 1000);
                 self.sql(&format!(
-                    "INSERT INTO events VALUES \
+                    "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES \
                      ({revision},{at},'host.up','h',NULL,'t',NULL,NULL,'r','system'); \
                      UPDATE state SET revision = {revision}"
                 ));

@@ -273,7 +273,7 @@ impl Script {
         let (op, kind) = self.operations.swap_remove(at);
         let status = match kind {
             OperationKind::Create | OperationKind::Resume => SandboxStatus::Running,
-            OperationKind::Pause => SandboxStatus::Paused,
+            OperationKind::Pause | OperationKind::Snapshot => SandboxStatus::Paused,
             OperationKind::Destroy => SandboxStatus::Stopped,
         };
         let reason = Reason::OperationSucceeded;

@@ -531,7 +531,9 @@ fn a_cursor_from_before_the_history_is_told_so_whoever_asks() {
     home.load(&fleet());
     let conn = Connection::open(home.path("roost.db")).unwrap();
     for revision in 7..=9 {
-        let sql = "INSERT INTO events VALUES (?1, unixepoch() * 1000, 'host.up', ?2, NULL, ?3, \
+        let sql = "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES (?1, unixepoch() * 1000, 'host.up', ?2, NULL, ?3, \
                    NULL, NULL, 'reported', 'system')";
         conn.execute(sql, rusqlite::params![revision, host(3), team(2)]).unwrap();
     }

@@ -390,7 +390,10 @@ impl Plane {
         let timeout_s = timeout_sec.and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
         let within = match kind {
             OperationKind::Destroy => kind.deadline(),
-            OperationKind::Create | OperationKind::Pause | OperationKind::Resume => {
+            OperationKind::Create
+            | OperationKind::Pause
+            | OperationKind::Resume
+            | OperationKind::Snapshot => {
                 deadline_at.since(now.wall).clamp(CALL_DEADLINE_MIN, kind.deadline())
             }
         };

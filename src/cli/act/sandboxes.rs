@@ -111,6 +111,7 @@ impl Begun<'_> {
         let path = format!("/v1/capsules/{}", self.id);
         let (method, path) = match self.kind {
             OperationKind::Destroy => (Method::DELETE, path),
+            OperationKind::Snapshot => (Method::POST, "/v1/snapshots".to_owned()),
             OperationKind::Create | OperationKind::Pause | OperationKind::Resume => {
                 (Method::POST, format!("{path}/{}", self.kind.as_str()))
             }
@@ -146,7 +147,9 @@ impl Begun<'_> {
 
     fn is_done(&self, rest: &Rest) -> bool {
         let wished = match self.kind {
-            OperationKind::Create | OperationKind::Resume => SandboxStatus::Running,
+            OperationKind::Create | OperationKind::Resume | OperationKind::Snapshot => {
+                SandboxStatus::Running
+            }
             OperationKind::Pause => SandboxStatus::Paused,
             OperationKind::Destroy => SandboxStatus::Stopped,
         };
