@@ -116,7 +116,14 @@ impl Begun<'_> {
                 (Method::POST, format!("{path}/{}", self.kind.as_str()))
             }
         };
-        self.server.ask(method, &path, None, PATIENCE)
+        match self.server.ask(method, &path, None, PATIENCE)? {
+            // There was nothing to do.
+            Value::Null => {
+                let ended = json!({"id": self.id.to_string(), "status": "stopped"});
+                Ok(self.server.ask(Method::GET, &path, None, PATIENCE).unwrap_or(ended))
+            }
+            capsule => Ok(capsule),
+        }
     }
 
     fn what(&self) -> String {

@@ -39,6 +39,7 @@ impl KeySet for ServeKeys {
         Key::AgentTls,
         Key::TlsCert,
         Key::TlsKey,
+        Key::Answers,
         Key::NotifyDelay,
         Key::NotifyReminder,
     ];
