@@ -116,14 +116,13 @@ impl Begun<'_> {
                 (Method::POST, format!("{path}/{}", self.kind.as_str()))
             }
         };
-        match self.server.ask(method, &path, None, PATIENCE)? {
+        let capsule = self.server.ask(method, &path, None, PATIENCE)?;
+        if capsule.is_null() {
             // There was nothing to do.
-            Value::Null => {
-                let ended = json!({"id": self.id.to_string(), "status": "stopped"});
-                Ok(self.server.ask(Method::GET, &path, None, PATIENCE).unwrap_or(ended))
-            }
-            capsule => Ok(capsule),
+            let ended = json!({"id": self.id.to_string(), "status": "stopped"});
+            return Ok(self.server.ask(Method::GET, &path, None, PATIENCE).unwrap_or(ended));
         }
+        Ok(capsule)
     }
 
     fn what(&self) -> String {
