@@ -99,7 +99,7 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
     )?;
     let id = host.id;
     let answer = json(201, &credentials(ready, host, refresh_token));
-    (ready.wake)(Wake::Changed(id));
+    (ready.wake)(Wake::Registered(id));
     answer
 }
 
@@ -196,7 +196,8 @@ pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response
     if host != caller {
         return Err(Problem::new(403, "forbidden", "the token names another host"));
     }
-    let at = fields.time("timestamp")?;
+    // Of the host's own clock, which says nothing here; only its form is checked.
+    fields.time("timestamp")?;
     let (host_ip, error) = (fields.text("host_ip")?, fields.words("error")?);
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
@@ -204,7 +205,7 @@ pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response
         log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
         return Ok(Response::empty(204));
     };
-    let report = AgentReport { host, sandbox, kind, at, host_ip, error };
+    let report = AgentReport { host, sandbox, kind, host_ip, error };
     if ready.write(|reply| Command::Report(Box::new(report), reply))? {
         (ready.wake)(Wake::ProbeNow(host));
     }

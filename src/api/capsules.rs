@@ -15,7 +15,7 @@ use crate::http::{Request, Response};
 use crate::model::id::SandboxId;
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
-use crate::plan::placement::NoHost;
+use crate::plan::placement::{Free, NoHost};
 use crate::store::idempotency::{Once, OnceKey};
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
@@ -138,9 +138,13 @@ fn begin_now(ready: &Ready, wish: Wish) -> Result<Accepted, Problem> {
             Ok(Accepted::InFlight(sandbox))
         }
         Begun::Already(sandbox) => Ok(Accepted::InFlight(sandbox)),
-        Begun::InvalidState(SandboxStatus::Stopped) if kind == OperationKind::Destroy => {
+        Begun::AlreadyTerminal(work) => {
+            if let Some(work) = work {
+                (ready.wake)(Wake::Work(work));
+            }
             Ok(Accepted::NothingToDo)
         }
+        Begun::NoRoom(free) => Err(no_room(free)),
         Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
         Begun::HostAway(status) => Err(Problem::new(
             503,
@@ -149,6 +153,17 @@ fn begin_now(ready: &Ready, wish: Wish) -> Result<Accepted, Problem> {
         )),
         Begun::NotFound => Err(Problem::not_found("capsule")),
     }
+}
+
+fn no_room(free: Free) -> Problem {
+    let part = |what: &str, left: Option<u64>| left.map(|left| format!("{left} {what}"));
+    let left = [part("MiB of memory", free.memory_mb), part("vCPUs", free.vcpus)];
+    let left: Vec<String> = left.into_iter().flatten().collect();
+    let message = format!(
+        "the capsule's host has no room for it: {} free; destroy or pause a capsule there",
+        left.join(" and ")
+    );
+    Problem::new(503, "no_room", message)
 }
 
 fn invalid_state(what: &str, status: SandboxStatus) -> Problem {

@@ -56,6 +56,8 @@ pub enum Wake {
     Heard(HostId),
     /// A host was added or changed.
     Changed(HostId),
+    /// A host registered: calls to its old agent ended with it.
+    Registered(HostId),
     /// A host is to be asked at once.
     ProbeNow(HostId),
     /// An operation began.

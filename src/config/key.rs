@@ -38,6 +38,12 @@ vocabulary! {
         HeartbeatFlush = "heartbeat_flush",
         /// How long a mass verdict is held.
         MassGuardMax = "mass_guard_max",
+        /// Memory promised to sandboxes.
+        MemoryOvercommit = "memory_overcommit",
+        /// Processors promised to sandboxes.
+        CpuOvercommit = "cpu_overcommit",
+        /// How long a stop waits for calls.
+        StopTimeout = "stop_timeout",
         /// Age of events.
         EventsKeepAge = "events_keep_age",
         /// Number of events.
@@ -200,6 +206,28 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         rule: Rule::Span { min: s(0), max: DAY, field: |c| &mut c.mass_guard_max },
         live: true,
         about: "How long the verdict is held when most hosts fall silent at once; 0s never holds it.",
+    },
+    KeyInfo {
+        key: Key::MemoryOvercommit,
+        default: "1",
+        rule: Rule::Factor { min: 10, max: 1_000, field: |c| &mut c.memory_overcommit_percent },
+        live: true,
+        about: "How much of a host's memory may be promised to sandboxes that run, as a multiple of what it has.",
+    },
+    KeyInfo {
+        key: Key::CpuOvercommit,
+        default: "8",
+        rule: Rule::Factor { min: 10, max: 10_000, field: |c| &mut c.cpu_overcommit_percent },
+        live: true,
+        about: "Virtual processors that one core of a host may be promised to; sandboxes are mostly idle.",
+    },
+    KeyInfo {
+        key: Key::StopTimeout,
+        default: "10m",
+        rule: Rule::Span { min: s(0), max: HOUR, field: |c| &mut c.stop_timeout },
+        live: true,
+        about: "How long a stop waits for calls to agents that are in flight; an agent breaks off a \
+                call that is cut, and a pause that is broken off may lose the sandbox.",
     },
     KeyInfo {
         key: Key::EventsKeepAge,

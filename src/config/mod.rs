@@ -61,6 +61,12 @@ pub struct Config {
     pub heartbeat_flush: Duration,
     /// How long the verdict on most of the fleet is held.
     pub mass_guard_max: Duration,
+    /// How much memory of a host may be promised, in percent of what it has.
+    pub memory_overcommit_percent: u32,
+    /// The same of its processor cores.
+    pub cpu_overcommit_percent: u32,
+    /// How long a stop waits for calls in flight.
+    pub stop_timeout: Duration,
     /// What of the past is kept.
     pub keep: Keep,
     /// How we talk to agents.
@@ -118,6 +124,8 @@ impl Config {
             transient_grace: self.transient_grace,
             confirm_delay: self.confirm_delay,
             mass_guard_max: self.mass_guard_max,
+            memory_overcommit_percent: self.memory_overcommit_percent,
+            cpu_overcommit_percent: self.cpu_overcommit_percent,
             keep: self.keep,
         }
     }
@@ -160,6 +168,9 @@ impl Config {
             zombies: ZombiePolicy::Report,
             heartbeat_flush: Duration::ZERO,
             mass_guard_max: Duration::ZERO,
+            memory_overcommit_percent: 0,
+            cpu_overcommit_percent: 0,
+            stop_timeout: Duration::ZERO,
             keep: Keep::default(),
             agent_tls: AgentTls::Off,
             tls_cert: None,

@@ -242,23 +242,22 @@ impl Running {
         drop(self.notify.send(NotifyMail::Reload(Box::new(config.clone()))));
     }
 
-    /// Stops everything: no new probes; those in flight end and are written; heartbeats
-    /// are flushed; the writer ends; the socket closes last. True when nothing was cut.
-    pub fn stop(self, patience: Duration) -> bool {
-        let until = self.clock.now().mono.after(patience);
+    /// Stops everything. Calls to agents in flight may end first, within `stop_timeout`;
+    /// heartbeats are answered meanwhile and nothing new begins. Then probes in flight end
+    /// and are written, heartbeats are flushed, the writer ends, and the socket closes last,
+    /// all that within `patience`. True when nothing was cut.
+    pub fn stop(self, stop_timeout: Duration, patience: Duration) -> bool {
         self.pulse.stopping.store(true, Ordering::Relaxed);
-        drop(self.operations.send(OpMail::Stop));
+        drop(self.operations.send(OpMail::Stop(stop_timeout)));
+        let ended = self.operations_thread.join().unwrap_or(false);
+        let until = self.clock.now().mono.after(patience);
         drop(self.scheduler.send(Mail::Stop));
         drop(self.notify.send(NotifyMail::Stop));
-        let ended = [self.operations_thread.join(), self.scheduler_thread.join()];
-        let ended = ended.into_iter().all(|drained| drained.unwrap_or(false));
+        let ended = self.scheduler_thread.join().unwrap_or(false) && ended;
         let ended = self.notify_thread.join().is_ok() && ended;
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {
             log::error!("could not flush heartbeats: {error}");
-        }
-        if ended && let Err(error) = self.writer.call(self.clock.now(), Command::EndServing) {
-            log::error!("could not note the end: {error}");
         }
         self.writer.send(self.clock.now(), Command::Stop);
         let written = self.writer_thread.join().is_ok();

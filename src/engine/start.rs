@@ -42,10 +42,6 @@ use std::time::Duration;
 /// Stack of the scheduler and the writer. SQLite's deepest calls need about a tenth.
 const STACK_BYTES: usize = 1024 * 1024;
 
-/// How long a stop waits for calls to agents. Longer and a slow pause holds up every
-/// restart; the next start takes up what is cut.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
-
 /// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
 /// a longer deadline, an agent that hangs holds up every restart.
 const PROBE_PATIENCE: Duration = Duration::from_secs(8);
@@ -170,12 +166,12 @@ impl Core {
     ) -> Result<(Writer, Core), StoreError> {
         let now = clock.now();
         let conn = open_writer(&paths.db, true, now.wall)?;
-        let interrupted = begin_serving(&conn, boot_id().as_deref())?;
+        let served = begin_serving(&conn, boot_id().as_deref())?;
         let presence = Arc::new(Presence::load(
             &read::hosts(&conn)?,
             read::tombstones(&conn)?,
             read::listened_until(&conn)?,
-            interrupted,
+            served,
             now,
         ));
         let unfinished = lifecycle::unfinished(&conn)?;
@@ -361,7 +357,7 @@ impl Parts {
             post: self.operations.clone(),
             scheduler: self.scheduler.clone(),
         };
-        gate.spawn("operations", move || calls.run(CALL_PATIENCE))
+        gate.spawn("operations", move || calls.run())
     }
 
     /// Starts the thread that announces.
@@ -416,6 +412,11 @@ fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + 
             Wake::Work(work) => {
                 let input = operations::Input::Work(work);
                 return drop(calls.send(OpMail::input(input)));
+            }
+            Wake::Registered(host) => {
+                let input = operations::Input::Registered(host);
+                drop(calls.send(OpMail::input(input)));
+                Input::Changed(host)
             }
             Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),
