@@ -15,8 +15,9 @@ use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::ClientConfig;
 use crate::agent::trust::Trust;
 use crate::api::Pulse;
+use crate::api::waiting::Waiters;
 use crate::clock::Clock;
-use crate::config::{AgentTls, Config, Paths};
+use crate::config::{AgentTls, Answers, Config, Paths};
 use crate::http::Server;
 use crate::store::StoreError;
 use crate::store::open::Lock;
@@ -108,6 +109,7 @@ pub struct Running {
     notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
+    waiters: Arc<Waiters>,
     revision: Arc<Revision>,
     _lock: Lock,
 }
@@ -127,6 +129,7 @@ pub fn serve(
     let (writer, writer_thread) = start_writer(writer)?;
     let (parts, mail) = Parts::new(clock, writer, &door, &core);
     parts.begin_pulse(config, &door);
+    parts.waiters.answer_when_done(config.answers == Answers::WhenDone);
     let held = core.is_held();
     let unfinished = std::mem::take(&mut core.unfinished);
     let gate = Gate::new();
@@ -150,6 +153,7 @@ pub fn serve(
         notify_thread,
         clock: parts.clock,
         pulse: parts.pulse,
+        waiters: parts.waiters,
         revision: parts.revision,
         _lock: lock,
     })
@@ -231,6 +235,7 @@ impl Running {
             https.reload();
             self.pulse.certificate_expires_s.store(https.expires_s(), Ordering::Relaxed);
         }
+        self.waiters.answer_when_done(config.answers == Answers::WhenDone);
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
         drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));

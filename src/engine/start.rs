@@ -18,6 +18,7 @@ use crate::agent::client::AgentClient;
 use crate::api::history::History;
 use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
+use crate::api::waiting::Waiters;
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
@@ -223,6 +224,7 @@ pub(super) struct Parts {
     pub(super) pulse: Arc<Pulse>,
     pub(super) scheduler: Sender<Mail>,
     pub(super) operations: Sender<OpMail>,
+    pub(super) waiters: Arc<Waiters>,
     presence: Arc<Presence>,
     readers: Readers,
     agent: AgentClient,
@@ -255,6 +257,7 @@ impl Parts {
             pulse: Arc::default(),
             scheduler,
             operations,
+            waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
             presence: Arc::clone(&core.presence),
             readers: core.readers.clone(),
             agent: door.agent.clone(),
@@ -392,6 +395,7 @@ impl Parts {
             admin: core.admin,
             history: History::default(),
             keys: core.keys,
+            waiters: Arc::clone(&self.waiters),
             acceptance: core.acceptance,
             pulse: Arc::clone(&self.pulse),
             agent: self.agent.clone(),

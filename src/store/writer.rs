@@ -8,6 +8,7 @@ use super::StoreError;
 use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
+use super::idempotency::{Created, Once, OnceKey};
 use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
@@ -24,11 +25,9 @@ use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
 use crate::model::policy::Policy;
-use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
 use crate::plan::operation;
-use crate::plan::placement::NoHost;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -75,7 +74,9 @@ pub enum Command {
         reply: Reply<Option<Host>>,
     },
     /// A user wants a sandbox.
-    CreateSandbox(Box<NewSandbox>, Reply<Result<(Sandbox, Work), NoHost>>),
+    CreateSandbox(Box<NewSandbox>, Reply<Created>),
+    /// The same, by a client that may repeat it.
+    CreateOnce(Box<NewSandbox>, OnceKey, Reply<Once>),
     /// A user wants something done with a sandbox.
     Begin(Box<Wish>, Reply<Begun>),
     /// The agent is about to be asked for an operation.
@@ -708,6 +709,9 @@ impl Task {
             }
             Command::CreateSandbox(new, reply) => {
                 Task::durable(reply, move |w| w.create_sandbox(*new, now))
+            }
+            Command::CreateOnce(new, once, reply) => {
+                Task::durable(reply, move |w| w.create_once(*new, &once, now))
             }
             Command::Begin(wish, reply) => {
                 Task::durable(reply, move |w| w.begin_wished(*wish, now))
