@@ -219,8 +219,8 @@ fn a_destroy_overtakes_a_create_and_leaves_no_microvm() {
     world.end(serving);
 }
 
-/// `kill -9` in the middle of each kind of operation: the next server brings it to an
-/// end, and the agent is never asked to make a second one.
+/// `kill -9` in the middle of each kind of operation, with an agent that finishes what its
+/// caller has left: the next server brings it to an end, and nothing is made twice.
 #[test]
 fn a_killed_server_takes_its_operations_up_again() {
     let world = World::new();
@@ -228,6 +228,7 @@ fn a_killed_server_takes_its_operations_up_again() {
     let habits =
         Habits { create_takes: slow, pause_takes: slow, resume_takes: slow, ..Habits::default() };
     world.fleet.hosts()[0].set_habits(habits);
+    world.faults(Faults { finishes_orphans: true, ..Faults::default() });
     let mut serving = world.serve();
     let id = create(&serving);
     let steps = [
