@@ -8,7 +8,7 @@ CREATE TABLE state (
     id             INTEGER PRIMARY KEY CHECK (id = 1),
     revision       INTEGER NOT NULL,   -- last one given out
     listened_until INTEGER,            -- last heartbeat flush; NULL: until now (fixture)
-    serving        INTEGER NOT NULL DEFAULT 0, -- a server works on it, or was interrupted
+    serving        INTEGER NOT NULL DEFAULT 0, -- a server has worked on it
     boot_id        TEXT,               -- of the machine when a server last began
     created_at     INTEGER NOT NULL
 ) STRICT;
@@ -36,7 +36,8 @@ CREATE TABLE hosts (
     probe_at          INTEGER,
     revision          INTEGER NOT NULL,
     created_at        INTEGER NOT NULL,
-    updated_at        INTEGER NOT NULL
+    updated_at        INTEGER NOT NULL,
+    registration      INTEGER NOT NULL DEFAULT 0 -- revision of the newest; host tokens name it
 ) STRICT, WITHOUT ROWID;
 
 -- Hosts that were deleted on purpose: the only ids that a heartbeat answers with 404.
@@ -69,6 +70,10 @@ CREATE TABLE sandboxes (
     created_at        INTEGER NOT NULL,
     started_at        INTEGER,
     last_active_at    INTEGER,
+    status_detail     TEXT,              -- of a failure, in the agent's words
+    template_id       TEXT,              -- NULL: minimal
+    default_user      TEXT,
+    default_env       TEXT,              -- JSON object of strings
     PRIMARY KEY (host_id, id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX sandboxes_by_id ON sandboxes (id);
@@ -83,16 +88,20 @@ CREATE TABLE auto_pause_inbox (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE operations (
-    id          TEXT PRIMARY KEY,
-    sandbox_id  TEXT NOT NULL,
-    host_id     TEXT NOT NULL,
-    kind        TEXT NOT NULL CHECK (kind IN ('create', 'pause', 'resume', 'destroy')),
-    created_at  INTEGER NOT NULL,
-    deadline_at INTEGER NOT NULL,
-    sent_at     INTEGER,                 -- the agent may have been asked; never ask twice
-    settle_at   INTEGER,                 -- destroy: until then a create may still come true
-    finished_at INTEGER,
-    error       TEXT
+    id            TEXT PRIMARY KEY,
+    sandbox_id    TEXT NOT NULL,
+    host_id       TEXT NOT NULL,
+    kind          TEXT NOT NULL
+                      CHECK (kind IN ('create', 'pause', 'resume', 'destroy', 'snapshot')),
+    created_at    INTEGER NOT NULL,
+    deadline_at   INTEGER NOT NULL,
+    sent_at       INTEGER,               -- the agent may have been asked
+    settle_at     INTEGER,               -- destroy: it overtook a call that may still succeed
+    finished_at   INTEGER,
+    error         TEXT,
+    from_status   TEXT,                  -- of the sandbox when the operation began
+    template_id   TEXT,                  -- snapshot: what it makes
+    template_name TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX operations_unfinished ON operations (host_id, sandbox_id)
     WHERE finished_at IS NULL;
@@ -159,7 +168,8 @@ CREATE TABLE events (
     from_status TEXT,
     to_status   TEXT,
     reason      TEXT NOT NULL,
-    actor       TEXT NOT NULL
+    actor       TEXT NOT NULL,
+    detail      TEXT                     -- of a failure, in the agent's words
 ) STRICT;
 
 -- Every time that this database was restored from a backup.
@@ -209,4 +219,56 @@ CREATE TABLE host_maintenance (
     host_id TEXT PRIMARY KEY,
     until   INTEGER NOT NULL,
     reason  TEXT
+) STRICT, WITHOUT ROWID;
+
+-- What sandboxes are made from, beside `minimal`, which every agent has.
+CREATE TABLE templates (
+    id           TEXT PRIMARY KEY,
+    team_id      TEXT NOT NULL,          -- the platform's are visible to all teams
+    name         TEXT NOT NULL,
+    type         TEXT NOT NULL CHECK (type IN ('base', 'snapshot')),
+    vcpus        INTEGER,
+    memory_mb    INTEGER,
+    disk_size_mb INTEGER,
+    size_bytes   INTEGER,
+    default_user TEXT,
+    default_env  TEXT,                   -- JSON object of strings
+    metadata     TEXT,                   -- JSON object of strings
+    created_at   INTEGER NOT NULL,
+    deleted_at   INTEGER                 -- until every host has deleted it
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX templates_by_name ON templates (team_id, name) WHERE deleted_at IS NULL;
+
+-- Hosts known to have a template; without any, every host has it.
+CREATE TABLE template_hosts (
+    template_id TEXT NOT NULL REFERENCES templates (id),
+    host_id     TEXT NOT NULL REFERENCES hosts (id),
+    PRIMARY KEY (template_id, host_id)
+) STRICT, WITHOUT ROWID;
+
+-- Sandboxes that a host lists although this database does not place them there.
+CREATE TABLE strangers (
+    host_id    TEXT NOT NULL REFERENCES hosts (id),
+    sandbox_id TEXT NOT NULL,
+    kind       TEXT NOT NULL CHECK (kind IN ('zombie', 'forgotten', 'misplaced')),
+    seen_at    INTEGER NOT NULL,         -- first
+    PRIMARY KEY (host_id, sandbox_id)
+) STRICT, WITHOUT ROWID;
+
+-- Hosts that send heartbeats and are not in this database.
+CREATE TABLE unknown_hosts (
+    host_id       TEXT PRIMARY KEY,
+    genuine       INTEGER NOT NULL,      -- its token was signed by us
+    first_seen_at INTEGER NOT NULL,
+    last_seen_at  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Creates that a client may repeat; kept for a day.
+CREATE TABLE idempotency_keys (
+    scope      TEXT NOT NULL,            -- the team's id, or `admin`
+    key        TEXT NOT NULL,
+    body_hash  BLOB NOT NULL,            -- SHA-256 of the request
+    sandbox_id TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (scope, key)
 ) STRICT, WITHOUT ROWID;

@@ -171,6 +171,18 @@ pub struct CapsuleView {
     metadata: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status_reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_detail: Option<String>,
+}
+
+impl CapsuleView {
+    /// A sandbox with what the running server knows beyond its row.
+    pub(super) fn of(sandbox: Sandbox, presence: &Presence) -> CapsuleView {
+        let used = presence.activity.last(sandbox.id);
+        let mut view = CapsuleView::from(sandbox);
+        view.last_active_at = view.last_active_at.max(used);
+        view
+    }
 }
 
 impl From<Sandbox> for CapsuleView {
@@ -193,6 +205,7 @@ impl From<Sandbox> for CapsuleView {
             last_updated: sandbox.status_changed_at,
             metadata: sandbox.metadata.and_then(|json| RawValue::from_string(json).ok()),
             status_reason: sandbox.status_reason,
+            status_detail: sandbox.status_detail,
         }
     }
 }
@@ -238,6 +251,8 @@ pub struct EventView {
     to: Option<String>,
     reason: Reason,
     actor: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 impl From<Event> for EventView {
@@ -253,6 +268,7 @@ impl From<Event> for EventView {
             to: event.to,
             reason: event.reason,
             actor: event.actor.as_str(),
+            detail: event.detail,
         }
     }
 }

@@ -483,6 +483,7 @@ mod tests {
             revision: 0,
             created_at: Wall(0),
             updated_at: Wall(0),
+            registration: 0,
         };
         let now = Now { mono: Mono(1_000_000), wall: Wall(1_000_000_000) };
         Presence::load(&[host], [], None, false, now)

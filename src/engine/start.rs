@@ -18,6 +18,7 @@ use crate::agent::client::AgentClient;
 use crate::api::history::History;
 use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
+use crate::api::waiting::Waiters;
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
@@ -40,10 +41,6 @@ use std::time::Duration;
 
 /// Stack of the scheduler and the writer. SQLite's deepest calls need about a tenth.
 const STACK_BYTES: usize = 1024 * 1024;
-
-/// How long a stop waits for calls to agents. Longer and a slow pause holds up every
-/// restart; the next start takes up what is cut.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
 /// a longer deadline, an agent that hangs holds up every restart.
@@ -169,12 +166,12 @@ impl Core {
     ) -> Result<(Writer, Core), StoreError> {
         let now = clock.now();
         let conn = open_writer(&paths.db, true, now.wall)?;
-        let interrupted = begin_serving(&conn, boot_id().as_deref())?;
+        let served = begin_serving(&conn, boot_id().as_deref())?;
         let presence = Arc::new(Presence::load(
             &read::hosts(&conn)?,
             read::tombstones(&conn)?,
             read::listened_until(&conn)?,
-            interrupted,
+            served,
             now,
         ));
         let unfinished = lifecycle::unfinished(&conn)?;
@@ -227,6 +224,7 @@ pub(super) struct Parts {
     pub(super) pulse: Arc<Pulse>,
     pub(super) scheduler: Sender<Mail>,
     pub(super) operations: Sender<OpMail>,
+    pub(super) waiters: Arc<Waiters>,
     presence: Arc<Presence>,
     readers: Readers,
     agent: AgentClient,
@@ -259,6 +257,7 @@ impl Parts {
             pulse: Arc::default(),
             scheduler,
             operations,
+            waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
             presence: Arc::clone(&core.presence),
             readers: core.readers.clone(),
             agent: door.agent.clone(),
@@ -358,7 +357,7 @@ impl Parts {
             post: self.operations.clone(),
             scheduler: self.scheduler.clone(),
         };
-        gate.spawn("operations", move || calls.run(CALL_PATIENCE))
+        gate.spawn("operations", move || calls.run())
     }
 
     /// Starts the thread that announces.
@@ -396,6 +395,7 @@ impl Parts {
             admin: core.admin,
             history: History::default(),
             keys: core.keys,
+            waiters: Arc::clone(&self.waiters),
             acceptance: core.acceptance,
             pulse: Arc::clone(&self.pulse),
             agent: self.agent.clone(),
@@ -412,6 +412,11 @@ fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + 
             Wake::Work(work) => {
                 let input = operations::Input::Work(work);
                 return drop(calls.send(OpMail::input(input)));
+            }
+            Wake::Registered(host) => {
+                let input = operations::Input::Registered(host);
+                drop(calls.send(OpMail::input(input)));
+                Input::Changed(host)
             }
             Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),

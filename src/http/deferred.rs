@@ -39,20 +39,17 @@ impl Caller {
     /// sent to it all the same.
     pub fn wait(&mut self, timeout: Duration) -> Waited {
         watch::wait(&self.connection, &self.stop, timeout).unwrap_or_else(|error| {
-            log::error!("could not wait for {}: {error}", self.connection.peer());
+            log::debug!("lost sight of {}: {error}", self.connection.peer());
             Waited::PeerGone
         })
     }
 
     /// Whether the client has disconnected.
     pub fn is_gone(&mut self) -> bool {
-        match watch::is_gone(&self.connection) {
-            Ok(gone) => gone,
-            Err(error) => {
-                log::error!("could not look at {}: {error}", self.connection.peer());
-                true
-            }
-        }
+        watch::is_gone(&self.connection).unwrap_or_else(|error| {
+            log::debug!("lost sight of {}: {error}", self.connection.peer());
+            true
+        })
     }
 
     /// Whether the server stops and the handler should return.

@@ -28,6 +28,10 @@ vocabulary! {
         HostMassVanish = "host.mass_vanish",
         /// A sandbox runs that should not exist.
         SandboxZombie = "sandbox.zombie",
+        /// A host lists a sandbox that belongs to another host.
+        SandboxMisplaced = "sandbox.misplaced",
+        /// A host lists a sandbox that a restore has forgotten.
+        SandboxForgotten = "sandbox.forgotten",
         /// Became `pending`.
         SandboxPending = "sandbox.pending",
         /// Became `starting`.
@@ -77,6 +81,8 @@ vocabulary! {
     ResourceType, "resource type", {
         /// A host.
         Host = "host",
+        /// A template.
+        Template = "template",
         /// A sandbox.
         Sandbox = "sandbox",
         /// An API key.
@@ -113,6 +119,8 @@ vocabulary! {
         Resume = "resume",
         /// Destroyed.
         Destroy = "destroy",
+        /// Made a template of.
+        Snapshot = "snapshot",
         /// Inferred gone.
         Vanish = "vanish",
         /// Inferred running again.
@@ -175,6 +183,8 @@ pub struct Event {
     pub reason: Reason,
     /// Who made it happen.
     pub actor: ActorType,
+    /// Why it failed, in the agent's words.
+    pub detail: Option<String>,
 }
 
 /// One audit entry as it was written.

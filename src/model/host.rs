@@ -110,6 +110,8 @@ pub struct Host {
     pub created_at: Wall,
     /// When it last changed.
     pub updated_at: Wall,
+    /// Revision of its newest registration; tokens of an earlier one are void.
+    pub registration: u64,
 }
 
 /// A failure of probes that goes on.

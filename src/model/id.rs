@@ -226,6 +226,8 @@ kinds! {
     RefreshTokenKind RefreshTokenId "hrt-",
     /// An audit entry.
     LogKind LogId "log-",
+    /// A template.
+    TemplateKind TemplateId "tmpl-",
     /// A lifecycle operation.
     OpKind OpId "op-",
 }

@@ -16,6 +16,8 @@ vocabulary! {
         Resume = "resume",
         /// Give up everything.
         Destroy = "destroy",
+        /// Make a template of it.
+        Snapshot = "snapshot",
     }
 }
 
@@ -26,7 +28,7 @@ impl OperationKind {
         match self {
             OperationKind::Create | OperationKind::Destroy => Duration::from_secs(120),
             OperationKind::Resume => Duration::from_secs(180),
-            OperationKind::Pause => Duration::from_secs(600),
+            OperationKind::Pause | OperationKind::Snapshot => Duration::from_secs(600),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Never: decides a move (`plan::reconcile` does).
 
-use super::id::{HostId, SandboxId, TeamId};
+use super::id::{HostId, SandboxId, TeamId, TemplateId};
 use super::time::Wall;
 use super::vocabulary;
 use std::fmt;
@@ -70,6 +70,18 @@ impl SandboxStatus {
     }
 }
 
+vocabulary! {
+    /// Why a host has a sandbox that this database does not place there.
+    StrangerKind, "kind of stranger", {
+        /// A user has had it destroyed, or there is no such sandbox.
+        Zombie = "zombie",
+        /// It was made after the backup that this database was restored from.
+        Forgotten = "forgotten",
+        /// It belongs to another host.
+        Misplaced = "misplaced",
+    }
+}
+
 /// A sandbox as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sandbox {
@@ -109,6 +121,56 @@ pub struct Sandbox {
     pub started_at: Option<Wall>,
     /// When somebody last used it.
     pub last_active_at: Option<Wall>,
+    /// Why it failed, in the agent's words; bounded.
+    pub status_detail: Option<String>,
+    /// The template it was made from; `None` for `minimal`.
+    pub template_id: Option<TemplateId>,
+    /// User that its commands run as; from the template.
+    pub default_user: Option<String>,
+    /// A JSON object of strings: the environment of its commands; from the template.
+    pub default_env: Option<String>,
+}
+
+impl Sandbox {
+    /// A sandbox of which nothing else is known yet.
+    pub fn new(
+        id: SandboxId,
+        host_id: HostId,
+        team_id: TeamId,
+        status: SandboxStatus,
+        now: Wall,
+    ) -> Sandbox {
+        Sandbox {
+            id,
+            host_id,
+            team_id,
+            status,
+            status_reason: None,
+            status_changed_at: now,
+            revision: 0,
+            template: None,
+            vcpus: None,
+            memory_mb: None,
+            timeout_sec: None,
+            disk_size_mb: None,
+            guest_ip: None,
+            host_ip: None,
+            metadata: None,
+            created_at: now,
+            started_at: None,
+            last_active_at: None,
+            status_detail: None,
+            template_id: None,
+            default_user: None,
+            default_env: None,
+        }
+    }
+
+    /// Whether it stopped at a user's request: nothing else ends it for good.
+    pub fn is_ended_by_user(&self) -> bool {
+        let reason = self.status_reason.as_ref();
+        self.status == SandboxStatus::Stopped && reason.is_some_and(Reason::is_users_destroy)
+    }
 }
 
 /// Why a sandbox or host is in its status. Closed for what Roost writes itself; a fixture
@@ -153,6 +215,12 @@ pub enum Reason {
     SnapshotGone,
     /// Its host was deleted with everything on it.
     HostDeleted,
+    /// Listed by the agent as failed.
+    ListedError,
+    /// Its first host refused the create; another one was chosen.
+    PlacedElsewhere,
+    /// The agent made a template of it and gave it up.
+    Snapshotted,
     /// Somebody else's words.
     Other(Box<str>),
 }
@@ -179,6 +247,9 @@ impl Reason {
         Reason::OperationFailed,
         Reason::SnapshotGone,
         Reason::HostDeleted,
+        Reason::ListedError,
+        Reason::PlacedElsewhere,
+        Reason::Snapshotted,
     ];
 
     /// The word in SQL, JSON and logs.
@@ -203,7 +274,40 @@ impl Reason {
             Reason::OperationFailed => "operation_failed",
             Reason::SnapshotGone => "snapshot_gone",
             Reason::HostDeleted => "host_deleted",
+            Reason::ListedError => "listed_error",
+            Reason::PlacedElsewhere => "placed_elsewhere",
+            Reason::Snapshotted => "snapshotted",
             Reason::Other(words) => words,
+        }
+    }
+}
+
+impl Reason {
+    /// Whether a sandbox that stopped for this reason did so at a user's request. Anything
+    /// else is no proof against a host that shows it alive.
+    pub fn is_users_destroy(&self) -> bool {
+        match self {
+            Reason::Requested | Reason::OperationSucceeded | Reason::DestroyFinished => true,
+            Reason::HostUnreachable
+            | Reason::HeartbeatReceived
+            | Reason::Vanished
+            | Reason::Restored
+            | Reason::AutoPaused
+            | Reason::ListedPaused
+            | Reason::PresumedPaused
+            | Reason::Adopted
+            | Reason::ListedRunning
+            | Reason::NotStarted
+            | Reason::NotResumed
+            | Reason::PauseFinished
+            | Reason::Reported
+            | Reason::OperationFailed
+            | Reason::SnapshotGone
+            | Reason::HostDeleted
+            | Reason::ListedError
+            | Reason::PlacedElsewhere
+            | Reason::Snapshotted
+            | Reason::Other(_) => false,
         }
     }
 }

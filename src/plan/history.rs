@@ -18,6 +18,7 @@ pub const fn audit_of_wish(kind: OperationKind) -> (AuditAction, AuditStatus) {
         OperationKind::Pause => (AuditAction::Pause, AuditStatus::Success),
         OperationKind::Resume => (AuditAction::Resume, AuditStatus::Success),
         OperationKind::Destroy => (AuditAction::Destroy, AuditStatus::Warning),
+        OperationKind::Snapshot => (AuditAction::Snapshot, AuditStatus::Success),
     }
 }
 
@@ -94,8 +95,8 @@ struct Finding {
 impl Finding {
     const fn of(reason: &Reason) -> Finding {
         let (told_by_agent, failed) = match reason {
-            Reason::OperationFailed | Reason::SnapshotGone => (true, true),
-            Reason::OperationSucceeded | Reason::Reported => (true, false),
+            Reason::OperationFailed | Reason::SnapshotGone | Reason::ListedError => (true, true),
+            Reason::OperationSucceeded | Reason::Reported | Reason::Snapshotted => (true, false),
             Reason::NotStarted | Reason::NotResumed => (false, true),
             Reason::HostUnreachable
             | Reason::HeartbeatReceived
@@ -110,6 +111,7 @@ impl Finding {
             | Reason::DestroyFinished
             | Reason::Requested
             | Reason::HostDeleted
+            | Reason::PlacedElsewhere
             | Reason::Other(_) => (false, false),
         };
         Finding { told_by_agent, failed }

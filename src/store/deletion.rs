@@ -37,6 +37,8 @@ const FORGET: &[&str] = &[
     "DELETE FROM registration_tokens WHERE host_id = ?1",
     "DELETE FROM refresh_tokens WHERE host_id = ?1",
     "DELETE FROM host_maintenance WHERE host_id = ?1",
+    "DELETE FROM strangers WHERE host_id = ?1",
+    "DELETE FROM template_hosts WHERE host_id = ?1",
     "DELETE FROM sandboxes WHERE host_id = ?1",
     "DELETE FROM hosts WHERE id = ?1",
 ];
@@ -110,6 +112,7 @@ impl Writer {
             from: sandbox.status,
             to: SandboxStatus::Stopped,
             reason: &Reason::HostDeleted,
+            detail: None,
             filled_by: None,
         };
         let audit = Some(audit_of_wish(OperationKind::Destroy));
@@ -133,6 +136,7 @@ impl Writer {
             from: Some(from.as_str()),
             to: Some(to),
             reason: &reason,
+            detail: None,
         })?;
         let id = host.id.to_string();
         journal.audit(&Audit {
@@ -245,7 +249,11 @@ mod tests {
                 let word = match begun.unwrap() {
                     Begun::Started(..) => "started",
                     Begun::NotFound => "not found",
-                    Begun::Already(_) | Begun::InvalidState(_) | Begun::HostAway(_) => "other",
+                    Begun::Already(_)
+                    | Begun::AlreadyTerminal(_)
+                    | Begun::NoRoom(_)
+                    | Begun::InvalidState(_)
+                    | Begun::HostAway(_) => "other",
                 };
                 tell.send(word.to_owned()).unwrap();
             };
@@ -258,6 +266,7 @@ mod tests {
             asked_at: NOW.mono,
             age_cap: None,
             probe: Probe::Listed(listing),
+            proven: false,
         };
         let say = |tell: &crossbeam_channel::Sender<String>| {
             let tell = tell.clone();

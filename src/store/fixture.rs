@@ -448,6 +448,7 @@ fn parse_host(host: &Object<'_>, now: Wall) -> Result<Host, FixtureError> {
         revision: 0,
         created_at,
         updated_at: host.time("updated_at")?.unwrap_or(created_at),
+        registration: 0,
     })
 }
 
@@ -472,6 +473,10 @@ const SANDBOX_KEYS: &[&str] = &[
     "last_updated",
     "operation",
     "announced",
+    "status_detail",
+    "template_id",
+    "default_user",
+    "default_env",
 ];
 
 fn parse_sandbox(
@@ -503,10 +508,14 @@ fn parse_sandbox(
         disk_size_mb: sandbox.number::<u32>("disk_size_mb")?.map(u64::from),
         guest_ip: sandbox.optional("guest_ip")?,
         host_ip: sandbox.optional("host_ip")?,
-        metadata: sandbox.metadata()?,
+        metadata: sandbox.map("metadata")?,
         created_at: sandbox.time("created_at")?.unwrap_or(changed_at),
         started_at: sandbox.time("started_at")?,
         last_active_at: sandbox.time("last_active_at")?,
+        status_detail: sandbox.optional("status_detail")?,
+        template_id: sandbox.optional("template_id")?,
+        default_user: sandbox.optional("default_user")?,
+        default_env: sandbox.map("default_env")?,
     };
     let operation = match sandbox.object("operation")? {
         None => None,
@@ -607,8 +616,8 @@ impl<'a> Object<'a> {
         self.get(key).map(|value| Object::new(value, self.place(key))).transpose()
     }
 
-    fn metadata(&self) -> Result<Option<String>, FixtureError> {
-        let Some(object) = self.object("metadata")? else { return Ok(None) };
+    fn map(&self, key: &str) -> Result<Option<String>, FixtureError> {
+        let Some(object) = self.object(key)? else { return Ok(None) };
         if let Some(key) = object.fields.iter().find(|(_, v)| !v.is_string()).map(|(k, _)| k) {
             return Err(object.wrong(key, "must be a string"));
         }
@@ -814,6 +823,11 @@ fn dump_host(host: &Host, now: Wall) -> Value {
     out
 }
 
+/// A JSON object that is stored as text.
+fn object(text: Option<&str>) -> Option<Value> {
+    text.and_then(|text| serde_json::from_str(text).ok())
+}
+
 fn dump_sandbox(conn: &Connection, sandbox: &Sandbox, now: Wall) -> Result<Value, StoreError> {
     let (id, host) = (text(sandbox.id), text(sandbox.host_id));
     let mut out = json!({
@@ -831,11 +845,14 @@ fn dump_sandbox(conn: &Connection, sandbox: &Sandbox, now: Wall) -> Result<Value
     put(&mut out, "disk_size_mb", sandbox.disk_size_mb);
     put(&mut out, "guest_ip", sandbox.guest_ip.clone());
     put(&mut out, "host_ip", sandbox.host_ip.clone());
-    let metadata = sandbox.metadata.as_deref().and_then(|m| serde_json::from_str::<Value>(m).ok());
-    put(&mut out, "metadata", metadata);
+    put(&mut out, "metadata", object(sandbox.metadata.as_deref()));
     put(&mut out, "created_at", Some(sandbox.created_at.to_string()));
     put(&mut out, "started_at", sandbox.started_at.map(|at| at.to_string()));
     put(&mut out, "last_active_at", sandbox.last_active_at.map(|at| at.to_string()));
+    put(&mut out, "status_detail", sandbox.status_detail.clone());
+    put(&mut out, "template_id", sandbox.template_id.map(|id| id.to_string()));
+    put(&mut out, "default_user", sandbox.default_user.clone());
+    put(&mut out, "default_env", object(sandbox.default_env.as_deref()));
     let mut operation = conn.prepare_cached(
         "SELECT kind, deadline_at FROM operations \
          WHERE host_id = ?1 AND sandbox_id = ?2 AND finished_at IS NULL",

@@ -199,6 +199,7 @@ impl Writer {
             from: None,
             to: Some(host.status().as_str()),
             reason: &reason,
+            detail: None,
         })?;
         let resource = id.to_string();
         let address = serde_json::Value::from(host.address.as_ref().map(AgentAddress::as_str));
@@ -337,5 +338,6 @@ fn pending(id: HostId, new: &NewHost, now: Wall) -> Host {
         revision: 0,
         created_at: now,
         updated_at: now,
+        registration: 0,
     }
 }

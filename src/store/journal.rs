@@ -119,6 +119,7 @@ pub(super) struct Event<'a> {
     pub(super) from: Option<&'a str>,
     pub(super) to: Option<&'a str>,
     pub(super) reason: &'a Reason,
+    pub(super) detail: Option<&'a str>,
 }
 
 /// Who did what; goes with the event that was written last.
@@ -151,7 +152,8 @@ impl<'a> Journal<'a> {
     ) -> Result<Journal<'a>, StoreError> {
         let events = conn.prepare_cached(
             "INSERT INTO events (revision, at, kind, host_id, sandbox_id, team_id, from_status, \
-             to_status, reason, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             to_status, reason, actor, detail) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?;
         let audit_logs = conn.prepare_cached(
             "INSERT INTO audit_logs (id, team_id, actor_type, actor_id, actor_name, \
@@ -181,6 +183,7 @@ impl<'a> Journal<'a> {
             event.to,
             event.reason.as_str(),
             self.actor.kind.as_str(),
+            event.detail,
         ])?;
         Ok(*self.revision)
     }
@@ -210,12 +213,16 @@ pub(super) fn metadata(
     from: &str,
     to: &str,
     reason: &Reason,
+    detail: Option<&str>,
     host: HostId,
     revision: u64,
 ) -> String {
-    // Words and ids need no escaping; a reason from outside may.
+    // Words and ids need no escaping; a reason from outside and the agent's words may.
     let reason = serde_json::Value::from(reason.as_str());
+    let detail = detail.map_or_else(String::new, |detail| {
+        format!(r#","detail":{}"#, serde_json::Value::from(detail))
+    });
     format!(
-        r#"{{"from":"{from}","to":"{to}","reason":{reason},"host_id":"{host}","revision":{revision}}}"#
+        r#"{{"from":"{from}","to":"{to}","reason":{reason}{detail},"host_id":"{host}","revision":{revision}}}"#
     )
 }

@@ -6,6 +6,7 @@
 
 use super::StoreError;
 use super::acceptance::skipped;
+use super::idempotency::KEY_LIFE;
 use super::presence::CLOCK_JUMP;
 use super::writer::Writer;
 use crate::model::time::{Now, Wall};
@@ -43,6 +44,10 @@ const OVER: &[&str] = &[
      (SELECT hash FROM refresh_tokens WHERE expires_at < ?1 LIMIT ?2)",
 ];
 
+/// Creates that can no longer be repeated.
+const KEYS: &str = "DELETE FROM idempotency_keys WHERE (scope, key) IN \
+    (SELECT scope, key FROM idempotency_keys WHERE created_at < ?1 LIMIT ?2)";
+
 impl Writer {
     /// Gives up what the policy does not keep any longer, at most [`PRUNE_ROWS_MAX`] rows.
     /// True when it stopped there and more may be due.
@@ -67,7 +72,11 @@ impl Writer {
         })?;
         let audit_from = before(keep.audit_age).filter(|_| !keep.audit_age.is_zero());
         rows += self.prune_history(&AUDIT, rows_max - rows, |_, at| older(at, audit_from))?;
-        if let Some(over) = before(keep.stopped_age) {
+        let (over, keys_until) = (before(keep.stopped_age), before(KEY_LIFE));
+        if let Some(until) = keys_until {
+            rows += self.forget(KEYS, until, (rows_max - rows) as i64)?;
+        }
+        if let Some(over) = over {
             for sql in OVER {
                 let left = (rows_max - rows) as i64;
                 rows += self.forget(sql, over, left)?;
@@ -184,7 +193,9 @@ mod tests {
                 self.writer.revision += 1;
                 let (revision, at) = (self.writer.revision, (NOW_S - age * DAY_S) * 1000);
                 self.sql(&format!(
-                    "INSERT INTO events VALUES \
+                    "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES \
                      ({revision},{at},'host.up','h',NULL,'t',NULL,NULL,'r','system'); \
                      UPDATE state SET revision = {revision}"
                 ));
@@ -279,6 +290,23 @@ mod tests {
         }
         assert_eq!(portions, [PRUNE_ROWS_MAX, PRUNE_ROWS_MAX, 7 + 5]);
         assert_eq!(world.revisions().len(), 1);
+    }
+
+    #[test]
+    fn creates_can_be_repeated_for_a_day_whatever_is_kept() {
+        let mut world = World::new(Keep { stopped_age: days(3650), ..KEEP }, NOW_S);
+        for (key, age_s) in [("old", DAY_S + 1), ("new", DAY_S - 1), ("ahead", -5)] {
+            let at = (NOW_S - age_s) * 1000;
+            world.sql(&format!(
+                "INSERT INTO idempotency_keys (scope,key,body_hash,sandbox_id,created_at) \
+                 VALUES ('admin','{key}',x'00','s',{at})"
+            ));
+        }
+        world.prune(at(0));
+        let sql =
+            "SELECT group_concat(key, ' ') FROM (SELECT key FROM idempotency_keys ORDER BY key)";
+        let left: String = world.writer.conn.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(left, "ahead new");
     }
 
     #[test]

@@ -14,12 +14,13 @@ use std::str::FromStr;
 pub(super) const HOST: &str = "id, team_id, type, provider, availability_zone, arch, cpu_cores, \
     memory_mb, disk_gb, address, intent, liveness, registered_at, rejoining, degraded, \
     contact_gap, last_heartbeat_at, probe_outcome, probe_detail, probe_at, revision, \
-    created_at, updated_at";
+    created_at, updated_at, registration";
 
 /// Columns of a sandbox, in the order that [`sandbox`] reads.
 pub(super) const SANDBOX: &str = "id, host_id, team_id, status, status_reason, \
     status_changed_at, revision, template, vcpus, memory_mb, timeout_sec, disk_size_mb, \
-    guest_ip, host_ip, metadata, created_at, started_at, last_active_at";
+    guest_ip, host_ip, metadata, created_at, started_at, last_active_at, \
+    status_detail, template_id, default_user, default_env";
 
 /// Reads a text column into what it says; an error when it does not say that.
 pub(super) fn parsed<T: FromStr>(row: &Row<'_>, at: usize) -> Result<T>
@@ -96,6 +97,7 @@ pub(super) fn host(row: &Row<'_>) -> Result<Host> {
         revision: unsigned(row, 20)?,
         created_at: wall(row, 21)?,
         updated_at: wall(row, 22)?,
+        registration: unsigned(row, 23)?,
     })
 }
 
@@ -103,7 +105,7 @@ pub(super) fn host(row: &Row<'_>) -> Result<Host> {
 pub(super) fn insert_host(conn: &Connection, host: &Host) -> Result<()> {
     let sql = format!(
         "INSERT INTO hosts ({HOST}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
-         ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)"
+         ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)"
     );
     let trouble = host.probe_failure.as_ref();
     conn.prepare_cached(&sql)?.execute(params![
@@ -130,6 +132,7 @@ pub(super) fn insert_host(conn: &Connection, host: &Host) -> Result<()> {
         host.revision as i64,
         host.created_at.0,
         host.updated_at.0,
+        host.registration as i64,
     ])?;
     Ok(())
 }
@@ -155,6 +158,10 @@ pub(super) fn sandbox(row: &Row<'_>) -> Result<Sandbox> {
         created_at: wall(row, 15)?,
         started_at: wall_opt(row, 16)?,
         last_active_at: wall_opt(row, 17)?,
+        status_detail: row.get(18)?,
+        template_id: parsed_opt(row, 19)?,
+        default_user: row.get(20)?,
+        default_env: row.get(21)?,
     })
 }
 
@@ -162,7 +169,7 @@ pub(super) fn sandbox(row: &Row<'_>) -> Result<Sandbox> {
 pub(super) fn insert_sandbox(conn: &Connection, sandbox: &Sandbox) -> Result<()> {
     let sql = format!(
         "INSERT INTO sandboxes ({SANDBOX}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
-         ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
+         ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
     );
     conn.prepare_cached(&sql)?.execute(params![
         sandbox.id.to_string(),
@@ -183,6 +190,10 @@ pub(super) fn insert_sandbox(conn: &Connection, sandbox: &Sandbox) -> Result<()>
         sandbox.created_at.0,
         sandbox.started_at.map(|at| at.0),
         sandbox.last_active_at.map(|at| at.0),
+        sandbox.status_detail,
+        sandbox.template_id.map(|id| id.to_string()),
+        sandbox.default_user,
+        sandbox.default_env,
     ])?;
     Ok(())
 }

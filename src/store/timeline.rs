@@ -299,7 +299,9 @@ mod tests {
                 if nth % 2 == 0 { ("online", "draining") } else { ("draining", "online") };
             let host = HostId::from_u128(1).to_string();
             conn.prepare_cached(
-                "INSERT INTO events VALUES (?1, ?2, ?3, ?4, NULL, 'team', ?5, ?6, 'requested', 'user')",
+                "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES (?1, ?2, ?3, ?4, NULL, 'team', ?5, ?6, 'requested', 'user')",
             )
             .unwrap()
             .execute(params![first + nth, until - (count - nth) * 1000, kind, host, from, to])

@@ -27,6 +27,8 @@ pub(super) struct Move<'a> {
     pub(super) from: SandboxStatus,
     pub(super) to: SandboxStatus,
     pub(super) reason: &'a Reason,
+    /// Why it failed, in the agent's words.
+    pub(super) detail: Option<&'a str>,
     /// What the agent says of a row that becomes running.
     pub(super) filled_by: Option<&'a Listed>,
 }
@@ -45,7 +47,7 @@ const MOVE: &str = "\
     UPDATE sandboxes INDEXED BY sqlite_autoindex_sandboxes_1 SET status = ?3, \
     status_reason = ?4, status_changed_at = ?5, revision = ?6, \
     host_ip = coalesce(?7, host_ip), metadata = coalesce(?8, metadata), \
-    started_at = coalesce(started_at, ?9) WHERE host_id = ?1 AND id = ?2";
+    started_at = coalesce(started_at, ?9), status_detail = ?10 WHERE host_id = ?1 AND id = ?2";
 
 impl Writer {
     /// Moves rows for somebody.
@@ -95,6 +97,7 @@ impl Mover<'_> {
             details.and_then(|details| details.host_ip.as_deref()),
             details.and_then(|details| details.metadata.as_deref()),
             started,
+            t.detail,
         ])?;
         self.tell_move(t, Some(t.from), audit)
     }
@@ -116,6 +119,7 @@ impl Mover<'_> {
             from,
             to: Some(to),
             reason: t.reason,
+            detail: t.detail,
         })?;
         if let Some((action, status)) = audit {
             let from = from.unwrap_or("none");
@@ -124,7 +128,7 @@ impl Mover<'_> {
                 resource: (ResourceType::Sandbox, t.id.text().as_str()),
                 action,
                 status,
-                metadata: &metadata(from, to, t.reason, t.host, revision),
+                metadata: &metadata(from, to, t.reason, t.detail, t.host, revision),
             })?;
         }
         Ok(revision)
@@ -142,7 +146,7 @@ mod tests {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(SCHEMA).unwrap();
         let mut explain = conn.prepare(&format!("EXPLAIN {MOVE}")).unwrap();
-        let steps = explain.query_map([None::<i64>; 9], |row| row.get(1)).unwrap();
+        let steps = explain.query_map([None::<i64>; 10], |row| row.get(1)).unwrap();
         let steps: Vec<String> = steps.map(Result::unwrap).collect();
         let opened: Vec<&String> = steps.iter().filter(|step| step.starts_with("Open")).collect();
         assert_eq!(opened, ["OpenWrite"], "{steps:?}");

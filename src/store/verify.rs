@@ -118,17 +118,17 @@ mod tests {
     #[test]
     fn every_invariant_can_be_violated() {
         let broken = [
-            "INSERT INTO events VALUES (9,0,'host.up','h',NULL,'t',NULL,NULL,'r','system')",
+            "INSERT INTO events VALUES (9,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL)",
             "UPDATE state SET revision = 7",
-            "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system'), \
-             (3,0,'host.up','h',NULL,'t',NULL,NULL,'r','system'); UPDATE state SET revision = 3",
+            "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL), \
+             (3,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL); UPDATE state SET revision = 3",
             "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
              VALUES ('h','s','t','running',0,1,0); UPDATE state SET revision = 1; \
-             INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system')",
+             INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL)",
             "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
              VALUES ('h','s','t','running',0,0,0); UPDATE state SET revision = 1; \
-             INSERT INTO events VALUES (1,0,'sandbox.running','h','s','t',NULL,'running','r','system')",
-            "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system'); \
+             INSERT INTO events VALUES (1,0,'sandbox.running','h','s','t',NULL,'running','r','system',NULL)",
+            "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL); \
              UPDATE state SET revision = 1; INSERT INTO audit_logs VALUES \
              (1,'l','t','system',NULL,NULL,'host','h','marked_up','team','success','{\"revision\":2}',0)",
             "INSERT INTO audit_logs VALUES \

@@ -26,7 +26,9 @@ pub(crate) fn write_past(home: &Home, past: &[Past<'_>]) {
     for (minutes, kind, of, about, from, to, reason) in past {
         revision += 1;
         let at = now_ms() - minutes * MINUTE_MS;
-        let insert = "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'system')";
+        let insert = "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'system')";
         let row =
             params![revision, at, kind, host(*of), about.map(sandbox), TEAM, from, to, reason];
         write.execute(insert, row).unwrap();

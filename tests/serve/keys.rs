@@ -364,7 +364,7 @@ fn a_capsule_goes_to_its_teams_hosts_or_the_platforms() {
     serving.post(&format!("/v1/hosts/{}/drain", host(1)), &json!({}));
     assert_eq!(places(&keys[0], json!({})), set(&[host(2)]));
     let homeless = serving.post("/v1/capsules", &json!({"team_id": team(7)}));
-    assert_refused(&homeless, (503, "no_host_available"), "others' hosts only");
+    assert_refused(&homeless, (503, "no_hosts_available"), "others' hosts only");
 
     let stolen = serving.ask_as(&keys[0], "POST", "/v1/capsules", &json!({"team_id": team(2)}));
     assert_refused(&stolen, FORBIDDEN, "another team's");
@@ -531,7 +531,9 @@ fn a_cursor_from_before_the_history_is_told_so_whoever_asks() {
     home.load(&fleet());
     let conn = Connection::open(home.path("roost.db")).unwrap();
     for revision in 7..=9 {
-        let sql = "INSERT INTO events VALUES (?1, unixepoch() * 1000, 'host.up', ?2, NULL, ?3, \
+        let sql = "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES (?1, unixepoch() * 1000, 'host.up', ?2, NULL, ?3, \
                    NULL, NULL, 'reported', 'system')";
         conn.execute(sql, rusqlite::params![revision, host(3), team(2)]).unwrap();
     }

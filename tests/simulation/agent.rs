@@ -203,6 +203,7 @@ impl Agent {
             (OperationKind::Resume, Truth::Paused) => (Truth::Making, chance.duration_ms(2_000)),
             (OperationKind::Resume, Truth::Nothing) => return refuse("no snapshot found"),
             (OperationKind::Resume, _) => return refuse("sandbox is not paused"),
+            (OperationKind::Snapshot, _) => return refuse("snapshots are not simulated"),
             (OperationKind::Destroy, Truth::Nothing) => {
                 return vec![Out::Answer(call.number, Err(not_found()))];
             }
@@ -296,9 +297,10 @@ impl Agent {
                 sandbox.created_at_unix = now_unix;
                 let kind = match call.kind {
                     OperationKind::Create => ReportKind::Started,
-                    OperationKind::Resume | OperationKind::Pause | OperationKind::Destroy => {
-                        ReportKind::Resumed
-                    }
+                    OperationKind::Resume
+                    | OperationKind::Pause
+                    | OperationKind::Destroy
+                    | OperationKind::Snapshot => ReportKind::Resumed,
                 };
                 let idle = Later::Idle(id, self.lives);
                 let mut out = vec![answer(Ok(Some(details()))), Out::Report(kind, id)];
@@ -319,7 +321,7 @@ impl Agent {
                 sandbox.state = Truth::Paused;
                 vec![answer(Ok(None)), Out::Report(ReportKind::Paused, id)]
             }
-            OperationKind::Destroy => Vec::new(),
+            OperationKind::Destroy | OperationKind::Snapshot => Vec::new(),
         }
     }
 

@@ -111,11 +111,18 @@ impl Begun<'_> {
         let path = format!("/v1/capsules/{}", self.id);
         let (method, path) = match self.kind {
             OperationKind::Destroy => (Method::DELETE, path),
+            OperationKind::Snapshot => (Method::POST, "/v1/snapshots".to_owned()),
             OperationKind::Create | OperationKind::Pause | OperationKind::Resume => {
                 (Method::POST, format!("{path}/{}", self.kind.as_str()))
             }
         };
-        self.server.ask(method, &path, None, PATIENCE)
+        let capsule = self.server.ask(method, &path, None, PATIENCE)?;
+        if capsule.is_null() {
+            // There was nothing to do.
+            let ended = json!({"id": self.id.to_string(), "status": "stopped"});
+            return Ok(self.server.ask(Method::GET, &path, None, PATIENCE).unwrap_or(ended));
+        }
+        Ok(capsule)
     }
 
     fn what(&self) -> String {
@@ -146,7 +153,9 @@ impl Begun<'_> {
 
     fn is_done(&self, rest: &Rest) -> bool {
         let wished = match self.kind {
-            OperationKind::Create | OperationKind::Resume => SandboxStatus::Running,
+            OperationKind::Create | OperationKind::Resume | OperationKind::Snapshot => {
+                SandboxStatus::Running
+            }
             OperationKind::Pause => SandboxStatus::Paused,
             OperationKind::Destroy => SandboxStatus::Stopped,
         };

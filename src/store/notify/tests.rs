@@ -100,7 +100,9 @@ impl World {
     /// An event as a failed operation writes it.
     fn fails(&mut self, ms: i64, n: u128) {
         let sql = format!(
-            "INSERT INTO events VALUES ((SELECT revision + 1 FROM state), {}, 'sandbox.error', \
+            "INSERT INTO events \
+                 (revision, at, kind, host_id, sandbox_id, team_id, from_status, to_status, reason, actor) \
+                 VALUES ((SELECT revision + 1 FROM state), {}, 'sandbox.error', \
              '{}', '{}', 't', 'starting', 'error', 'operation_failed', 'system'); \
              UPDATE state SET revision = revision + 1",
             at(ms).wall.0,
