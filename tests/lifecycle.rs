@@ -737,20 +737,25 @@ enum Instant {
     Done,
 }
 
-/// Ends the server in the middle of an operation and starts it again.
+/// Ends the server in the middle of an operation and starts it again. The agent finishes what
+/// it has begun, though its caller has left.
 fn interrupted(instant: Instant, end: fn(&mut World)) {
+    let finishes = Faults { finishes_orphans: true, ..Faults::default() };
     for kind in &KINDS {
         let mut world = World::new(1);
         let prepared = kind.prepare(&world);
         match instant {
-            Instant::Working => world.host(0).set_habits(slow(kind.method)),
+            Instant::Working => {
+                world.host(0).set_habits(slow(kind.method));
+                world.fault(0, finishes);
+            }
             Instant::Done => {
                 world.fault(0, Faults::answering_to(kind.method, AnswerFault::Held));
             }
         }
         if instant == Instant::Working && kind.method == Method::Destroy {
             // Agents destroy in no time: let the call hang before it does anything.
-            world.fault(0, Faults { only: Some(kind.method), ..Faults::slow(FOREVER) });
+            world.fault(0, Faults { delay: FOREVER, only: Some(kind.method), ..finishes });
         }
         let id = kind.begin(&world, prepared);
         world.wait_called(0, kind.method, &id, 1);
@@ -760,7 +765,7 @@ fn interrupted(instant: Instant, end: fn(&mut World)) {
         end(&mut world);
         world.start();
         world.host(0).set_habits(Habits::default());
-        world.fault(0, Faults::default());
+        world.fault(0, finishes);
         world.api.until(&id, kind.after);
         assert_eq!(world.state(&id), kind.state, "{} {instant:?}", kind.method);
         // Sent again at most once, when two observations agree that it was not carried out.
@@ -841,7 +846,7 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         pause_takes: takes,
         resume_takes: takes,
         destroy_takes: takes,
-        lists_paused: false,
+        ..Habits::default()
     };
     let mut world = World::with(2, habits, &[]);
     let mut acknowledged: Vec<String> = Vec::new();
