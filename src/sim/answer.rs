@@ -97,6 +97,9 @@ fn carry_out(host: &SimHost, method: Method, body: &[u8], gzip: bool) -> Respons
         Method::Pause => named(body, |id| host.pause(id)),
         Method::Destroy => named(body, |id| host.destroy(id)),
         Method::Ping => named(body, |id| host.ping(id)),
+        Method::CreateSnapshot | Method::DeleteSnapshot | Method::TemplateSize => {
+            Err((ConnectCode::Unimplemented, format!("{method} is not simulated")))
+        }
         Method::Terminate => {
             host.terminate();
             Ok(b"{}".to_vec())
