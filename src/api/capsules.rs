@@ -5,28 +5,26 @@
 use super::access::Caller;
 use super::body::Fields;
 use super::query::Query;
+use super::templates::unknown_template;
 use super::view::CapsuleView;
 use super::waiting::deferred;
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Request, Response};
+use crate::model::host::HostStatus;
 use crate::model::id::SandboxId;
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
+use crate::model::template::MINIMAL;
 use crate::plan::placement::NoHost;
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
+use crate::store::templates::NotMade;
 use crate::store::writer::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a sandbox is made from when nobody says.
-const TEMPLATE_DEFAULT: &str = "minimal";
-const VCPUS_DEFAULT: u32 = 1;
-const MEMORY_MB_DEFAULT: u32 = 512;
-const DISK_SIZE_MB_DEFAULT: u32 = 5120;
-
 /// Largest number that the agents' wire can say.
-const WIRE_NUMBER_MAX: u32 = i32::MAX as u32;
+pub(super) const WIRE_NUMBER_MAX: u32 = i32::MAX as u32;
 
 /// How long a ping may take; whoever pings waits for it.
 const PING_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,33 +36,37 @@ pub(super) fn create(
     request: &Request,
 ) -> Result<Response, Problem> {
     let fields = Fields::read(&request.body)?;
-    let count = |name: &str, least: u32, default: u32| {
-        let count = fields.count(name)?.unwrap_or(default);
-        if !(least..=WIRE_NUMBER_MAX).contains(&count) {
-            return Err(Problem::invalid(format!("{name} must be {least} to {WIRE_NUMBER_MAX}")));
-        }
-        Ok(count)
-    };
     let new = NewSandbox {
         team: caller.owner(fields.optional("team_id")?)?,
-        template: fields.text("template")?.unwrap_or_else(|| TEMPLATE_DEFAULT.to_owned()),
-        vcpus: count("vcpus", 1, VCPUS_DEFAULT)?,
-        memory_mb: count("memory_mb", 1, MEMORY_MB_DEFAULT)?,
-        timeout_sec: count("timeout_sec", 0, 0)?,
-        disk_size_mb: count("disk_size_mb", 1, DISK_SIZE_MB_DEFAULT)?,
+        template: fields.text("template")?.unwrap_or_else(|| MINIMAL.to_owned()),
+        vcpus: fields.within("vcpus", 1..=WIRE_NUMBER_MAX)?,
+        memory_mb: fields.within("memory_mb", 1..=WIRE_NUMBER_MAX)?,
+        timeout_sec: fields.within("timeout_sec", 0..=WIRE_NUMBER_MAX)?.unwrap_or(0),
+        disk_size_mb: fields.within("disk_size_mb", 1..=WIRE_NUMBER_MAX)?,
         actor: caller.actor(),
     };
+    let wanted = new.template.clone();
     let created = ready.write(|reply| Command::CreateSandbox(Box::new(new), reply))?;
-    let (sandbox, work) = created.map_err(no_host)?;
+    let (sandbox, work) = created.map_err(|why| not_made(&wanted, why))?;
     (ready.wake)(Wake::Work(Box::new(work)));
     json(202, &CapsuleView::from(sandbox))
 }
 
-fn no_host(why: NoHost) -> Problem {
+fn not_made(wanted: &str, why: NotMade) -> Problem {
     let message = match why {
-        NoHost::NoneAvailable => "no host takes new capsules right now; see GET /v1/hosts",
-        NoHost::TooBig => "the capsule is bigger than any host; ask for less memory or fewer vcpus",
-        NoHost::AllFull => "every host is full; destroy or pause a capsule, or add a host",
+        NotMade::NoTemplate(unknown) => return unknown_template(wanted, &unknown),
+        NotMade::NoHostHas(name) => {
+            format!("no host that has the template {name:?} takes new capsules right now")
+        }
+        NotMade::NoHost(NoHost::NoneAvailable) => {
+            "no host takes new capsules right now; see GET /v1/hosts".to_owned()
+        }
+        NotMade::NoHost(NoHost::TooBig) => {
+            "the capsule is bigger than any host; ask for less memory or fewer vcpus".to_owned()
+        }
+        NotMade::NoHost(NoHost::AllFull) => {
+            "every host is full; destroy or pause a capsule, or add a host".to_owned()
+        }
     };
     Problem::new(503, "no_host_available", message)
 }
@@ -85,16 +87,17 @@ pub(super) fn begin(
         }
         Begun::Already(sandbox) => json(202, &CapsuleView::from(*sandbox)),
         Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
-        Begun::HostAway(status) => Err(Problem::new(
-            503,
-            "host_unavailable",
-            format!("the capsule's host is {status}; try again when it is online"),
-        )),
+        Begun::HostAway(status) => Err(host_away(status)),
         Begun::NotFound => Err(Problem::not_found("capsule")),
     }
 }
 
-fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
+pub(super) fn host_away(status: HostStatus) -> Problem {
+    let message = format!("the capsule's host is {status}; try again when it is online");
+    Problem::new(503, "host_unavailable", message)
+}
+
+pub(super) fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
     Problem::new(409, "invalid_state", format!("cannot {what} a capsule that is {status}"))
 }
 

@@ -5,6 +5,7 @@
 //! not pause its sandboxes.
 
 use super::calls::OpMail;
+use super::erasures::EraseMail;
 use super::https::{Https, HttpsError};
 use super::monitor::Input;
 use super::notify::NotifyMail;
@@ -104,6 +105,8 @@ pub struct Running {
     scheduler_thread: JoinHandle<bool>,
     operations: Sender<OpMail>,
     operations_thread: JoinHandle<bool>,
+    erasures: Sender<EraseMail>,
+    erasures_thread: JoinHandle<()>,
     notify: Sender<NotifyMail>,
     notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
@@ -132,6 +135,7 @@ pub fn serve(
     let gate = Gate::new();
     let scheduler_thread = parts.start_monitor(config, mail.scheduler, held, &gate)?;
     let operations_thread = parts.start_operations(unfinished, mail.operations, held, &gate)?;
+    let erasures_thread = parts.start_erasures(mail.erasures, &gate)?;
     let (notify, desk, notify_thread) = parts.start_notifications(config, mail.bell, &gate)?;
     door.api.open(parts.ready(core, &door, desk));
     // Only now: whoever is asked first takes the processor from the start.
@@ -146,6 +150,8 @@ pub fn serve(
         scheduler_thread,
         operations: parts.operations,
         operations_thread,
+        erasures: parts.erasures,
+        erasures_thread,
         notify,
         notify_thread,
         clock: parts.clock,
@@ -244,9 +250,11 @@ impl Running {
         self.pulse.stopping.store(true, Ordering::Relaxed);
         drop(self.operations.send(OpMail::Stop));
         drop(self.scheduler.send(Mail::Stop));
+        drop(self.erasures.send(EraseMail::Stop));
         drop(self.notify.send(NotifyMail::Stop));
         let ended = [self.operations_thread.join(), self.scheduler_thread.join()];
         let ended = ended.into_iter().all(|drained| drained.unwrap_or(false));
+        let ended = self.erasures_thread.join().is_ok() && ended;
         let ended = self.notify_thread.join().is_ok() && ended;
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {

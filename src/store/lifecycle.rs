@@ -6,13 +6,17 @@
 use super::StoreError;
 use super::journal::Actor;
 use super::rows;
+use super::templates::NotMade;
 use super::transition::Move;
 use super::writer::{After, Writer};
 use crate::model::host::HostStatus;
-use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId};
+use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId, TemplateId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::template::{
+    DISK_SIZE_MB_DEFAULT, MEMORY_MB_DEFAULT, TemplateName, VCPUS_DEFAULT,
+};
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::history::audit_of_wish;
 use crate::plan::operation::{Answer, may_begin, transient};
@@ -50,6 +54,27 @@ pub struct Work {
     pub disk_size_mb: Option<u64>,
     /// What the agent said of it.
     pub metadata: Option<String>,
+    /// Id of the template that it is made from; `None` for `minimal`.
+    pub template_id: Option<TemplateId>,
+    /// The team that owns that template; `None` when the template is gone.
+    pub template_team: Option<TeamId>,
+    /// User that its commands run as.
+    pub default_user: Option<String>,
+    /// Environment of its commands: a JSON object of strings.
+    pub default_env: Option<String>,
+    /// Status of the sandbox when the operation began, where that matters.
+    pub from_status: Option<SandboxStatus>,
+    /// The template that a snapshot makes.
+    pub makes: Option<Makes>,
+}
+
+/// The template that a snapshot makes, for the team that owns the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Makes {
+    /// Its id.
+    pub id: TemplateId,
+    /// Its name.
+    pub name: TemplateName,
 }
 
 /// A sandbox that somebody wants.
@@ -57,16 +82,16 @@ pub struct Work {
 pub struct NewSandbox {
     /// Who owns it.
     pub team: TeamId,
-    /// What it is made from.
+    /// Name or id of the template that it is made from.
     pub template: String,
-    /// Virtual processors.
-    pub vcpus: u32,
-    /// Memory in MiB.
-    pub memory_mb: u32,
+    /// Virtual processors; `None` for the template's.
+    pub vcpus: Option<u32>,
+    /// Memory in MiB; `None` for the template's.
+    pub memory_mb: Option<u32>,
     /// Idle seconds before the agent pauses it; 0 is never.
     pub timeout_sec: u32,
-    /// Disk in MiB.
-    pub disk_size_mb: u32,
+    /// Disk in MiB; `None` for the template's.
+    pub disk_size_mb: Option<u32>,
     /// Who wants it.
     pub actor: Actor,
 }
@@ -135,8 +160,11 @@ impl Looking {
 /// Columns of [`Work`].
 const WORK: &str = "o.id, o.kind, o.sandbox_id, o.host_id, o.deadline_at, o.sent_at, o.settle_at, \
     coalesce(s.team_id, h.team_id), s.template, s.vcpus, s.memory_mb, s.timeout_sec, \
-    s.disk_size_mb, s.metadata FROM operations o JOIN hosts h ON h.id = o.host_id \
-    LEFT JOIN sandboxes s ON s.host_id = o.host_id AND s.id = o.sandbox_id";
+    s.disk_size_mb, s.metadata, s.template_id, t.team_id, s.default_user, s.default_env, \
+    o.from_status, o.template_id, o.template_name \
+    FROM operations o JOIN hosts h ON h.id = o.host_id \
+    LEFT JOIN sandboxes s ON s.host_id = o.host_id AND s.id = o.sandbox_id \
+    LEFT JOIN templates t ON t.id = s.template_id";
 
 fn work(row: &Row<'_>) -> rusqlite::Result<Work> {
     Ok(Work {
@@ -154,7 +182,18 @@ fn work(row: &Row<'_>) -> rusqlite::Result<Work> {
         timeout_sec: row.get(11)?,
         disk_size_mb: row.get::<_, Option<u32>>(12)?.map(u64::from),
         metadata: row.get(13)?,
+        template_id: rows::parsed_opt(row, 14)?,
+        template_team: rows::parsed_opt(row, 15)?,
+        default_user: row.get(16)?,
+        default_env: row.get(17)?,
+        from_status: rows::parsed_opt(row, 18)?,
+        makes: makes(row)?,
     })
+}
+
+fn makes(row: &Row<'_>) -> rusqlite::Result<Option<Makes>> {
+    let Some(id) = rows::parsed_opt(row, 19)? else { return Ok(None) };
+    Ok(Some(Makes { id, name: rows::parsed(row, 20)? }))
 }
 
 /// Every unfinished operation, oldest first: what a start takes up again.
@@ -170,17 +209,30 @@ const HOLDS_A_MICROVM: &str =
     "('pending', 'starting', 'running', 'pausing', 'resuming', 'stopping', 'missing')";
 
 impl Writer {
-    /// Makes a sandbox on the least loaded host and begins its create.
+    /// Makes a sandbox of a template, on the least loaded host that has it, and begins its
+    /// create.
     pub(super) fn create_sandbox(
         &mut self,
         new: NewSandbox,
         now: Now,
-    ) -> Result<Result<(Sandbox, Work), NoHost>, StoreError> {
-        let (hosts, candidates) = self.candidates(new.team)?;
-        let need = Need { vcpus: new.vcpus, memory_mb: u64::from(new.memory_mb) };
+    ) -> Result<Result<(Sandbox, Work), NotMade>, StoreError> {
+        let template = match self.template_for(new.team, &new.template)? {
+            Ok(template) => template,
+            Err(unknown) => return Ok(Err(NotMade::NoTemplate(unknown))),
+        };
+        let template_id = (!template.is_minimal()).then_some(template.id);
+        let vcpus = new.vcpus.or(template.vcpus).unwrap_or(VCPUS_DEFAULT);
+        let memory_mb = new.memory_mb.or(template.memory_mb).unwrap_or(MEMORY_MB_DEFAULT);
+        let disk_size_mb =
+            new.disk_size_mb.or(template.disk_size_mb).unwrap_or(DISK_SIZE_MB_DEFAULT);
+        let (hosts, candidates) = self.candidates(new.team, template_id)?;
+        let need = Need { vcpus, memory_mb: u64::from(memory_mb) };
         let host = match place(&candidates, need) {
             Ok(at) => hosts[at],
-            Err(no_host) => return Ok(Err(no_host)),
+            Err(NoHost::NoneAvailable) if !template.hosts.is_empty() => {
+                return Ok(Err(NotMade::NoHostHas(template.name)));
+            }
+            Err(no_host) => return Ok(Err(NotMade::NoHost(no_host))),
         };
         self.in_savepoint(|w| {
             let status = SandboxStatus::Starting;
@@ -194,11 +246,11 @@ impl Writer {
                 status_reason: Some(reason.clone()),
                 status_changed_at: now.wall,
                 revision: w.revision + 1,
-                template: Some(new.template),
-                vcpus: Some(new.vcpus),
-                memory_mb: Some(u64::from(new.memory_mb)),
+                template: Some(template.name.to_string()),
+                vcpus: Some(vcpus),
+                memory_mb: Some(u64::from(memory_mb)),
                 timeout_sec: Some(i64::from(new.timeout_sec)),
-                disk_size_mb: Some(u64::from(new.disk_size_mb)),
+                disk_size_mb: Some(u64::from(disk_size_mb)),
                 guest_ip: None,
                 host_ip: None,
                 metadata: None,
@@ -206,9 +258,10 @@ impl Writer {
                 started_at: None,
                 last_active_at: None,
                 status_detail: None,
-                template_id: None,
-                default_user: None,
-                default_env: None,
+                template_id,
+                // Copied, so that a resume does not need the template any more.
+                default_user: template.default_user,
+                default_env: template.default_env,
             };
             rows::insert_sandbox(&w.conn, &sandbox)?;
             let key = host.to_string();
@@ -232,9 +285,13 @@ impl Writer {
         })
     }
 
-    /// Hosts that take new sandboxes of a team, its own and the platform's, and what is on
-    /// them.
-    fn candidates(&self, team: TeamId) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
+    /// Hosts that take new sandboxes of a team, its own and the platform's, and have this
+    /// template (`None`: `minimal`), and what is on them.
+    fn candidates(
+        &self,
+        team: TeamId,
+        template: Option<TemplateId>,
+    ) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
         let sql = format!(
             "SELECT h.id, h.cpu_cores, h.memory_mb, coalesce(sum(s.vcpus), 0), \
              coalesce(sum(s.memory_mb), 0) FROM hosts h LEFT JOIN sandboxes s \
@@ -242,10 +299,16 @@ impl Writer {
              WHERE h.registered_at IS NOT NULL AND h.intent = 'active' AND h.liveness = 'alive' \
              AND h.rejoining = 0 AND h.degraded = 0 AND h.address IS NOT NULL \
              AND h.team_id IN (?1, ?2) \
+             AND (?3 IS NULL OR NOT EXISTS \
+                 (SELECT 1 FROM template_hosts WHERE template_id = ?3) \
+             OR EXISTS \
+                 (SELECT 1 FROM template_hosts WHERE template_id = ?3 AND host_id = h.id)) \
              GROUP BY h.id ORDER BY h.id"
         );
         let mut select = self.conn.prepare_cached(&sql)?;
-        let mut rows_of = select.query([team.to_string(), PLATFORM_TEAM.to_string()])?;
+        let (team, platform) = (team.to_string(), PLATFORM_TEAM.to_string());
+        let template = template.map(|id| id.to_string());
+        let mut rows_of = select.query(params![team, platform, template])?;
         let (mut hosts, mut candidates) = (Vec::new(), Vec::new());
         while let Some(row) = rows_of.next()? {
             hosts.push(rows::id(row, 0)?);
@@ -284,7 +347,7 @@ impl Writer {
     }
 
     /// A destroy waits for its host; whoever pauses or resumes wants it now.
-    fn host_is_away(
+    pub(super) fn host_is_away(
         &self,
         sandbox: &Sandbox,
         kind: OperationKind,
@@ -312,6 +375,7 @@ impl Writer {
                 matches!(work.kind, OperationKind::Create | OperationKind::Resume);
             settle_at = (makes_a_microvm && work.sent).then_some(work.deadline_at);
             self.close_operation(work.op, Some("overtaken by a destroy"), now.wall)?;
+            self.template_not_made(&work, now)?;
         }
         if wish.kind == OperationKind::Pause {
             // It may have paused itself already; then the agent will refuse.
@@ -328,7 +392,7 @@ impl Writer {
     }
 
     /// Has `write` move a row that was read whole, and says so in `sandbox` too.
-    fn move_whole(
+    pub(super) fn move_whole(
         &mut self,
         sandbox: &mut Sandbox,
         to: SandboxStatus,
@@ -384,7 +448,7 @@ impl Writer {
         self.work(op)?.ok_or_else(gone)
     }
 
-    fn work(&self, op: OpId) -> Result<Option<Work>, StoreError> {
+    pub(super) fn work(&self, op: OpId) -> Result<Option<Work>, StoreError> {
         let sql = format!("SELECT {WORK} WHERE o.id = ?1 AND o.finished_at IS NULL");
         let mut select = self.conn.prepare_cached(&sql)?;
         Ok(select.query_row([op.to_string()], work).optional()?)
@@ -455,6 +519,9 @@ impl Writer {
         let Some(work) = self.work(ended.op)? else { return Ok(false) };
         self.in_savepoint(|w| {
             w.close_operation(ended.op, ended.error.as_deref(), now.wall)?;
+            if ended.error.is_none() {
+                w.template_made(&work, None, now)?;
+            }
             let sql =
                 format!("SELECT {} FROM sandboxes WHERE host_id = ?1 AND id = ?2", rows::SANDBOX);
             let found: Option<Sandbox> = w
