@@ -8,7 +8,7 @@ CREATE TABLE state (
     id             INTEGER PRIMARY KEY CHECK (id = 1),
     revision       INTEGER NOT NULL,   -- last one given out
     listened_until INTEGER,            -- last heartbeat flush; NULL: until now (fixture)
-    serving        INTEGER NOT NULL DEFAULT 0, -- a server works on it, or was interrupted
+    serving        INTEGER NOT NULL DEFAULT 0, -- a server has worked on it
     boot_id        TEXT,               -- of the machine when a server last began
     created_at     INTEGER NOT NULL
 ) STRICT;

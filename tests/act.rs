@@ -175,6 +175,20 @@ fn a_sandbox_is_created_paused_resumed_and_destroyed() {
     "#]],
     );
     check(
+        &["sandboxes", "destroy", id],
+        expect![[r#"
+        SANDBOX1  stopped on HOST
+        exit 0
+    "#]],
+    );
+    check(
+        &["sandboxes", "destroy", id, "--wait"],
+        expect![[r#"
+        SANDBOX1  stopped on HOST
+        exit 0
+    "#]],
+    );
+    check(
         &["sandboxes", "resume", id],
         expect![[r#"
         roost: could not resume SANDBOX1: cannot resume a capsule that is stopped

@@ -117,7 +117,7 @@ fn flipped(expected: &Outcome) -> Vec<Outcome> {
     flip(&|other| other.events = Some(vec!["host.down".to_owned()]));
     flip(&|other| other.verdicts_held = !expected.verdicts_held);
     flip(&|other| other.held.extend(["cl-".to_owned()]));
-    flip(&|other| other.zombies.push("cl-".to_owned()));
+    flip(&|other| other.strangers.push("cl-".to_owned()));
     flip(&|other| other.again.extend([("cl-".to_owned(), "pause".to_owned())]));
     all
 }

@@ -475,7 +475,7 @@ fn a_panic_in_a_handler_is_a_500_and_nothing_more() {
     let running = start(config());
     let mut client = running.connect();
     for _ in 0..10 {
-        assert_eq!(client.get("/panic"), "500 internal");
+        assert_eq!(client.get("/panic"), "500 internal_error");
     }
     assert_eq!(client.get("/"), "200 GET /");
 }

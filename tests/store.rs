@@ -189,7 +189,8 @@ impl Watched {
     fn probed(&mut self, ended: Now, probe: Probe) -> Result<Applied, StoreError> {
         let (revision, asked_at) = (u64::MAX, self.now.mono);
         let host = host(1).parse().unwrap();
-        let probed = Box::new(Probed { host, revision, asked_at, age_cap: None, probe });
+        let probed =
+            Box::new(Probed { host, revision, asked_at, age_cap: None, probe, proven: false });
         self.execute(ended, |reply| Command::Probed(probed, reply))
     }
 
@@ -323,7 +324,6 @@ fn auto_paused() -> Box<AgentReport> {
         host: host(1).parse().unwrap(),
         sandbox: sandbox(1).parse().unwrap(),
         kind: ReportKind::AutoPaused,
-        at: None,
         host_ip: None,
         error: None,
     })

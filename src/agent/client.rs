@@ -159,6 +159,11 @@ impl AgentClient {
         }
     }
 
+    /// Whether an answer proves which host gave it.
+    pub fn proves_hosts(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Who makes the calls to this host.
     fn http(&self, host: HostId) -> Cow<'_, ureq::Agent> {
         match &self.tls {

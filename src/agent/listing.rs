@@ -28,8 +28,9 @@ pub const AUTO_PAUSED_MAX: usize = 65_536;
 /// of an address (at most 253 bytes) would not fit.
 pub const HOST_IP_BYTES_MAX: usize = 256;
 
-/// The status that says paused; every other one is running.
+/// The statuses that say something else than running.
 const PAUSED: &str = "paused";
+const ERROR: &str = "error";
 
 /// Why an answer is no listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +144,11 @@ fn listed(info: SandboxInfo<'_>) -> Result<Listed, String> {
     } = info;
     Ok(Listed {
         id: sandbox(&sandbox_id)?,
-        state: if status == PAUSED { ListedState::Paused } else { ListedState::Running },
+        state: match &*status {
+            PAUSED => ListedState::Paused,
+            ERROR => ListedState::Error,
+            _ => ListedState::Running,
+        },
         created_at_unix,
         details: details(&host_ip, metadata)?,
     })
@@ -275,6 +280,7 @@ fn info(listed: &Listed) -> SandboxInfo<'_> {
         status: Cow::Borrowed(match state {
             ListedState::Running => "running",
             ListedState::Paused => PAUSED,
+            ListedState::Error => ERROR,
         }),
         host_ip: Cow::Borrowed(host_ip.as_deref().unwrap_or_default()),
         created_at_unix: *created_at_unix,

@@ -72,7 +72,7 @@ fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
 
 /// `POST /v1/hosts/register`
 pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let token = fields.required("token")?;
     let address: AgentAddress = fields.parsed("address")?;
     let token = secret::hash(&token);
@@ -99,13 +99,13 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
     )?;
     let id = host.id;
     let answer = json(201, &credentials(ready, host, refresh_token));
-    (ready.wake)(Wake::Changed(id));
+    (ready.wake)(Wake::Registered(id));
     answer
 }
 
 /// `POST /v1/hosts/auth/refresh`
 pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let shown = Fields::read(&request.body)?.required("refresh_token")?;
+    let shown = Fields::read(request)?.required("refresh_token")?;
     let hash = secret::hash(&shown);
     let known = read::host_to_refresh(&*ready.read()?, &hash)?;
     let Some(host) = known.map_or_else(|| take_back(ready, &shown), |host| Ok(Some(host)))? else {
@@ -189,14 +189,15 @@ fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem>
 /// `POST /v1/hosts/sandbox-events`
 pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let event = fields.required("event")?;
     let sandbox = fields.required("sandbox_id")?;
     let host: HostId = fields.parsed("host_id")?;
     if host != caller {
         return Err(Problem::new(403, "forbidden", "the token names another host"));
     }
-    let at = fields.time("timestamp")?;
+    // Of the host's own clock, which says nothing here; only its form is checked.
+    fields.time("timestamp")?;
     let (host_ip, error) = (fields.text("host_ip")?, fields.words("error")?);
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
@@ -204,7 +205,7 @@ pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response
         log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
         return Ok(Response::empty(204));
     };
-    let report = AgentReport { host, sandbox, kind, at, host_ip, error };
+    let report = AgentReport { host, sandbox, kind, host_ip, error };
     if ready.write(|reply| Command::Report(Box::new(report), reply))? {
         (ready.wake)(Wake::ProbeNow(host));
     }

@@ -43,7 +43,7 @@ fn with_token(ready: &Ready, host: &Host, registration_token: String) -> Result<
 
 /// `POST /v1/hosts`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let token = secret::fresh();
     let new = NewHost {
         team: fields.optional("team_id")?.unwrap_or(PLATFORM_TEAM),

@@ -15,6 +15,7 @@ pub mod history;
 mod hosts;
 mod keys;
 pub mod metrics;
+mod missing;
 pub mod notify;
 pub mod page;
 mod query;
@@ -25,6 +26,7 @@ mod templates;
 pub mod token;
 pub mod view;
 pub mod waiting;
+mod when_done;
 
 use crate::agent::authority::Authority;
 use crate::agent::client::AgentClient;
@@ -55,6 +57,8 @@ pub enum Wake {
     Heard(HostId),
     /// A host was added or changed.
     Changed(HostId),
+    /// A host registered: calls to its old agent ended with it.
+    Registered(HostId),
     /// A host is to be asked at once.
     ProbeNow(HostId),
     /// An operation began.
@@ -266,7 +270,11 @@ fn json(status: u16, value: &impl serde::Serialize) -> Result<Response, Problem>
     let body = serde_json::to_vec(value);
     body.map(|body| Response::json(status, body)).map_err(|error| {
         log::error!("could not write an answer: {error}");
-        Problem::new(500, "internal", "the answer could not be written; this is a bug in roost")
+        Problem::new(
+            500,
+            "internal_error",
+            "the answer could not be written; this is a bug in roost",
+        )
     })
 }
 

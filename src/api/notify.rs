@@ -117,7 +117,7 @@ pub(super) fn test(ready: &Arc<Ready>, caller: &Caller) -> Result<Response, Prob
 
 /// `POST /v1/hosts/{id}/maintenance`
 pub(super) fn begin(ready: &Ready, id: &str, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let longest = MAINTENANCE_MAX.as_secs();
     let span = fields.count("for_s")?.map(u64::from).filter(|s| (1..=longest).contains(s));
     let span = span.ok_or_else(|| {

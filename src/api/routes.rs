@@ -4,8 +4,8 @@
 
 use super::access::Caller;
 use super::{
-    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, notify, page,
-    stream, templates,
+    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
+    notify, page, stream, templates,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
@@ -105,17 +105,17 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (
         Delete,
         "v1/capsules/{id}",
-        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Destroy)),
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Destroy, a.request)),
     ),
     (
         Post,
         "v1/capsules/{id}/pause",
-        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Pause)),
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Pause, a.request)),
     ),
     (
         Post,
         "v1/capsules/{id}/resume",
-        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume)),
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume, a.request)),
     ),
     (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
     (Get, "v1/snapshots", Key(|a| templates::snapshots(a.ready, &a.caller, a.request))),
@@ -146,6 +146,10 @@ const ACCEPT: &str = "v1/database/accept";
 
 fn route(ready: &Arc<Ready>, request: &Request) -> Answer {
     let path = segments(&request.path);
+    // First: some would be taken for the id of a capsule.
+    if let Some(refusal) = missing::by_host(request).or_else(|| missing::by_path(&path)) {
+        return Err(refusal);
+    }
     // The transport leaves a HEAD's body out.
     let method = if request.method == Method::Head { Get } else { request.method };
     let mut there = there(&path).filter_map(|(m, p, door)| Some((m, door, fits(p, &path)?)));

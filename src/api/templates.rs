@@ -61,7 +61,7 @@ fn view(caller: &Caller, template: Template) -> TemplateView {
 
 /// `POST /v1/templates`
 pub(super) fn add(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let new = new_template(&Fields::read(&request.body)?)?;
+    let new = new_template(&Fields::read(request)?)?;
     let name = new.name.clone();
     match ready.write(|reply| Command::AddTemplate(Box::new(new), reply))? {
         Added::Added(template) => json(201, &TemplateView::from(*template)),
@@ -77,7 +77,7 @@ pub(super) fn add(ready: &Ready, request: &Request) -> Result<Response, Problem>
 }
 
 fn new_template(fields: &Fields) -> Result<NewTemplate, Problem> {
-    let size = |name: &str| fields.within(name, 1..=WIRE_NUMBER_MAX);
+    let size = |name: &str| fields.count_in(name, 1..=WIRE_NUMBER_MAX);
     Ok(NewTemplate {
         id: fields.optional::<AgentsId>("id")?.map(|AgentsId(id)| id),
         team: fields.optional("team_id")?.unwrap_or(PLATFORM_TEAM),
@@ -215,7 +215,7 @@ pub(super) fn snapshot(
     caller: &Caller,
     request: &Request,
 ) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let new = NewSnapshot {
         sandbox: fields.parsed::<SandboxId>("sandbox_id")?,
         team: caller.team(),

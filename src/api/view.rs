@@ -176,6 +176,16 @@ pub struct CapsuleView {
     status_detail: Option<String>,
 }
 
+impl CapsuleView {
+    /// A sandbox with what the running server knows beyond its row.
+    pub(super) fn of(sandbox: Sandbox, presence: &Presence) -> CapsuleView {
+        let used = presence.activity.last(sandbox.id);
+        let mut view = CapsuleView::from(sandbox);
+        view.last_active_at = view.last_active_at.max(used);
+        view
+    }
+}
+
 impl From<Sandbox> for CapsuleView {
     fn from(sandbox: Sandbox) -> CapsuleView {
         CapsuleView {

@@ -8,7 +8,7 @@ use super::{Problem, Ready, routes};
 use crate::http::{Caller as Client, Response, Waited};
 use crate::model::id::KeyId;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,12 +46,24 @@ impl From<&Caller> for Holder {
 pub struct Waiters {
     max: usize,
     taken: Mutex<HashMap<Holder, usize>>,
+    when_done: AtomicBool,
 }
 
 impl Waiters {
     /// For a transport that makes so many deferred responses at a time.
     pub fn new(max: usize) -> Waiters {
-        Waiters { max, taken: Mutex::default() }
+        Waiters { max, taken: Mutex::default(), when_done: AtomicBool::new(false) }
+    }
+
+    /// From now on: whether lifecycle requests that say nothing of it are answered when they
+    /// are done.
+    pub fn answer_when_done(&self, when_done: bool) {
+        self.when_done.store(when_done, Ordering::Relaxed);
+    }
+
+    /// Whether lifecycle requests that say nothing of it are answered when they are done.
+    pub(super) fn when_done(&self) -> bool {
+        self.when_done.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Holder, usize>> {
@@ -60,7 +72,7 @@ impl Waiters {
     }
 
     /// One more for this holder, unless it has its share or too few are left.
-    fn take(self: &Arc<Waiters>, holder: Holder) -> Option<Slot> {
+    pub(super) fn take(self: &Arc<Waiters>, holder: Holder) -> Option<Slot> {
         let mut taken = self.lock();
         let all: usize = taken.values().sum();
         let own = taken.get(&holder).copied().unwrap_or(0);
@@ -79,7 +91,7 @@ impl Waiters {
 }
 
 /// One deferred response; given back when dropped.
-struct Slot {
+pub(super) struct Slot {
     waiters: Arc<Waiters>,
     holder: Holder,
 }
@@ -102,11 +114,20 @@ pub(super) fn deferred(
 ) -> Result<Response, Problem> {
     let too_many = || Problem::unavailable("too many requests wait for an answer already");
     let slot = ready.waiters.take(holder).ok_or_else(too_many)?;
+    Ok(deferred_in(slot, ready, work))
+}
+
+/// An answer that `work` makes on a thread of its own, for which there is a place.
+pub(super) fn deferred_in(
+    slot: Slot,
+    ready: &Arc<Ready>,
+    work: impl FnOnce(&Ready, &mut Client) -> Result<Response, Problem> + Send + 'static,
+) -> Response {
     let ready = Arc::clone(ready);
-    Ok(Response::deferred(move |client| {
+    Response::deferred(move |client| {
         let _slot = slot;
         routes::settled(&ready, work(&ready, client))
-    }))
+    })
 }
 
 /// Waits for `step`; says why when waiting any longer makes no sense.

@@ -239,8 +239,12 @@ pub(super) fn host(config: &Config, options: &HostsShow) -> Result<Exit, Failure
 pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
     let now = clock().now().wall;
-    let filter =
-        SandboxFilter { team: None, host: options.host, status: options.status, all: options.all };
+    let filter = SandboxFilter {
+        host: options.host,
+        status: options.status,
+        all: options.all,
+        ..SandboxFilter::default()
+    };
     let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
     let mut table = Table::new(&[
         Column::id("SANDBOX"),

@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::time::{Duration, Instant};
 
-/// How long a stop may take before what is left is cut.
+/// How long a stop may take, once no call is in flight, before what is left is cut.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long to wait before a database that could not be opened is tried again. Larger: it
@@ -62,13 +62,14 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
         current = reload(inputs, current, &running);
         notify.ready(&status);
     }
-    notify.stopping();
+    let stopping = notify.stopping();
     log::info!("stopping");
     force_on_second_signal(signals);
-    match running.stop(STOP_PATIENCE) {
+    match running.stop(current.stop_timeout, STOP_PATIENCE) {
         true => log::info!("stopped"),
         false => log::warn!("stopped; not everything ended by itself"),
     }
+    drop(stopping);
     Ok(Exit::Done)
 }
 
@@ -118,7 +119,7 @@ fn reload(inputs: &Inputs, current: Config, running: &Running) -> Config {
 fn force_on_second_signal(mut signals: Signals) {
     let watch = move || {
         if signals.forever().any(|signal| signal != SIGHUP) {
-            log::warn!("second signal; leaving at once");
+            log::warn!("second signal; cutting off what is in flight");
             std::process::exit(Exit::Failed as i32);
         }
     };

@@ -3,7 +3,7 @@
 //! Never: parses anything (`rule` does). Everything that lists the keys reads this table:
 //! lowering, `--help`, `roost config`, docs/configuration.md.
 
-use super::rule::{AgentTls, LogFormat, Rule};
+use super::rule::{AgentTls, Answers, LogFormat, Rule};
 use crate::model::policy::{PolicyName, ZombiePolicy};
 use crate::model::vocabulary;
 use std::sync::LazyLock;
@@ -38,6 +38,12 @@ vocabulary! {
         HeartbeatFlush = "heartbeat_flush",
         /// How long a mass verdict is held.
         MassGuardMax = "mass_guard_max",
+        /// Memory promised to sandboxes.
+        MemoryOvercommit = "memory_overcommit",
+        /// Processors promised to sandboxes.
+        CpuOvercommit = "cpu_overcommit",
+        /// How long a stop waits for calls.
+        StopTimeout = "stop_timeout",
         /// Age of events.
         EventsKeepAge = "events_keep_age",
         /// Number of events.
@@ -52,6 +58,8 @@ vocabulary! {
         TlsCert = "tls_cert",
         /// Key of that certificate.
         TlsKey = "tls_key",
+        /// When clients are answered.
+        Answers = "answers",
         /// Log filter.
         Log = "log",
         /// Log format.
@@ -200,6 +208,28 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         about: "How long the verdict is held when most hosts fall silent at once; 0s never holds it.",
     },
     KeyInfo {
+        key: Key::MemoryOvercommit,
+        default: "1",
+        rule: Rule::Factor { min: 10, max: 1_000, field: |c| &mut c.memory_overcommit_percent },
+        live: true,
+        about: "How much of a host's memory may be promised to sandboxes that run, as a multiple of what it has.",
+    },
+    KeyInfo {
+        key: Key::CpuOvercommit,
+        default: "8",
+        rule: Rule::Factor { min: 10, max: 10_000, field: |c| &mut c.cpu_overcommit_percent },
+        live: true,
+        about: "Virtual processors that one core of a host may be promised to; sandboxes are mostly idle.",
+    },
+    KeyInfo {
+        key: Key::StopTimeout,
+        default: "10m",
+        rule: Rule::Span { min: s(0), max: HOUR, field: |c| &mut c.stop_timeout },
+        live: true,
+        about: "How long a stop waits for calls to agents that are in flight; an agent breaks off a \
+                call that is cut, and a pause that is broken off may lose the sandbox.",
+    },
+    KeyInfo {
         key: Key::EventsKeepAge,
         default: "30d",
         // Below an hour a client that reconnects has missed what it was to be told.
@@ -253,6 +283,16 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         rule: Rule::OptionalPath { field: |c| &mut c.tls_key },
         live: false,
         about: "Private key in PEM that belongs to `tls_cert`.",
+    },
+    KeyInfo {
+        key: Key::Answers,
+        default: "accepted",
+        rule: Rule::Word {
+            allowed: Answers::WORDS,
+            set: |c, word| word.parse().map(|value| c.answers = value).is_ok(),
+        },
+        live: true,
+        about: "When a create, pause, resume or destroy is answered: once it is `accepted`, or `when_done`, for at most 30s, as version 0.1.2 of the Python SDK needs it. `Prefer: wait=SECONDS` of a request takes precedence.",
     },
     KeyInfo {
         key: Key::Log,

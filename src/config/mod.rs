@@ -24,7 +24,7 @@ pub use gather::{
 pub use key::{KEYS, Key, KeyInfo};
 pub use notify::{Secret, SecretError, Target, TargetKind};
 pub use paths::Paths;
-pub use rule::{AgentTls, LogFormat, Rule, parse_span};
+pub use rule::{AgentTls, Answers, LogFormat, Rule, parse_span};
 pub use show::reference;
 
 use crate::model::policy::{Keep, Policy, PolicyName, ZombiePolicy};
@@ -61,6 +61,12 @@ pub struct Config {
     pub heartbeat_flush: Duration,
     /// How long the verdict on most of the fleet is held.
     pub mass_guard_max: Duration,
+    /// How much memory of a host may be promised, in percent of what it has.
+    pub memory_overcommit_percent: u32,
+    /// The same of its processor cores.
+    pub cpu_overcommit_percent: u32,
+    /// How long a stop waits for calls in flight.
+    pub stop_timeout: Duration,
     /// What of the past is kept.
     pub keep: Keep,
     /// How we talk to agents.
@@ -69,6 +75,8 @@ pub struct Config {
     pub tls_cert: Option<PathBuf>,
     /// Its private key.
     pub tls_key: Option<PathBuf>,
+    /// When a lifecycle request is answered.
+    pub answers: Answers,
     /// Which records are logged, in the syntax of env_logger.
     pub log: String,
     /// How a record is written.
@@ -116,6 +124,8 @@ impl Config {
             transient_grace: self.transient_grace,
             confirm_delay: self.confirm_delay,
             mass_guard_max: self.mass_guard_max,
+            memory_overcommit_percent: self.memory_overcommit_percent,
+            cpu_overcommit_percent: self.cpu_overcommit_percent,
             keep: self.keep,
         }
     }
@@ -158,10 +168,14 @@ impl Config {
             zombies: ZombiePolicy::Report,
             heartbeat_flush: Duration::ZERO,
             mass_guard_max: Duration::ZERO,
+            memory_overcommit_percent: 0,
+            cpu_overcommit_percent: 0,
+            stop_timeout: Duration::ZERO,
             keep: Keep::default(),
             agent_tls: AgentTls::Off,
             tls_cert: None,
             tls_key: None,
+            answers: Answers::Accepted,
             log: String::new(),
             log_format: LogFormat::Text,
             notify_delay: Duration::ZERO,

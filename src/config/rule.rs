@@ -23,6 +23,16 @@ vocabulary! {
 }
 
 vocabulary! {
+    /// When a lifecycle request is answered.
+    Answers, "answers", {
+        /// Once it is accepted; the operation follows.
+        Accepted = "accepted",
+        /// Once its operation has finished, within a bound.
+        WhenDone = "when_done",
+    }
+}
+
+vocabulary! {
     /// How a log record is written.
     LogFormat, "log format", {
         /// One line for people.
@@ -72,6 +82,15 @@ pub enum Rule {
         /// The field it fills.
         field: fn(&mut Config) -> &mut usize,
     },
+    /// A decimal number, kept in percent; bounds included.
+    Factor {
+        /// Smallest, in percent.
+        min: u32,
+        /// Largest, in percent.
+        max: u32,
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut u32,
+    },
     /// One of a few words.
     Word {
         /// The words.
@@ -97,6 +116,9 @@ impl Rule {
             Rule::Address { .. } => "address:port".to_owned(),
             Rule::Span { min, max, .. } => format!("{} to {}", span(*min), span(*max)),
             Rule::Count { min, max, .. } => format!("{min} to {max}"),
+            Rule::Factor { min, max, .. } => {
+                format!("{} to {}", f64::from(*min) / 100.0, f64::from(*max) / 100.0)
+            }
             Rule::Word { allowed, .. } => allowed.join(" or "),
             Rule::Filter { .. } => "an env_logger filter".to_owned(),
         }
@@ -108,7 +130,7 @@ impl Rule {
             Rule::Path { .. } | Rule::OptionalPath { .. } => "PATH",
             Rule::Address { .. } => "ADDRESS",
             Rule::Span { .. } => "DURATION",
-            Rule::Count { .. } => "N",
+            Rule::Count { .. } | Rule::Factor { .. } => "N",
             Rule::Word { .. } => "WORD",
             Rule::Filter { .. } => "FILTER",
         }
@@ -129,6 +151,7 @@ impl Rule {
             Rule::Address { field } => *field(config) = address(text)?,
             Rule::Span { min, max, field } => *field(config) = bounded_span(text, *min, *max)?,
             Rule::Count { min, max, field } => *field(config) = count(text, *min, *max)?,
+            Rule::Factor { min, max, field } => *field(config) = factor(text, *min, *max)?,
             Rule::Word { set, .. } => set(config, text).then_some(()).ok_or(None)?,
             Rule::Filter { field } => *field(config) = filter(text)?,
         }
@@ -143,6 +166,7 @@ impl Rule {
             Rule::Span { .. } | Rule::Count { .. } => {
                 (setting.is_text || setting.is_integer).then_some(()).ok_or(None)
             }
+            Rule::Factor { .. } => Ok(()),
             Rule::Path { .. }
             | Rule::OptionalPath { .. }
             | Rule::Address { .. }
@@ -172,6 +196,20 @@ fn bounded_span(text: &str, min: Duration, max: Duration) -> Result<Duration, Hi
 
 fn count(text: &str, min: usize, max: usize) -> Result<usize, Hint> {
     let value = text.parse().map_err(|_| None)?;
+    if value < min || value > max { Err(None) } else { Ok(value) }
+}
+
+/// A decimal number with at most two digits behind the point, in percent.
+fn factor(text: &str, min: u32, max: u32) -> Result<u32, Hint> {
+    const WRITTEN: &str = "a factor is written like 1 or 1.5";
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 2 {
+        return Err(Some(WRITTEN));
+    }
+    let whole: u32 = whole.parse().map_err(|_| None)?;
+    let part: u32 = format!("{part:0<2}").parse().map_err(|_| None)?;
+    let value = whole.checked_mul(100).and_then(|whole| whole.checked_add(part)).ok_or(None)?;
     if value < min || value > max { Err(None) } else { Ok(value) }
 }
 
@@ -227,6 +265,19 @@ mod tests {
         }
         for wrong in ["", "s", "90 parsecs", "-3s", "∞"] {
             assert!(parse_span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn factors() {
+        let read = |text| factor(text, 50, 6400).ok();
+        for (text, percent) in [("1", 100), ("0.5", 50), ("1.25", 125), ("64", 6400), ("8.0", 800)]
+        {
+            assert_eq!(read(text), Some(percent), "{text}");
+        }
+        for wrong in ["", ".", "1.", ".5", "0.49", "64.01", "1.255", "-1", "1e2", "1,5", "99999999"]
+        {
+            assert_eq!(read(wrong), None, "{wrong}");
         }
     }
 

@@ -15,7 +15,7 @@ use crate::model::operation::OperationKind;
 use crate::model::template::MINIMAL_ID;
 use crate::model::time::Now;
 use crate::plan::operation::Call;
-use crate::store::lifecycle::Work;
+use crate::store::lifecycle::{Said, Work};
 use crate::store::presence::Presence;
 use crate::store::writer::{Command, WriterHandle};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -35,8 +35,8 @@ const CALL_DEADLINE_MIN: Duration = Duration::from_secs(1);
 pub(super) enum OpMail {
     /// Something happened to an operation.
     Input(Box<Input>),
-    /// No more calls; the thread ends.
-    Stop,
+    /// No new calls; the thread ends when those in flight have, or after this time.
+    Stop(Duration),
 }
 
 impl OpMail {
@@ -57,64 +57,75 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Runs until [`OpMail::Stop`]; then waits, bounded, for calls under way. What they
-    /// leave open is taken up by the next start.
-    pub(super) fn run(mut self, patience: Duration) -> bool {
-        loop {
+    /// Runs until [`OpMail::Stop`], and then until no call is in flight: an agent breaks a
+    /// call off when its caller disconnects. True when none was left.
+    pub(super) fn run(mut self) -> bool {
+        let mut until = None;
+        while until.is_none() || !self.operations.is_idle() {
             let now = self.clock.now();
             for effect in self.operations.effects(now.mono) {
                 self.carry_out(effect, now);
             }
-            let mail = match self.operations.next_wake() {
+            let wakes = self.operations.next_wake().into_iter().chain(until);
+            let mail = match wakes.min() {
                 None => self.mail.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wake) => self.mail.recv_timeout(wake.since(self.clock.now().mono)),
             };
+            let now = self.clock.now();
             match mail {
-                Ok(OpMail::Input(input)) => self.operations.handle(self.clock.now(), *input),
-                Ok(OpMail::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(OpMail::Input(input)) => self.operations.handle(now, *input),
+                Ok(OpMail::Stop(patience)) => {
+                    self.operations.handle(now, Input::Stop);
+                    until = Some(now.mono.after(patience));
+                    self.say_what_is_waited_for(patience);
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            if until.is_some_and(|until| until <= now.mono) {
+                break;
+            }
         }
-        self.finish(patience)
+        let left = self.operations.in_flight().count();
+        if left > 0 {
+            log::warn!("{left} calls to agents are cut off; their agents may break them off too");
+        }
+        self.operations.is_idle()
     }
 
-    /// True when no call was left under way.
-    fn finish(mut self, patience: Duration) -> bool {
-        let drained = self.pool.drain(patience);
-        if !drained {
-            log::warn!(
-                "{} operations are under way; the next start takes them up",
-                self.pool.open()
+    fn say_what_is_waited_for(&self, patience: Duration) {
+        let calls: Vec<String> = self
+            .operations
+            .in_flight()
+            .map(|work| format!("{} of {} on {}", work.kind, work.sandbox, work.host))
+            .collect();
+        if !calls.is_empty() {
+            log::info!(
+                "waiting up to {} s for {} calls to agents: {}; a second signal cuts them off",
+                patience.as_secs(),
+                calls.len(),
+                calls.join(", ")
             );
         }
-        // Results that arrived meanwhile are written while the writer still runs.
-        let now = self.clock.now();
-        for mail in self.mail.clone().try_iter() {
-            if let OpMail::Input(input) = mail {
-                self.operations.handle(now, *input);
-            }
-        }
-        for effect in self.operations.effects(now.mono) {
-            match effect {
-                Effect::Call(_) => {}
-                Effect::Look(..) | Effect::ProbeNow(_) | Effect::Write(_) => {
-                    self.carry_out(effect, now);
-                }
-            }
-        }
-        drained
     }
 
     fn carry_out(&self, effect: Effect, now: Now) {
         match effect {
             Effect::Call(job) => self.pool.submit(*job),
-            Effect::Look(op, answer) => {
+            Effect::Look { op, since, answer, said } => {
                 let reply = Box::new(move |result| {
                     if let Err(error) = result {
-                        log::error!("could not note that {op} needs a look: {error}");
+                        log::error!("could not record what the agent said of {op}: {error}");
                     }
                 });
-                self.writer.send(now, Command::Look { op, answer, reply });
+                self.writer.send(now, Command::Look { op, since, answer, said, reply });
+            }
+            Effect::PlaceElsewhere { op, clean } => {
+                let post = self.post.clone();
+                let reply = Box::new(move |result| {
+                    drop(post.send(OpMail::input(Input::Placed(op, result))));
+                });
+                self.writer.send(now, Command::PlaceElsewhere { op, clean, reply });
             }
             Effect::ProbeNow(host) => {
                 // Without a scheduler the next start looks.
@@ -145,7 +156,7 @@ pub(super) fn pool(
             Ok(true) => ask(&agent, &presence, work, clock.now()),
             Ok(false) => Outcome::Over,
             // Not noted, so not asked: tried again like an agent that was not reached.
-            Err(error) => Outcome::Told(Call::NotReached, None, Some(error.to_string())),
+            Err(error) => not_asked(error.to_string()),
         };
         let called = Box::new(Called { job, outcome });
         drop(post.send(OpMail::input(Input::Called(called))));
@@ -155,29 +166,33 @@ pub(super) fn pool(
 
 fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outcome {
     let Some(at) = presence.get(work.host).and_then(|host| host.address) else {
-        return Outcome::Told(Call::NotReached, None, Some("the host has no address".to_owned()));
+        return not_asked("the host has no address".to_owned());
     };
-    let left = call_deadline(work, now);
+    let (host, left) = (work.host, call_deadline(work, now));
+    let running = |details| (Some(details), Said::default());
+    let done = |()| (None, Said::default());
+    let made = |size_bytes| (None, Said { error: None, size_bytes });
     let result = match work.kind {
-        OperationKind::Create => {
-            agent.create(work.host, &at, &create_request(work), left).map(Some)
-        }
-        OperationKind::Resume => {
-            agent.resume(work.host, &at, &resume_request(work), left).map(Some)
-        }
-        OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
-        OperationKind::Destroy => agent.destroy(work.host, &at, work.sandbox, left).map(|()| None),
+        OperationKind::Create => agent.create(host, &at, &create_request(work), left).map(running),
+        OperationKind::Resume => agent.resume(host, &at, &resume_request(work), left).map(running),
+        OperationKind::Pause => agent.pause(host, &at, work.sandbox, left).map(done),
+        OperationKind::Destroy => agent.destroy(host, &at, work.sandbox, left).map(done),
         OperationKind::Snapshot => {
-            agent.create_snapshot(work.host, &at, &snapshot_request(work), left).map(|_| None)
+            agent.create_snapshot(host, &at, &snapshot_request(work), left).map(made)
         }
     };
     match result {
-        Ok(details) => Outcome::Told(Call::Succeeded, details, None),
+        Ok((details, said)) => Outcome::Told(Call::Succeeded, details, said),
         Err(error) => {
             log::info!("{} of {} on {}: {error}", work.kind, work.sandbox, work.host);
-            Outcome::Told(call_of(&error), None, Some(error.to_string()))
+            let said = Said { error: Some(error.to_string()), size_bytes: None };
+            Outcome::Told(call_of(&error), None, said)
         }
     }
+}
+
+fn not_asked(why: String) -> Outcome {
+    Outcome::Told(Call::NotReached, None, Said { error: Some(why), size_bytes: None })
 }
 
 /// How long a call may take: until the operation's deadline, and never longer than such an
@@ -237,9 +252,9 @@ fn resume_request(work: &Work) -> ResumeSandboxRequest<'_> {
 }
 
 fn snapshot_request(work: &Work) -> CreateSnapshotRequest<'_> {
-    let (name, id) = match &work.makes {
-        Some(makes) => (makes.name.as_str(), makes.id),
-        None => ("", MINIMAL_ID),
+    let (id, name) = match &work.makes {
+        Some((id, name)) => (*id, name.as_str()),
+        None => (MINIMAL_ID, ""),
     };
     CreateSnapshotRequest {
         sandbox_id: work.sandbox.to_string().into(),

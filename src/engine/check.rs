@@ -11,10 +11,10 @@ use crate::model::host::{AgentAddress, HostStatus, Intent, Liveness};
 use crate::model::id::{HostId, SandboxId};
 use crate::model::policy::{Policy, PolicyName};
 use crate::model::probe::ProbeFailure;
-use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::model::sandbox::{Reason, SandboxStatus, StrangerKind};
 use crate::model::time::{Now, Wall};
 use crate::plan::liveness::{MassGuard, Silence};
-use crate::plan::observation::{AskAgain, Zombie};
+use crate::plan::observation::{AskAgain, Stranger};
 use crate::plan::schedule::{Input, Schedule, Watch};
 use crate::store::StoreError;
 use crate::store::acceptance;
@@ -34,6 +34,9 @@ use std::time::Duration;
 /// Times that one host is asked in one pass. More than two only while rows keep changing
 /// under the question.
 const LOOKS_MAX: u32 = 5;
+
+/// What hosts say that they paused by themselves.
+type Notices = Vec<(HostId, Vec<SandboxId>)>;
 
 /// What to check and how.
 #[derive(Clone)]
@@ -96,6 +99,8 @@ pub struct CheckReport {
     pub held: Vec<Held>,
     /// Sandboxes that run and should not.
     pub zombies: Vec<(HostId, SandboxId, Option<SandboxStatus>)>,
+    /// Sandboxes that run on a host other than their own.
+    pub misplaced: Vec<(HostId, SandboxId)>,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -112,6 +117,7 @@ impl CheckReport {
             transitions: Vec::new(),
             held: Vec::new(),
             zombies: Vec::new(),
+            misplaced: Vec::new(),
             elapsed: Duration::ZERO,
         }
     }
@@ -176,7 +182,7 @@ struct Pass<'a> {
     probes: Pool<Job>,
     ended: Receiver<Ended>,
     listened_until: Option<Wall>,
-    drained: Arc<Mutex<Vec<SandboxId>>>,
+    drained: Arc<Mutex<Notices>>,
     report: CheckReport,
 }
 
@@ -354,8 +360,14 @@ impl<'a> Pass<'a> {
             self.report.failed_probes.extend(left.failure.map(|failure| (host, failure)));
             let held = left.held.into_iter().map(Some);
             self.report.held.extend(held.map(|sandbox| Held { host, sandbox, why: "mass_vanish" }));
-            let zombies = left.zombies.into_iter();
-            self.report.zombies.extend(zombies.map(|zombie| (host, zombie.id, zombie.status)));
+            for stranger in left.strangers {
+                match stranger.kind {
+                    StrangerKind::Misplaced => self.report.misplaced.push((host, stranger.id)),
+                    StrangerKind::Zombie | StrangerKind::Forgotten => {
+                        self.report.zombies.push((host, stranger.id, stranger.status));
+                    }
+                }
+            }
         }
     }
 }
@@ -374,16 +386,16 @@ struct Asked {
 struct Left {
     failure: Option<ProbeFailure>,
     held: Vec<SandboxId>,
-    zombies: Vec<Zombie>,
+    strangers: Vec<Stranger>,
 }
 
 impl Asked {
     /// Keeps what is said at the end of the pass, unless another look follows.
     fn ended(&mut self, applied: Applied) {
-        let Applied { failure, held, zombies, observed, .. } = applied;
+        let Applied { failure, held, strangers, observed, .. } = applied;
         self.observed = observed;
-        let nothing = failure.is_none() && held.is_empty() && zombies.is_empty();
-        self.left = (!nothing).then(|| Box::new(Left { failure, held, zombies }));
+        let nothing = failure.is_none() && held.is_empty() && strangers.is_empty();
+        self.left = (!nothing).then(|| Box::new(Left { failure, held, strangers }));
     }
 }
 
@@ -391,13 +403,14 @@ impl Asked {
 fn deliver(
     writer: WriterHandle,
     ended: Sender<Ended>,
-    drained: Arc<Mutex<Vec<SandboxId>>>,
+    drained: Arc<Mutex<Notices>>,
 ) -> Box<dyn Fn(Answered) + Send + Sync> {
     Box::new(move |answered: Answered| {
         let told = answered.probe.drained();
-        drained.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(told);
-        let Answered { host, revision, asked_at, now, took, probe } = answered;
-        let probed = Probed { host, revision, asked_at, age_cap: None, probe };
+        let notices = (answered.host, told.to_vec());
+        drained.lock().unwrap_or_else(PoisonError::into_inner).push(notices);
+        let Answered { host, revision, asked_at, now, took, probe, proven } = answered;
+        let probed = Probed { host, revision, asked_at, age_cap: None, probe, proven };
         let ended = ended.clone();
         let reply = Box::new(move |result| {
             // The pass may have ended with an error before.

@@ -1,21 +1,23 @@
 //! Owns the carrying out of lifecycle operations as a state machine: operations, answers
-//! and time go in; calls to make, looks and results to write come out.
+//! and time go in; calls to make, observations to wait for and results to write come out.
 //!
-//! Never: does anything itself, decides how an operation goes on (`plan::operation` does),
+//! Never: does anything itself, decides how an operation proceeds (`plan::operation` does),
 //! has what may have been carried out asked twice. `calls` drives it with real time and
 //! threads, tests and the simulation with a manual clock.
 
 use crate::agent::client::CallError;
 use crate::agent::wire::ConnectCode;
-use crate::model::id::{HostId, OpId, SandboxId};
+use crate::model::id::{HostId, OpId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
-use crate::model::time::{Mono, Now, Wall};
+use crate::model::sandbox::Reason;
+use crate::model::time::{Mono, Now};
 use crate::plan::operation::{
-    Answer, Call, LOOK_BESIDE_AFTER, Next, Progress, after_call, is_looked_after,
+    Answer, Call, LOOK_BESIDE_AFTER, Next, Overtook, Progress, SNAPSHOT_GONE_AGAIN_AFTER,
+    after_call, is_looked_after,
 };
 use crate::store::StoreError;
-use crate::store::lifecycle::{Ended, Work};
+use crate::store::lifecycle::{Ended, Placed, Said, Work};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -37,17 +39,39 @@ pub enum Input {
     Called(Box<Called>),
     /// A result was written, or could not be.
     Written(Box<Ended>, Result<bool, StoreError>),
+    /// Another host was looked for.
+    Placed(OpId, Result<Placed, StoreError>),
+    /// A host registered: the calls to the agent that was there before ended with it.
+    Registered(HostId),
+    /// No new calls; those in flight end.
+    Stop,
 }
 
 /// What shall be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Note that the agent is about to be asked, and ask it.
+    /// Record that the agent is about to be asked, and ask it.
     Call(Box<Job>),
-    /// Note that looks at the host decide from now on.
-    Look(OpId, Answer),
-    /// Look at this host.
+    /// Record that observations of the host decide from now on.
+    Look {
+        /// Which operation.
+        op: OpId,
+        /// Observations that were asked for earlier do not tell.
+        since: Mono,
+        /// What the agent has said.
+        answer: Answer,
+        /// What it says beside that.
+        said: Said,
+    },
+    /// Probe this host.
     ProbeNow(HostId),
+    /// Place a create on another host; `clean`: its agent may have begun.
+    PlaceElsewhere {
+        /// Which operation.
+        op: OpId,
+        /// See above.
+        clean: bool,
+    },
     /// Write how an operation ended.
     Write(Box<Ended>),
 }
@@ -59,8 +83,11 @@ pub struct Job {
     pub work: Work,
     /// Calls made for it, this one included.
     pub attempts: u32,
-    /// What the operation overtook might still come true when this call began.
-    pub unsettled: bool,
+    /// Tells this call from every other: an operation may be called again while an earlier
+    /// call of it hangs.
+    pub number: u64,
+    /// What the destroy had to do with what it overtook when this call began.
+    pub overtook: Overtook,
 }
 
 /// One call that ended.
@@ -75,11 +102,11 @@ pub struct Called {
 /// What came of a call.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The operation was over before the agent was asked.
+    /// The operation had ended before the agent was asked.
     Over,
-    /// The agent was asked: what is known, what it says of a sandbox that runs, and what
-    /// went wrong, for people.
-    Told(Call, Option<Details>, Option<String>),
+    /// The agent was asked: what is known, what it says of a sandbox that runs, and what it
+    /// says beside that.
+    Told(Call, Option<Details>, Said),
 }
 
 /// An operation that calls are made for.
@@ -91,21 +118,20 @@ struct Open {
     /// When its deadline passes. Measured from when we took it up: the clock on the wall
     /// may be set to anything meanwhile.
     expires_at: Mono,
-    /// Until when what it overtook may come true.
-    settles_at: Option<Mono>,
-    /// Calls under way that this destroy overtook and that may make a microVM yet. One that
-    /// ends without telling stays here, so that only time settles it.
+    /// Calls in progress that this destroy overtook and that may make a microVM yet.
     overtaken: Vec<OpId>,
 }
 
 #[derive(Debug)]
 enum State {
-    /// A call is under way; its host is looked at from this moment on.
-    Calling { look_at: Option<Mono> },
+    /// A call is in progress; its host is observed from this moment on.
+    Calling { number: u64, look_at: Option<Mono> },
     /// The next call is due then.
     Waiting(Mono),
     /// The next call is due; it has its place in the queue.
     Queued,
+    /// Another host is looked for; without one, this follows.
+    Placing { without: Next, said: Said },
 }
 
 /// See the head of this file.
@@ -115,7 +141,13 @@ pub struct Operations {
     /// Whose call is due, in the order in which they became it.
     queue: VecDeque<OpId>,
     rewrites: Vec<(Mono, Box<Ended>)>,
+    /// Probes that are due later.
+    probes: Vec<(Mono, HostId)>,
+    /// Results that are being written.
+    writing: usize,
     effects: Vec<Effect>,
+    numbers: u64,
+    stopping: bool,
 }
 
 impl Operations {
@@ -124,9 +156,33 @@ impl Operations {
         match input {
             Input::Work(work) => self.take_up(*work, now),
             Input::Called(called) => self.called(*called, now),
+            Input::Written(ended, result) => self.written(ended, result, now),
+            Input::Placed(op, result) => self.placed(op, result, now),
+            Input::Registered(host) => self.registered(host, now),
+            Input::Stop => self.stopping = true,
+        }
+    }
+
+    /// Whether nothing is in flight that an orderly stop waits for.
+    pub fn is_idle(&self) -> bool {
+        let is_busy = |open: &Open| match open.state {
+            State::Calling { .. } | State::Placing { .. } => true,
+            State::Waiting(_) | State::Queued => false,
+        };
+        self.writing == 0 && self.rewrites.is_empty() && !self.open.values().any(is_busy)
+    }
+
+    /// Operations whose calls are in flight.
+    pub fn in_flight(&self) -> impl Iterator<Item = &Work> {
+        self.open.values().filter(|open| open.is_called()).map(|open| &open.work)
+    }
+
+    fn written(&mut self, ended: Box<Ended>, result: Result<bool, StoreError>, now: Now) {
+        self.writing -= 1;
+        match result {
             // What the agent lists now is known at once, not a probe interval later.
-            Input::Written(ended, Ok(_)) => self.effects.push(Effect::ProbeNow(ended.host)),
-            Input::Written(ended, Err(error)) => {
+            Ok(_) => self.effects.push(Effect::ProbeNow(ended.host)),
+            Err(error) => {
                 log::error!("could not write how {} ended: {error}", ended.op);
                 self.rewrites.push((now.mono.after(REWRITE_AFTER), ended));
             }
@@ -141,38 +197,49 @@ impl Operations {
                     open.state = State::Queued;
                     self.queue.push_back(*op);
                 }
-                State::Calling { look_at } if look_at.is_some_and(|at| at <= now) => {
+                State::Calling { look_at, .. } if look_at.is_some_and(|at| at <= now) => {
                     *look_at = None;
-                    self.effects.push(Effect::Look(*op, Answer::Outstanding));
+                    let (op, answer, said) = (*op, Answer::Outstanding, Said::default());
+                    self.effects.push(Effect::Look { op, since: now, answer, said });
                     self.effects.push(Effect::ProbeNow(open.work.host));
                 }
-                State::Waiting(_) | State::Queued | State::Calling { .. } => {}
+                State::Waiting(_)
+                | State::Queued
+                | State::Calling { .. }
+                | State::Placing { .. } => {}
             }
         }
-        self.call_queued(now);
+        if !self.stopping {
+            self.call_queued(now);
+        }
+        let due = self.probes.extract_if(.., |(due, _)| *due <= now);
+        self.effects.extend(due.map(|(_, host)| Effect::ProbeNow(host)));
         let due = self.rewrites.extract_if(.., |(due, _)| *due <= now);
         self.effects.extend(due.map(|(_, ended)| Effect::Write(ended)));
-        std::mem::take(&mut self.effects)
+        let effects = std::mem::take(&mut self.effects);
+        self.writing += effects.iter().filter(|e| matches!(e, Effect::Write(_))).count();
+        effects
     }
 
-    /// Makes the calls that are due, but for those of hosts that have enough under way: a
-    /// host that hangs keeps its own operations waiting, and nobody else's.
+    /// Makes the calls that are due, but for those of hosts that have enough in flight: a
+    /// host that hangs keeps its own operations waiting, and no others.
     fn call_queued(&mut self, now: Mono) {
         if self.queue.is_empty() {
             return;
         }
-        let mut under_way: HashMap<_, usize> = HashMap::new();
+        let mut in_flight: HashMap<_, usize> = HashMap::new();
         for open in self.open.values().filter(|open| open.is_called()) {
-            *under_way.entry(open.lane()).or_default() += 1;
+            *in_flight.entry(open.lane()).or_default() += 1;
         }
         self.queue.retain(|op| {
             // Overtaken while it waited.
             let Some(open) = self.open.get_mut(op) else { return false };
-            let calls = under_way.entry(open.lane()).or_default();
+            let calls = in_flight.entry(open.lane()).or_default();
             let full = *calls >= CALLS_PER_HOST_MAX;
             if !full {
                 *calls += 1;
-                self.effects.push(open.call(now));
+                self.numbers += 1;
+                self.effects.push(open.call(self.numbers, now));
             }
             full
         });
@@ -182,29 +249,30 @@ impl Operations {
     pub fn next_wake(&self) -> Option<Mono> {
         let due = self.open.values().filter_map(|open| match open.state {
             State::Waiting(due) => Some(due),
-            State::Queued => None,
-            State::Calling { look_at } => look_at,
+            State::Queued | State::Placing { .. } => None,
+            State::Calling { look_at, .. } => look_at,
         });
-        due.chain(self.rewrites.iter().map(|(due, _)| *due)).min()
+        let due = due.filter(|_| !self.stopping);
+        let probes = self.probes.iter().map(|(due, _)| *due);
+        due.chain(probes).chain(self.rewrites.iter().map(|(due, _)| *due)).min()
     }
 
     /// Begins at once, also beside a call for the same sandbox that hangs: agents work on
-    /// one sandbox in order, and an operation that is over takes no answer any more.
-    fn take_up(&mut self, work: Work, now: Now) {
+    /// one sandbox in order, and an operation that has ended takes no answer any more.
+    fn take_up(&mut self, mut work: Work, now: Now) {
         if work.sent && work.kind != OperationKind::Destroy {
-            // Asked before we started, perhaps carried out: looks decide.
+            // Asked before we started, perhaps carried out: observations decide.
             return self.effects.push(Effect::ProbeNow(work.host));
         }
         // What waits to be called again is overtaken, and was never carried out.
-        let waited = self.open.extract_if(.., |_, open| open.waits_for(work.sandbox)).count() > 0;
-        let left = |until: Wall, at_most| now.mono.after(until.since(now.wall).min(at_most));
-        let settles_at = work.settle_at.filter(|at| !waited && now.wall <= *at);
-        let makes = |open: &&Open| open.work.sandbox == work.sandbox && makes_a_microvm(&open.work);
+        let waited = self.open.extract_if(.., |_, open| open.waits_for(&work)).count() > 0;
+        work.overtook &= !waited;
+        let makes = |open: &&Open| open.is_called_for(&work) && makes_a_microvm(&open.work);
+        let left = work.deadline_at.since(now.wall).min(work.kind.deadline());
         let open = Open {
             attempts: 0,
             state: State::Queued,
-            expires_at: left(work.deadline_at, work.kind.deadline()),
-            settles_at: settles_at.map(|at| left(at, OperationKind::Resume.deadline())),
+            expires_at: now.mono.after(left),
             overtaken: self.open.values().filter(makes).map(|open| open.work.op).collect(),
             work,
         };
@@ -213,66 +281,146 @@ impl Operations {
     }
 
     fn called(&mut self, called: Called, now: Now) {
-        let Called { job: Job { work, attempts: _, unsettled }, outcome } = called;
-        let Some(open) = self.open.remove(&work.op) else { return };
-        let Outcome::Told(call, details, error) = outcome else {
-            return self.settle(&work, now.mono);
-        };
-        if call != Call::Unknown {
-            self.settle(&work, now.mono);
+        let Called { job, outcome } = called;
+        let op = job.work.op;
+        // Its connection has closed: nothing more can come of this call.
+        self.settle(op, now.mono);
+        if !self.open.get(&op).is_some_and(|open| open.is_call(job.number)) {
+            return;
         }
-        match after_call(open.progress(unsettled, now.mono), call) {
+        let Some(open) = self.open.remove(&op) else { return };
+        let Outcome::Told(call, details, said) = outcome else { return };
+        let next = after_call(open.progress(job.overtook, now.mono), call);
+        // Settled while it was called: nothing to wait for any more.
+        let settled = job.overtook == Overtook::InProgress && open.overtaken.is_empty();
+        let next = match next {
+            Next::CallAfter(_) if settled => Next::CallAfter(Duration::ZERO),
+            next => next,
+        };
+        self.proceed(open, next, details, said, now);
+    }
+
+    fn proceed(
+        &mut self,
+        mut open: Open,
+        next: Next,
+        details: Option<Details>,
+        said: Said,
+        now: Now,
+    ) {
+        let (op, host) = (open.work.op, open.work.host);
+        match next {
             Next::Finish(status, reason) => {
-                let error = error.filter(|_| call != Call::Succeeded);
-                let (op, host, known_at) = (work.op, work.host, now.mono);
+                let error = said.error.filter(|_| reason != Reason::OperationSucceeded);
+                let known_at = now.mono;
                 let ended = Ended { op, host, status, reason, details, error, known_at };
                 self.effects.push(Effect::Write(Box::new(ended)));
             }
-            Next::CallAfter(delay) => self.wait(open, unsettled, delay, now.mono),
-            Next::Look(answer) => {
-                self.effects.push(Effect::Look(work.op, answer));
-                self.effects.push(Effect::ProbeNow(work.host));
+            Next::CallAfter(delay) => {
+                open.state = State::Waiting(now.mono.after(delay));
+                self.open.insert(op, open);
             }
-            Next::LeaveToMonitor => {
-                self.effects.push(Effect::Look(work.op, Answer::Unclear));
-                self.effects.push(Effect::ProbeNow(work.host));
+            Next::PlaceElsewhere { clean, without } => {
+                open.state = State::Placing { without: *without, said };
+                self.open.insert(op, open);
+                self.effects.push(Effect::PlaceElsewhere { op, clean });
+            }
+            Next::Look(answer) => self.look(&open.work, answer, said, now.mono),
+            Next::LeaveToMonitor => self.look(&open.work, Answer::Unclear, said, now.mono),
+        }
+    }
+
+    fn look(&mut self, work: &Work, answer: Answer, said: Said, now: Mono) {
+        let since = match answer {
+            Answer::NoSnapshot => now.after(SNAPSHOT_GONE_AGAIN_AFTER),
+            Answer::Outstanding
+            | Answer::Unclear
+            | Answer::Ended
+            | Answer::Refusal
+            | Answer::LateRefusal
+            | Answer::Done => now,
+        };
+        self.effects.push(Effect::Look { op: work.op, since, answer, said });
+        self.probes.push((since, work.host));
+    }
+
+    fn placed(&mut self, op: OpId, result: Result<Placed, StoreError>, now: Now) {
+        let Some(open) = self.open.remove(&op) else { return };
+        let State::Placing { without, said } = &open.state else {
+            return drop(self.open.insert(op, open));
+        };
+        let (without, said) = (without.clone(), said.clone());
+        match result {
+            Ok(Placed::At(work, clean)) => {
+                self.take_up(*work, now);
+                if let Some(clean) = clean {
+                    self.take_up(*clean, now);
+                }
+            }
+            Ok(Placed::NoHost) => self.proceed(open, without, None, said, now),
+            Ok(Placed::Over) => {}
+            // Not recorded, so still where it was: this host is asked again.
+            Err(_) => self.proceed(open, Next::CallAfter(REWRITE_AFTER), None, said, now),
+        }
+    }
+
+    /// The agent that was called is not there any more. Observations of the one that
+    /// registered decide; a destroy is sent again.
+    fn registered(&mut self, host: HostId, now: Now) {
+        let cut = |open: &Open| open.work.host == host && open.is_called();
+        let ended: Vec<Open> =
+            self.open.extract_if(.., |_, open| cut(open)).map(|(_, o)| o).collect();
+        for mut open in ended {
+            self.settle(open.work.op, now.mono);
+            if open.work.kind == OperationKind::Destroy {
+                open.state = State::Waiting(now.mono);
+                self.open.insert(open.work.op, open);
+            } else {
+                self.look(&open.work, Answer::Ended, Said::default(), now.mono);
             }
         }
     }
 
-    fn wait(&mut self, mut open: Open, unsettled: bool, delay: Duration, now: Mono) {
-        // Settled while it was called: nothing to wait for any more.
-        let settled = unsettled && open.settles_at.is_none();
-        open.state = State::Waiting(if settled { now } else { now.after(delay) });
-        self.open.insert(open.work.op, open);
-    }
-
     /// Nothing more can come of this call: a destroy that overtook it need not wait.
-    fn settle(&mut self, ended: &Work, now: Mono) {
-        for open in self.open.values_mut().filter(|open| open.overtaken.contains(&ended.op)) {
-            open.overtaken.retain(|op| *op != ended.op);
-            if open.overtaken.is_empty() {
-                open.settles_at = None;
-                if let State::Waiting(due) = &mut open.state {
-                    *due = now.min(*due);
-                }
+    fn settle(&mut self, ended: OpId, now: Mono) {
+        for open in self.open.values_mut().filter(|open| open.overtaken.contains(&ended)) {
+            open.overtaken.retain(|op| *op != ended);
+            if open.overtaken.is_empty()
+                && let State::Waiting(due) = &mut open.state
+            {
+                *due = now.min(*due);
             }
         }
     }
 }
 
 impl Open {
-    fn waits_for(&self, sandbox: SandboxId) -> bool {
+    fn is_for(&self, work: &Work) -> bool {
+        (self.work.sandbox, self.work.host) == (work.sandbox, work.host)
+    }
+
+    fn waits_for(&self, work: &Work) -> bool {
         match self.state {
-            State::Waiting(_) | State::Queued => self.work.sandbox == sandbox,
+            State::Waiting(_) | State::Queued | State::Placing { .. } => self.is_for(work),
             State::Calling { .. } => false,
         }
+    }
+
+    fn is_called_for(&self, work: &Work) -> bool {
+        self.is_called() && self.is_for(work)
     }
 
     fn is_called(&self) -> bool {
         match self.state {
             State::Calling { .. } => true,
-            State::Waiting(_) | State::Queued => false,
+            State::Waiting(_) | State::Queued | State::Placing { .. } => false,
+        }
+    }
+
+    fn is_call(&self, wanted: u64) -> bool {
+        match self.state {
+            State::Calling { number, .. } => number == wanted,
+            State::Waiting(_) | State::Queued | State::Placing { .. } => false,
         }
     }
 
@@ -281,24 +429,32 @@ impl Open {
         (self.work.host, self.work.kind == OperationKind::Destroy)
     }
 
-    /// A call that began unsettled proves nothing until what it overtook is over.
-    fn progress(&self, unsettled: bool, now: Mono) -> Progress {
+    fn overtook(&self) -> Overtook {
+        match (self.work.overtook, self.overtaken.is_empty()) {
+            (false, _) => Overtook::None,
+            (true, false) => Overtook::InProgress,
+            (true, true) => Overtook::Ended,
+        }
+    }
+
+    /// A destroy that began while the other call was in progress proves nothing.
+    fn progress(&self, overtook: Overtook, now: Mono) -> Progress {
         Progress {
             kind: self.work.kind,
             attempts: self.attempts,
             left: self.expires_at.since(now),
-            unsettled: unsettled && self.settles_at.is_none_or(|at| now <= at),
+            earlier: self.work.earlier,
+            overtook,
         }
     }
 
     /// Counts the call that this makes.
-    fn call(&mut self, now: Mono) -> Effect {
+    fn call(&mut self, number: u64, now: Mono) -> Effect {
         self.attempts += 1;
         let look_at = is_looked_after(self.work.kind).then(|| now.after(LOOK_BESIDE_AFTER));
-        self.state = State::Calling { look_at };
-        let unsettled = self.settles_at.is_some();
-        let (work, attempts) = (self.work.clone(), self.attempts);
-        Effect::Call(Box::new(Job { work, attempts, unsettled }))
+        self.state = State::Calling { number, look_at };
+        let (work, attempts, overtook) = (self.work.clone(), self.attempts, self.overtook());
+        Effect::Call(Box::new(Job { work, attempts, number, overtook }))
     }
 }
 
@@ -319,15 +475,15 @@ pub fn call_of(error: &CallError) -> Call {
         CallError::Unknown { .. } | CallError::Malformed { .. } => Call::Unknown,
         CallError::Refused { code, .. } => match code {
             ConnectCode::AlreadyExists => Call::Exists,
+            // The agent shuts down, or is full.
+            ConnectCode::Unavailable | ConnectCode::ResourceExhausted => Call::Declined,
             // The agent, or something before it, gave up; what it did until then is not said.
-            ConnectCode::Canceled
-            | ConnectCode::DeadlineExceeded
-            | ConnectCode::Unavailable
-            | ConnectCode::Unknown => Call::Unknown,
+            ConnectCode::Canceled | ConnectCode::DeadlineExceeded | ConnectCode::Unknown => {
+                Call::Unknown
+            }
             ConnectCode::NotFound => Call::Gone,
             ConnectCode::InvalidArgument
             | ConnectCode::PermissionDenied
-            | ConnectCode::ResourceExhausted
             | ConnectCode::FailedPrecondition
             | ConnectCode::Aborted
             | ConnectCode::OutOfRange

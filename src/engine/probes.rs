@@ -31,6 +31,8 @@ pub(super) struct Answered {
     pub(super) now: Now,
     pub(super) took: Duration,
     pub(super) probe: Probe,
+    /// Whether the connection proved that this host has answered.
+    pub(super) proven: bool,
 }
 
 impl Answered {
@@ -61,7 +63,8 @@ pub(super) fn pool(
         });
         let now = clock.now();
         let took = now.mono.since(asked_at);
-        deliver(Answered { host: job.host, revision: newest, asked_at, now, took, probe });
+        let (host, revision, proven) = (job.host, newest, agent.proves_hosts());
+        deliver(Answered { host, revision, asked_at, now, took, probe, proven });
     };
     Pool::new("probe", threads_max, Box::new(run))
 }

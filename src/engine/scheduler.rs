@@ -11,7 +11,9 @@ use super::pool::Pool;
 use super::probes::{Answered, Job};
 use crate::api::Pulse;
 use crate::clock::{Clock, Reading};
+use crate::model::sandbox::StrangerKind;
 use crate::model::time::Now;
+use crate::plan::observation::Stranger;
 use crate::store::StoreError;
 use crate::store::apply::{Applied, Probed};
 use crate::store::presence::{Found, Presence};
@@ -152,10 +154,10 @@ pub(super) fn deliver(
 ) -> Box<dyn Fn(Answered) + Send + Sync> {
     Box::new(move |answered: Answered| {
         let mut summary = answered.summary();
-        let Answered { host, revision, asked_at, now, took, probe } = answered;
+        let Answered { host, revision, asked_at, now, took, probe, proven } = answered;
         // Strict policy looks at no age.
         let age_cap = Some(presence.listening(now.mono));
-        let probed = Probed { host, revision, asked_at, age_cap, probe };
+        let probed = Probed { host, revision, asked_at, age_cap, probe, proven };
         let (post, noted, pulse) = (post.clone(), Arc::clone(&presence), Arc::clone(&pulse));
         let reply = Box::new(move |result: Result<Applied, StoreError>| {
             // The rows tell of a wrong host; by now what was found has been applied.
@@ -170,8 +172,11 @@ pub(super) fn deliver(
             if let Ok(applied) = result.as_ref()
                 && applied.observed
             {
-                let (zombies, held) = (applied.zombies.len(), applied.held.len());
-                noted.note_found(host, Found { zombies, held });
+                let misplaced = |s: &&Stranger| s.kind == StrangerKind::Misplaced;
+                let misplaced = applied.strangers.iter().filter(misplaced).count();
+                let zombies = applied.strangers.len() - misplaced;
+                let held = applied.held.len();
+                noted.note_found(host, Found { zombies, misplaced, held });
             }
             noted.note_probe(host, summary);
             drop(post.send(Mail::input(Input::Ended { host, took, result })));

@@ -16,8 +16,9 @@ use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::ClientConfig;
 use crate::agent::trust::Trust;
 use crate::api::Pulse;
+use crate::api::waiting::Waiters;
 use crate::clock::Clock;
-use crate::config::{AgentTls, Config, Paths};
+use crate::config::{AgentTls, Answers, Config, Paths};
 use crate::http::Server;
 use crate::store::StoreError;
 use crate::store::open::Lock;
@@ -111,6 +112,7 @@ pub struct Running {
     notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
+    waiters: Arc<Waiters>,
     revision: Arc<Revision>,
     _lock: Lock,
 }
@@ -130,6 +132,7 @@ pub fn serve(
     let (writer, writer_thread) = start_writer(writer)?;
     let (parts, mail) = Parts::new(clock, writer, &door, &core);
     parts.begin_pulse(config, &door);
+    parts.waiters.answer_when_done(config.answers == Answers::WhenDone);
     let held = core.is_held();
     let unfinished = std::mem::take(&mut core.unfinished);
     let gate = Gate::new();
@@ -156,6 +159,7 @@ pub fn serve(
         notify_thread,
         clock: parts.clock,
         pulse: parts.pulse,
+        waiters: parts.waiters,
         revision: parts.revision,
         _lock: lock,
     })
@@ -237,31 +241,31 @@ impl Running {
             https.reload();
             self.pulse.certificate_expires_s.store(https.expires_s(), Ordering::Relaxed);
         }
+        self.waiters.answer_when_done(config.answers == Answers::WhenDone);
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
         drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));
         drop(self.notify.send(NotifyMail::Reload(Box::new(config.clone()))));
     }
 
-    /// Stops everything: no new probes; those in flight end and are written; heartbeats
-    /// are flushed; the writer ends; the socket closes last. True when nothing was cut.
-    pub fn stop(self, patience: Duration) -> bool {
-        let until = self.clock.now().mono.after(patience);
+    /// Stops everything. Calls to agents in flight may end first, within `stop_timeout`;
+    /// heartbeats are answered meanwhile and nothing new begins. Then probes in flight end
+    /// and are written, heartbeats are flushed, the writer ends, and the socket closes last,
+    /// all that within `patience`. True when nothing was cut.
+    pub fn stop(self, stop_timeout: Duration, patience: Duration) -> bool {
         self.pulse.stopping.store(true, Ordering::Relaxed);
-        drop(self.operations.send(OpMail::Stop));
+        drop(self.operations.send(OpMail::Stop(stop_timeout)));
+        let ended = self.operations_thread.join().unwrap_or(false);
+        let until = self.clock.now().mono.after(patience);
         drop(self.scheduler.send(Mail::Stop));
         drop(self.erasures.send(EraseMail::Stop));
         drop(self.notify.send(NotifyMail::Stop));
-        let ended = [self.operations_thread.join(), self.scheduler_thread.join()];
-        let ended = ended.into_iter().all(|drained| drained.unwrap_or(false));
+        let ended = self.scheduler_thread.join().unwrap_or(false) && ended;
         let ended = self.erasures_thread.join().is_ok() && ended;
         let ended = self.notify_thread.join().is_ok() && ended;
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {
             log::error!("could not flush heartbeats: {error}");
-        }
-        if ended && let Err(error) = self.writer.call(self.clock.now(), Command::EndServing) {
-            log::error!("could not note the end: {error}");
         }
         self.writer.send(self.clock.now(), Command::Stop);
         let written = self.writer_thread.join().is_ok();

@@ -43,10 +43,6 @@ use std::time::Duration;
 /// Stack of the scheduler and the writer. SQLite's deepest calls need about a tenth.
 const STACK_BYTES: usize = 1024 * 1024;
 
-/// How long a stop waits for calls to agents. Longer and a slow pause holds up every
-/// restart; the next start takes up what is cut.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
-
 /// How long a stop waits for probes in flight: the usual deadline of one. Longer and, with
 /// a longer deadline, an agent that hangs holds up every restart.
 const PROBE_PATIENCE: Duration = Duration::from_secs(8);
@@ -171,12 +167,12 @@ impl Core {
     ) -> Result<(Writer, Core), StoreError> {
         let now = clock.now();
         let conn = open_writer(&paths.db, true, now.wall)?;
-        let interrupted = begin_serving(&conn, boot_id().as_deref())?;
+        let served = begin_serving(&conn, boot_id().as_deref())?;
         let presence = Arc::new(Presence::load(
             &read::hosts(&conn)?,
             read::tombstones(&conn)?,
             read::listened_until(&conn)?,
-            interrupted,
+            served,
             now,
         ));
         let unfinished = lifecycle::unfinished(&conn)?;
@@ -230,6 +226,7 @@ pub(super) struct Parts {
     pub(super) scheduler: Sender<Mail>,
     pub(super) operations: Sender<OpMail>,
     pub(super) erasures: Sender<EraseMail>,
+    pub(super) waiters: Arc<Waiters>,
     presence: Arc<Presence>,
     acceptance: Arc<Acceptance>,
     readers: Readers,
@@ -266,6 +263,7 @@ impl Parts {
             scheduler,
             operations,
             erasures,
+            waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
             presence: Arc::clone(&core.presence),
             acceptance: Arc::clone(&core.acceptance),
             readers: core.readers.clone(),
@@ -371,7 +369,7 @@ impl Parts {
             post: self.operations.clone(),
             scheduler: self.scheduler.clone(),
         };
-        gate.spawn("operations", move || calls.run(CALL_PATIENCE))
+        gate.spawn("operations", move || calls.run())
     }
 
     /// Starts the thread that has hosts delete templates.
@@ -427,7 +425,7 @@ impl Parts {
             admin: core.admin,
             history: History::default(),
             keys: core.keys,
-            waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
+            waiters: Arc::clone(&self.waiters),
             acceptance: core.acceptance,
             pulse: Arc::clone(&self.pulse),
             agent: self.agent.clone(),
@@ -448,6 +446,11 @@ fn wake(
             Wake::Work(work) => {
                 let input = operations::Input::Work(work);
                 return drop(calls.send(OpMail::input(input)));
+            }
+            Wake::Registered(host) => {
+                let input = operations::Input::Registered(host);
+                drop(calls.send(OpMail::input(input)));
+                Input::Changed(host)
             }
             Wake::ProbeNow(host) => Input::ProbeNow(host),
             Wake::Heard(host) => Input::Heard(host),

@@ -70,8 +70,13 @@ impl Notify {
 
     /// The start takes longer than usual, and why; until the answer is dropped it is said
     /// again and again, or a long migration would be taken for a failed start.
-    pub fn starting(&self, status: &str) -> Starting {
-        self.say(&format!("{}\n{}", status_line(status), may_take()));
+    pub fn starting(&self, status: &str) -> Extended {
+        self.extend("starting", &status_line(status))
+    }
+
+    /// Asks for more time, with this first, and again and again until the answer is dropped.
+    fn extend(&self, thread: &'static str, first: &str) -> Extended {
+        self.say(&format!("{first}\n{}", may_take()));
         let (keep, kept) = crossbeam_channel::bounded::<()>(0);
         let notify = self.clone();
         if notify.to.is_some() {
@@ -80,9 +85,9 @@ impl Notify {
                     notify.say(&may_take());
                 }
             };
-            spawn("starting", go_on);
+            spawn(thread, go_on);
         }
-        Starting { _keep: keep }
+        Extended { _keep: keep }
     }
 
     /// What goes on, for people.
@@ -103,9 +108,9 @@ impl Notify {
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
-    /// We are about to end in order.
-    pub fn stopping(&self) {
-        self.say("STOPPING=1\nSTATUS=stopping: what is in flight ends first");
+    /// We are about to end in order; calls in flight may take their time.
+    pub fn stopping(&self) -> Extended {
+        self.extend("stopping", "STOPPING=1\nSTATUS=stopping: what is in flight ends first")
     }
 
     /// Feeds the watchdog, if there is one, each time `alive` has found that everybody goes
@@ -146,7 +151,7 @@ impl Place {
 
 /// A start that takes its time; over when dropped.
 #[derive(Debug)]
-pub struct Starting {
+pub struct Extended {
     _keep: Sender<()>,
 }
 

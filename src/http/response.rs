@@ -91,7 +91,7 @@ impl Response {
 
     /// In the stead of a response that a handler should have made.
     pub(super) fn panicked() -> Response {
-        Response::error(500, "internal", "internal error")
+        Response::error(500, "internal_error", "internal error")
     }
 
     /// With one more header.
@@ -190,12 +190,15 @@ fn reason(status: u16) -> &'static str {
         410 => "Gone",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        422 => "Unprocessable Content",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "Status",
     }

@@ -46,6 +46,11 @@ pub struct Policy {
     pub confirm_delay: Duration,
     /// How long the verdict on most of the fleet is held.
     pub mass_guard_max: Duration,
+    /// How much memory of a host may be promised to sandboxes that run, in percent of what it
+    /// has. Larger: it swaps, or kills; smaller: part of it stays idle.
+    pub memory_overcommit_percent: u32,
+    /// The same of its processor cores.
+    pub cpu_overcommit_percent: u32,
     /// What of the past is kept.
     pub keep: Keep,
 }
@@ -115,6 +120,8 @@ impl Default for Policy {
             transient_grace: Duration::from_secs(120),
             confirm_delay: Duration::from_secs(3),
             mass_guard_max: Duration::from_secs(300),
+            memory_overcommit_percent: 100,
+            cpu_overcommit_percent: 800,
             keep: Keep::default(),
         }
     }

@@ -58,7 +58,7 @@ pub struct Listed {
     pub details: Details,
 }
 
-/// State of a listed sandbox. Anything but `paused` is running: older agents list every
+/// State of a listed sandbox. Anything but `paused` and `error` is running: older agents list every
 /// sandbox as `running`, also while it is being paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListedState {
@@ -66,6 +66,8 @@ pub enum ListedState {
     Running,
     /// Listed with status `paused`.
     Paused,
+    /// Listed with status `error`.
+    Error,
 }
 
 /// What an agent says of a running sandbox beyond its id.

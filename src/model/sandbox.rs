@@ -70,6 +70,18 @@ impl SandboxStatus {
     }
 }
 
+vocabulary! {
+    /// Why a host has a sandbox that this database does not place there.
+    StrangerKind, "kind of stranger", {
+        /// A user has had it destroyed, or there is no such sandbox.
+        Zombie = "zombie",
+        /// It was made after the backup that this database was restored from.
+        Forgotten = "forgotten",
+        /// It belongs to another host.
+        Misplaced = "misplaced",
+    }
+}
+
 /// A sandbox as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sandbox {
@@ -117,6 +129,48 @@ pub struct Sandbox {
     pub default_user: Option<String>,
     /// A JSON object of strings: the environment of its commands; from the template.
     pub default_env: Option<String>,
+}
+
+impl Sandbox {
+    /// A sandbox of which nothing else is known yet.
+    pub fn new(
+        id: SandboxId,
+        host_id: HostId,
+        team_id: TeamId,
+        status: SandboxStatus,
+        now: Wall,
+    ) -> Sandbox {
+        Sandbox {
+            id,
+            host_id,
+            team_id,
+            status,
+            status_reason: None,
+            status_changed_at: now,
+            revision: 0,
+            template: None,
+            vcpus: None,
+            memory_mb: None,
+            timeout_sec: None,
+            disk_size_mb: None,
+            guest_ip: None,
+            host_ip: None,
+            metadata: None,
+            created_at: now,
+            started_at: None,
+            last_active_at: None,
+            status_detail: None,
+            template_id: None,
+            default_user: None,
+            default_env: None,
+        }
+    }
+
+    /// Whether it stopped at a user's request: nothing else ends it for good.
+    pub fn is_ended_by_user(&self) -> bool {
+        let reason = self.status_reason.as_ref();
+        self.status == SandboxStatus::Stopped && reason.is_some_and(Reason::is_users_destroy)
+    }
 }
 
 /// Why a sandbox or host is in its status. Closed for what Roost writes itself; a fixture
@@ -224,6 +278,36 @@ impl Reason {
             Reason::PlacedElsewhere => "placed_elsewhere",
             Reason::Snapshotted => "snapshotted",
             Reason::Other(words) => words,
+        }
+    }
+}
+
+impl Reason {
+    /// Whether a sandbox that stopped for this reason did so at a user's request. Anything
+    /// else is no proof against a host that shows it alive.
+    pub fn is_users_destroy(&self) -> bool {
+        match self {
+            Reason::Requested | Reason::OperationSucceeded | Reason::DestroyFinished => true,
+            Reason::HostUnreachable
+            | Reason::HeartbeatReceived
+            | Reason::Vanished
+            | Reason::Restored
+            | Reason::AutoPaused
+            | Reason::ListedPaused
+            | Reason::PresumedPaused
+            | Reason::Adopted
+            | Reason::ListedRunning
+            | Reason::NotStarted
+            | Reason::NotResumed
+            | Reason::PauseFinished
+            | Reason::Reported
+            | Reason::OperationFailed
+            | Reason::SnapshotGone
+            | Reason::HostDeleted
+            | Reason::ListedError
+            | Reason::PlacedElsewhere
+            | Reason::Snapshotted
+            | Reason::Other(_) => false,
         }
     }
 }

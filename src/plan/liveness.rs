@@ -3,7 +3,9 @@
 //! Never: waits for or looks at a probe; judges by the stored time of a heartbeat when we
 //! have listened ourselves. Called by the scheduler once for every wake-up and by `check`.
 
+use crate::model::host::Liveness;
 use crate::model::policy::{MASS_GUARD_HOSTS, MASS_GUARD_PERCENT, Policy};
+use crate::model::sandbox::SandboxStatus;
 use crate::model::time::Mono;
 use std::time::Duration;
 
@@ -152,6 +154,15 @@ fn next_in(hosts: &[Silence], wait: Duration, policy: &Policy) -> Option<Duratio
     let watched = hosts.iter().filter(|h| !h.unreachable);
     let in_future = |left: &Duration| !wait.is_zero() || !left.is_zero();
     watched.map(until_stale).filter(in_future).min().map(|left| left.max(wait))
+}
+
+/// The status that a sandbox gets on a host of this liveness, when it is to get `to`: on a
+/// host that is unreachable none is known to run, whichever write comes last.
+pub fn landing(to: SandboxStatus, liveness: Liveness) -> SandboxStatus {
+    match liveness {
+        Liveness::Unreachable if to == SandboxStatus::Running => SandboxStatus::Missing,
+        Liveness::Unreachable | Liveness::Alive => to,
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
 //! Owns what one observation means for one host: the table for each row, and what only
-//! the host as a whole can tell (wrong host, mass vanish, zombies, looks that agree).
+//! the host as a whole can tell (wrong host, mass vanish, strangers, looks that agree).
 //!
 //! Never: reads or writes the database; `store` brings the rows and applies the plan.
 
-use super::operation::{Answer, LOOK_EVERY, after_look, transient};
+use super::operation::{Answer, Earlier, LOOK_EVERY, Outcome, after_look, transient};
 use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
 use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
-use crate::model::policy::{MASS_VANISH_MIN, Policy, ZOMBIE_AGE, ZombiePolicy};
+use crate::model::policy::{CONFIRMATIONS, MASS_VANISH_MIN, Policy, ZOMBIE_AGE, ZombiePolicy};
 use crate::model::probe::{Listed, ListedState, Listing};
-use crate::model::sandbox::{Reason, SandboxStatus};
+use crate::model::sandbox::{Reason, SandboxStatus, StrangerKind};
 use crate::model::time::{Mono, Now, Wall};
 use std::time::Duration;
+
+/// Strangers of one host that are recorded. Larger: a hostile agent fills the database;
+/// smaller: an operator does not see all that a restore has forgotten.
+const STRANGERS_MAX: usize = 1_000;
 
 /// How far in the future the time of a status may lie before the clock was set back.
 pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
@@ -25,8 +29,8 @@ pub struct Row {
     pub team: TeamId,
     /// Its status.
     pub status: SandboxStatus,
-    /// Whether a `stopped` was the monitor's inference.
-    pub stopped_by_inference: bool,
+    /// Whether a `stopped` was a user's request.
+    pub ended_by_user: bool,
     /// When the status last changed.
     pub changed_at: Wall,
     /// Revision of that change.
@@ -53,15 +57,19 @@ pub struct LookingFor {
     pub kind: OperationKind,
     /// What the agent has said.
     pub answer: Answer,
+    /// The status in which the operation began.
+    pub from: Option<SandboxStatus>,
 }
 
-/// A listed or announced id that is not among the host's rows.
+/// A listed id that is not among the host's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stranger {
+pub struct Unplaced {
     /// The id.
     pub id: SandboxId,
     /// The host that the database says it belongs to, if it has a row at all.
     pub owner: Option<HostId>,
+    /// This host was asked to destroy it.
+    pub destroying: bool,
 }
 
 /// When and by which state of the database the question was asked, and what surrounds
@@ -79,8 +87,8 @@ pub struct Question {
     /// Longest age of a status that can be held against a row: how long we have listened.
     /// `None` when ages are taken as they are.
     pub age_cap: Option<Duration>,
-    /// Until when sandboxes may have been made that the database has forgotten: it was
-    /// restored, and what counts since then is complete. `None`: it was never restored.
+    /// A sandbox without a row that is seen until then is one that a restore has forgotten.
+    /// `None`: the database was never restored.
     pub forgotten_until: Option<Wall>,
 }
 
@@ -105,9 +113,9 @@ impl HostMemory {
         self.sightings.iter().any(|s| s.contact_gap && s.what == Seen::Absent)
     }
 
-    /// Zombies that were reported and are still seen.
-    pub fn zombies(&self) -> usize {
-        self.sightings.iter().filter(|s| s.reported).count()
+    /// Forgets what was seen of one sandbox: observations from before count no more.
+    pub fn forget(&mut self, id: SandboxId) {
+        self.sightings.retain(|sighting| sighting.id != id);
     }
 }
 
@@ -122,7 +130,6 @@ struct Sighting {
     agreeing: u32,
     /// Whether any of the looks came after a contact gap: later ones do not undo that.
     contact_gap: bool,
-    reported: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,16 +157,16 @@ pub struct Transition {
     pub ends_operation: bool,
 }
 
-/// A sandbox that is alive on the host and over, or unknown, for us.
+/// A sandbox that the host has although this database does not place it there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Zombie {
+pub struct Stranger {
     /// Its id.
     pub id: SandboxId,
-    /// What the database says; `None` without a row.
+    /// In which way it is one.
+    pub kind: StrangerKind,
+    /// What the database says of it on this host; `None` without a row here.
     pub status: Option<SandboxStatus>,
-    /// Whether a restore may have taken its row: it may be somebody's work.
-    pub forgotten: bool,
-    /// Whether this look is the first to report it.
+    /// Whether this observation is the first to report it.
     pub new: bool,
 }
 
@@ -194,14 +201,20 @@ pub struct HostPlan {
     pub left_over: Vec<SandboxId>,
     /// What is asked of the agent once more.
     pub again: Vec<(SandboxId, Action)>,
+    /// Operations whose call is made again, and what the earlier call left behind.
+    pub call_again: Vec<(SandboxId, Earlier)>,
     /// Rows whose stop is held because too many vanished at once.
     pub held: Vec<SandboxId>,
     /// Whether this look is the first to hold.
     pub hold_began: bool,
-    /// Zombies, confirmed and old enough.
-    pub zombies: Vec<Zombie>,
+    /// Strangers, confirmed and old enough.
+    pub strangers: Vec<Stranger>,
     /// Those of them that are destroyed.
     pub destroy: Vec<SandboxId>,
+    /// Recorded strangers that are gone.
+    pub departed: Vec<SandboxId>,
+    /// Ids of other hosts, or of none, that the agent says it paused. They are ignored.
+    pub foreign_notices: usize,
     /// Announcements that are used up or proven stale.
     pub spent: Vec<SandboxId>,
     /// Rows that could not be judged because they changed after the question.
@@ -219,39 +232,39 @@ pub fn by_id(listing: &Listing) -> Vec<u32> {
     order
 }
 
-/// Listed and announced ids that have no row among `rows` (sorted by id).
-pub fn strangers(listing: &Listing, rows: &[Row]) -> Vec<SandboxId> {
-    let known = |id: SandboxId| rows.binary_search_by_key(&id, |row| row.id).is_ok();
+/// Listed ids that have no row among `rows` (sorted by id), in order.
+pub fn unplaced(listing: &Listing, rows: &[Row]) -> Vec<SandboxId> {
     let listed = listing.sandboxes.iter().map(|entry| entry.id);
-    let mut unknown: Vec<SandboxId> =
-        listed.chain(listing.auto_paused.iter().copied()).filter(|&id| !known(id)).collect();
+    let mut unknown: Vec<SandboxId> = listed.filter(|&id| !is_among(rows, id)).collect();
     unknown.sort_unstable();
-    unknown.dedup();
     unknown
 }
 
-/// Whether most ids of an answer belong to another host: its address was taken over.
-pub fn is_wrong_host(listing: &Listing, strangers: &[Stranger]) -> bool {
-    let foreign = strangers.iter().filter(|s| s.owner.is_some()).count();
-    let listed = listing.sandboxes.iter().map(|entry| entry.id);
-    let mut ids: Vec<SandboxId> = listed.chain(listing.auto_paused.iter().copied()).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    foreign * 2 > ids.len()
+fn is_among(rows: &[Row], id: SandboxId) -> bool {
+    rows.binary_search_by_key(&id, |row| row.id).is_ok()
 }
 
-/// Plans for one host. `rows` are sorted by id; `strangers` are those of [`strangers`],
-/// sorted, with their owners.
+/// Whether another host has answered: most of what is listed belongs to others, and none of
+/// it to this one. A few foreign sandboxes beside its own are strangers.
+pub fn is_wrong_host(listing: &Listing, unplaced: &[Unplaced]) -> bool {
+    let foreign = unplaced.iter().filter(|u| u.owner.is_some()).count();
+    let own = listing.sandboxes.len() - unplaced.len();
+    own == 0 && foreign * 2 > listing.sandboxes.len()
+}
+
+/// Plans for one host. `rows` are sorted by id; `unplaced` are those of [`unplaced`], with
+/// their owners; `recorded` are the strangers that this host is known for, sorted by id.
 pub fn plan_host(
     rows: &[Row],
     listing: &Listing,
-    strangers: &[Stranger],
+    unplaced: &[Unplaced],
+    recorded: &[(SandboxId, StrangerKind)],
     memory: &HostMemory,
     question: &Question,
     policy: &Policy,
 ) -> HostPlan {
     let mut planner =
-        Planner { plan: HostPlan::default(), memory, question, policy, running_rows: 0 };
+        Planner { plan: HostPlan::default(), memory, recorded, question, policy, running_rows: 0 };
     let order = by_id(listing);
     let mut listed = order.iter().map(|&at| at as usize).peekable();
     for row in rows {
@@ -260,18 +273,22 @@ pub fn plan_host(
         planner.row(row, entry, listing);
     }
     let mut listed = order.iter().map(|&at| &listing.sandboxes[at as usize]).peekable();
-    for stranger in strangers.iter().filter(|s| s.owner.is_none()) {
-        while listed.next_if(|entry| entry.id < stranger.id).is_some() {}
-        if let Some(entry) = listed.next_if(|entry| entry.id == stranger.id) {
-            planner.zombie(entry, None, 0);
+    for unplaced in unplaced.iter().filter(|u| !u.destroying) {
+        while listed.next_if(|entry| entry.id < unplaced.id).is_some() {}
+        if let Some(entry) = listed.next_if(|entry| entry.id == unplaced.id) {
+            planner.unplaced(entry, unplaced.owner.is_some());
         }
     }
+    let foreign = listing.auto_paused.iter().filter(|id| !is_among(rows, **id));
+    planner.plan.foreign_notices = foreign.count();
+    planner.departed(listing, &order);
     planner.finish()
 }
 
 struct Planner<'a> {
     plan: HostPlan,
     memory: &'a HostMemory,
+    recorded: &'a [(SandboxId, StrangerKind)],
     question: &'a Question,
     policy: &'a Policy,
     running_rows: usize,
@@ -294,6 +311,7 @@ impl Planner<'_> {
         let report = match entry.map(|at| listing.sandboxes[at].state) {
             Some(ListedState::Running) => Report::Running,
             Some(ListedState::Paused) => Report::Paused,
+            Some(ListedState::Error) => Report::Error,
             None if row.announced => Report::AutoPaused,
             None => Report::Absent,
         };
@@ -301,14 +319,23 @@ impl Planner<'_> {
         let gap = self.question.contact_gap || row.pause_outstanding;
         let sighting = self.sighting(row.id, seen, row.revision, gap);
         let look = Look { report, contact_gap: sighting.contact_gap, agreeing: sighting.agreeing };
-        let (decision, waits) = match self.decided_by_look(row, look) {
-            Some(told) => (told.map_or(Decision::Keep, |(to, why)| Decision::Move(to, why)), true),
-            None => (reconcile(Some(self.known(row)), look, self.policy), false),
+        let outcome = self.decided_by_look(row, look);
+        let decision = match &outcome {
+            Some(Outcome::Wait | Outcome::CallAgain(_)) => Decision::Keep,
+            Some(Outcome::Finish(to, reason)) => Decision::Move(*to, reason.clone()),
+            None => reconcile(Some(self.known(row)), look, self.policy),
         };
         self.spend(row, report, &decision);
+        if let Some(Outcome::CallAgain(earlier)) = outcome {
+            return self.plan.call_again.push((row.id, earlier));
+        }
         match decision {
-            Decision::Keep if waits => {
-                self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(LOOK_EVERY));
+            Decision::Keep if outcome.is_some() => {
+                let delay = LOOK_EVERY.min(match sighting.agreeing {
+                    1 => self.policy.confirm_delay,
+                    _ => LOOK_EVERY,
+                });
+                self.plan.ask_again = self.plan.ask_again.sooner(AskAgain::After(delay));
                 self.plan.memory.sightings.push(sighting);
             }
             // What its operation leaves open may be decided when the gap is long closed.
@@ -327,18 +354,20 @@ impl Planner<'_> {
             Decision::Again(action) => self.plan.again.push((row.id, action)),
             Decision::Zombie => {
                 if let Some(at) = entry {
-                    self.zombie(&listing.sandboxes[at], Some(row.status), row.revision);
+                    let status = Some(row.status);
+                    let kind = StrangerKind::Zombie;
+                    self.stranger(listing.sandboxes[at].id, kind, status, row.revision);
                 }
             }
         }
     }
 
     /// What a look tells of the operation that waits for it; `None` when none does.
-    fn decided_by_look(&self, row: &Row, look: Look) -> Option<Option<(SandboxStatus, Reason)>> {
+    fn decided_by_look(&self, row: &Row, look: Look) -> Option<Outcome> {
         let owned = row.operation == OperationState::Live;
         let waits = |l: &LookingFor| owned && row.status == transient(l.kind);
         let looking = row.looking.filter(waits)?;
-        Some(after_look(looking.kind, looking.answer, look))
+        Some(after_look(looking.kind, looking.answer, looking.from, look))
     }
 
     fn known(&self, row: &Row) -> Known {
@@ -350,7 +379,7 @@ impl Planner<'_> {
         };
         Known {
             status: row.status,
-            stopped_by_inference: row.stopped_by_inference,
+            ended_by_user: row.ended_by_user,
             age: self.question.age_cap.map_or(age, |cap| age.min(cap)),
             operation: row.operation,
         }
@@ -377,7 +406,6 @@ impl Planner<'_> {
             last_at: now,
             agreeing: 0,
             contact_gap: true,
-            reported: false,
         };
         let absent = earlier.filter(|sighting| sighting.what == Seen::Absent);
         Some(absent.map_or(none, |sighting| Sighting { contact_gap: true, ..sighting }))
@@ -398,7 +426,6 @@ impl Planner<'_> {
                 last_at: now,
                 agreeing: 1,
                 contact_gap: gap,
-                reported: false,
             },
             Some(earlier) => {
                 let waited =
@@ -430,41 +457,69 @@ impl Planner<'_> {
         }
     }
 
-    fn zombie(&mut self, entry: &Listed, status: Option<SandboxStatus>, revision: u64) {
-        let gap = self.question.contact_gap;
-        let mut sighting = self.sighting(entry.id, Seen::Alive, revision, gap);
-        let now = self.question.now;
-        // The host's clock may be ahead of ours: it is at least as old as we have seen it.
-        let seen = now.mono.since(sighting.first_at);
-        let age = match entry.created_at_unix {
-            ..=0 => seen,
-            created => now.wall.since(Wall(created.saturating_mul(1000))).max(seen),
+    /// A listed sandbox without a row on this host.
+    fn unplaced(&mut self, entry: &Listed, has_owner: bool) {
+        let is_forgotten =
+            self.question.forgotten_until.is_some_and(|u| self.question.now.wall <= u);
+        let kind = match (has_owner, is_forgotten) {
+            (true, _) => StrangerKind::Misplaced,
+            (false, true) => StrangerKind::Forgotten,
+            (false, false) => StrangerKind::Zombie,
         };
-        if sighting.agreeing < 2 {
-            return self.remember(sighting);
-        }
-        if age > ZOMBIE_AGE {
-            let new = !sighting.reported;
-            sighting.reported = true;
-            let forgotten = status.is_none() && self.may_be_forgotten(entry);
-            self.plan.zombies.push(Zombie { id: entry.id, status, forgotten, new });
-            match self.policy.zombies {
-                ZombiePolicy::Destroy if !forgotten => self.plan.destroy.push(entry.id),
-                ZombiePolicy::Destroy | ZombiePolicy::Report => {}
-            }
-        }
-        self.plan.memory.sightings.push(sighting);
+        self.stranger(entry.id, kind, None, 0);
     }
 
-    /// Whether a sandbox without a row may be of the time that a restore has undone. An agent
-    /// that does not say when it made it may have made it then.
-    fn may_be_forgotten(&self, entry: &Listed) -> bool {
-        let created = match entry.created_at_unix {
-            ..=0 => None,
-            seconds => Some(Wall(seconds.saturating_mul(1000))),
+    /// Reports a stranger once it is confirmed. What a restore may have forgotten is recorded
+    /// at once, and stays forgotten: it is never destroyed unasked.
+    fn stranger(
+        &mut self,
+        id: SandboxId,
+        kind: StrangerKind,
+        status: Option<SandboxStatus>,
+        revision: u64,
+    ) {
+        let sighting = self.sighting(id, Seen::Alive, revision, self.question.contact_gap);
+        let is_old = self.question.now.mono.since(sighting.first_at) > ZOMBIE_AGE;
+        let is_confirmed = sighting.agreeing >= CONFIRMATIONS;
+        let recorded = self.recorded_as(id);
+        let kind = recorded.filter(|r| *r == StrangerKind::Forgotten).unwrap_or(kind);
+        let is_due = match kind {
+            StrangerKind::Forgotten => true,
+            StrangerKind::Misplaced => is_confirmed,
+            StrangerKind::Zombie => is_confirmed && is_old,
         };
-        let until = self.question.forgotten_until;
-        until.is_some_and(|until| created.is_none_or(|created| created <= until))
+        let is_full = self.recorded.len() + self.plan.strangers.len() >= STRANGERS_MAX;
+        if recorded.is_some() || is_due && !is_full {
+            let new = recorded != Some(kind);
+            self.plan.strangers.push(Stranger { id, kind, status, new });
+        }
+        let is_zombie = kind == StrangerKind::Zombie && is_due;
+        match self.policy.zombies {
+            ZombiePolicy::Destroy if is_zombie => self.plan.destroy.push(id),
+            ZombiePolicy::Destroy | ZombiePolicy::Report => {}
+        }
+        match is_confirmed {
+            true => self.plan.memory.sightings.push(sighting),
+            false => self.remember(sighting),
+        }
+    }
+
+    fn recorded_as(&self, id: SandboxId) -> Option<StrangerKind> {
+        let at = self.recorded.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(self.recorded[at].1)
+    }
+
+    /// Recorded strangers that are not listed any more. A forgotten one may be paused, which
+    /// older agents do not list.
+    fn departed(&mut self, listing: &Listing, order: &[u32]) {
+        let is_listed = |id: SandboxId| {
+            order.binary_search_by_key(&id, |&at| listing.sandboxes[at as usize].id).is_ok()
+        };
+        let departed = self.recorded.iter().filter(|(id, kind)| match kind {
+            StrangerKind::Forgotten => false,
+            StrangerKind::Zombie | StrangerKind::Misplaced => !is_listed(*id),
+        });
+        self.plan.departed = departed.map(|(id, _)| *id).collect();
     }
 
     fn finish(mut self) -> HostPlan {

@@ -35,13 +35,31 @@ pub enum NoHost {
     AllFull,
 }
 
-/// Virtual processors that one core may carry: sandboxes are mostly idle. Memory is not
-/// shared out twice.
-const VCPUS_PER_CORE: u64 = 8;
+/// What is left on a host that has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// Memory in MiB; `None` when the host never said how much it has.
+    pub memory_mb: Option<u64>,
+    /// Virtual processors; `None` as above.
+    pub vcpus: Option<u64>,
+}
+
+/// How much of a host may be promised to sandboxes that run, in percent of what it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overcommit {
+    /// Of its memory.
+    pub memory_percent: u32,
+    /// Of its processor cores; sandboxes are mostly idle.
+    pub cpu_percent: u32,
+}
 
 /// Position of the least loaded candidate, by the scarcer of memory and processors after
 /// the sandbox is on it; the first of equals.
-pub fn place(candidates: &[Candidate], need: Need) -> Result<usize, NoHost> {
+pub fn place(
+    candidates: &[Candidate],
+    need: Need,
+    overcommit: Overcommit,
+) -> Result<usize, NoHost> {
     if candidates.is_empty() {
         return Err(NoHost::NoneAvailable);
     }
@@ -50,9 +68,20 @@ pub fn place(candidates: &[Candidate], need: Need) -> Result<usize, NoHost> {
     if large.is_empty() {
         return Err(NoHost::TooBig);
     }
-    let load = |at: usize| load_after(&candidates[at], need);
+    let load = |at: usize| load_after(&candidates[at], need, overcommit);
     let free = large.into_iter().filter(|&at| load(at) <= FULL);
     free.min_by_key(|&at| load(at)).ok_or(NoHost::AllFull)
+}
+
+/// Whether a sandbox that is on this host already may start to run there.
+///
+/// # Errors
+/// What is free, when that is too little.
+pub fn has_room(host: &Candidate, need: Need, overcommit: Overcommit) -> Result<(), Free> {
+    match load_after(host, need, overcommit) <= FULL {
+        true => Ok(()),
+        false => Err(free(host, overcommit)),
+    }
 }
 
 /// Load of a host with nothing left, in millionths.
@@ -63,12 +92,28 @@ fn fits(host: &Candidate, need: Need) -> bool {
         && host.cpu_cores.is_none_or(|cores| need.vcpus <= cores)
 }
 
+/// What may be promised of a host: memory in MiB and virtual processors.
+fn promised(host: &Candidate, overcommit: Overcommit) -> (Option<u64>, Option<u64>) {
+    let percent = |of: u64, percent: u32| of.saturating_mul(u64::from(percent)) / 100;
+    let memory = host.memory_mb.map(|of| percent(of, overcommit.memory_percent));
+    let vcpus = host.cpu_cores.map(|of| percent(u64::from(of), overcommit.cpu_percent));
+    (memory, vcpus)
+}
+
+fn free(host: &Candidate, overcommit: Overcommit) -> Free {
+    let (memory, vcpus) = promised(host, overcommit);
+    Free {
+        memory_mb: memory.map(|of| of.saturating_sub(host.used_memory_mb)),
+        vcpus: vcpus.map(|of| of.saturating_sub(host.used_vcpus)),
+    }
+}
+
 /// The scarcer of the two, in millionths. What a host never said is not scarce.
-fn load_after(host: &Candidate, need: Need) -> u64 {
-    let part = |used: u64, of: u64| used.saturating_mul(FULL) / of.max(1);
-    let memory = host.memory_mb.map(|of| part(host.used_memory_mb + need.memory_mb, of));
-    let cores = host.cpu_cores.map(|of| u64::from(of) * VCPUS_PER_CORE);
-    let vcpus = cores.map(|of| part(host.used_vcpus + u64::from(need.vcpus), of));
+fn load_after(host: &Candidate, need: Need, overcommit: Overcommit) -> u64 {
+    let part = |used: u64, of: u64| used.saturating_mul(FULL).div_ceil(of.max(1));
+    let (memory, vcpus) = promised(host, overcommit);
+    let memory = memory.map(|of| part(host.used_memory_mb + need.memory_mb, of));
+    let vcpus = vcpus.map(|of| part(host.used_vcpus + u64::from(need.vcpus), of));
     memory.into_iter().chain(vcpus).max().unwrap_or(0)
 }
 
@@ -81,6 +126,12 @@ mod tests {
     }
 
     const SMALL: Need = Need { vcpus: 1, memory_mb: 512 };
+
+    const USUAL: Overcommit = Overcommit { memory_percent: 100, cpu_percent: 800 };
+
+    fn place(candidates: &[Candidate], need: Need) -> Result<usize, NoHost> {
+        super::place(candidates, need, USUAL)
+    }
 
     #[test]
     fn the_scarcer_resource_decides() {
@@ -106,5 +157,38 @@ mod tests {
         let silent =
             Candidate { cpu_cores: None, memory_mb: None, used_vcpus: 9, used_memory_mb: 9 };
         assert_eq!(place(&[silent], Need { vcpus: 999, memory_mb: 1 << 40 }), Ok(0));
+    }
+
+    #[test]
+    fn what_starts_to_run_needs_room_or_learns_what_is_free() {
+        let tight = host(2, 2048, 15, 2048 - 511);
+        let free = Free { memory_mb: Some(511), vcpus: Some(1) };
+        assert_eq!(has_room(&tight, SMALL, USUAL), Err(free));
+        let twice = Overcommit { memory_percent: 200, ..USUAL };
+        assert_eq!(has_room(&tight, SMALL, twice), Ok(()));
+        let busy = host(2, 2048, 16, 0);
+        let free = Free { memory_mb: Some(2048), vcpus: Some(0) };
+        assert_eq!(has_room(&busy, SMALL, USUAL), Err(free));
+        let silent =
+            Candidate { cpu_cores: None, memory_mb: None, used_vcpus: 9, used_memory_mb: 9 };
+        assert_eq!(has_room(&silent, SMALL, USUAL), Ok(()));
+    }
+
+    /// A host that is a thousandth over is over: room is counted, not rounded.
+    #[test]
+    fn overcommit_is_exact() {
+        for memory_mb in [1, 511, 512, 2047, 2048, 1 << 30] {
+            for used in [0, 1, 512, 1535, 1536, 1537] {
+                for percent in [50, 100, 150, 800] {
+                    let overcommit = Overcommit { memory_percent: percent, cpu_percent: 800 };
+                    let host = host(64, memory_mb, 0, used);
+                    let fits = (used + 512) * 100 <= memory_mb * u64::from(percent);
+                    let room = has_room(&host, SMALL, overcommit);
+                    // A promise is whole MiB.
+                    let exact = fits == room.is_ok() || memory_mb * u64::from(percent) % 100 != 0;
+                    assert!(exact, "{memory_mb} {used} {percent}: {room:?}");
+                }
+            }
+        }
     }
 }

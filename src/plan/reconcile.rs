@@ -11,8 +11,9 @@ use std::time::Duration;
 pub struct Known {
     /// Its status.
     pub status: SandboxStatus,
-    /// Whether a `stopped` was the monitor's inference and not a user's wish.
-    pub stopped_by_inference: bool,
+    /// Whether a `stopped` was a user's request. Anything else that ended a sandbox is no
+    /// proof against a host that shows it alive.
+    pub ended_by_user: bool,
     /// Time since its last status change that can be held against it.
     pub age: Duration,
     /// Whether an operation owns it.
@@ -37,6 +38,8 @@ pub enum Report {
     Running,
     /// Listed as paused.
     Paused,
+    /// Listed as failed.
+    Error,
     /// Not listed, but announced as paused by the agent itself.
     AutoPaused,
     /// Neither.
@@ -97,7 +100,9 @@ pub fn reconcile(known: Option<Known>, look: Look, policy: &Policy) -> Decision 
         (None, true) => Decision::Keep,
         (Some(known), false) => default(known, look, policy),
         (None, false) => match look.report {
-            Report::Running | Report::Paused | Report::AutoPaused => Decision::Zombie,
+            Report::Running | Report::Paused | Report::Error | Report::AutoPaused => {
+                Decision::Zombie
+            }
             Report::Absent => Decision::Keep,
         },
     }
@@ -105,7 +110,7 @@ pub fn reconcile(known: Option<Known>, look: Look, policy: &Policy) -> Decision 
 
 fn default(known: Known, look: Look, policy: &Policy) -> Decision {
     use Decision::{Again, Keep, Move, Zombie};
-    use Report::{Absent, AutoPaused, Paused, Running};
+    use Report::{Absent, AutoPaused, Error, Paused, Running};
     use SandboxStatus as S;
 
     let confirmed =
@@ -118,9 +123,10 @@ fn default(known: Known, look: Look, policy: &Policy) -> Decision {
         S::Paused,
         match look.report {
             Paused => Reason::ListedPaused,
-            Running | AutoPaused | Absent => Reason::AutoPaused,
+            Running | Error | AutoPaused | Absent => Reason::AutoPaused,
         },
     );
+    let failed = Move(S::Error, Reason::ListedError);
 
     match (known.status, look.report) {
         (S::Running, Running) => Keep,
@@ -131,12 +137,21 @@ fn default(known: Known, look: Look, policy: &Policy) -> Decision {
         }
         (S::Running, Absent) => confirmed(Move(S::Stopped, Reason::Vanished)),
 
+        (S::Running | S::Paused | S::Starting | S::Resuming | S::Pausing, Error) => {
+            unless_owned(failed)
+        }
+        (S::Missing, Error) => failed,
+
         (S::Missing, Running) => Move(S::Running, Reason::Restored),
         (S::Missing, Paused | AutoPaused) => paused,
         (S::Missing, Absent) => confirmed(Move(S::Paused, Reason::PresumedPaused)),
 
         (S::Starting | S::Resuming, Running) => Move(S::Running, Reason::ListedRunning),
         (S::Starting | S::Resuming, Paused | AutoPaused) => unless_owned(paused),
+        // It may have been made, and paused with everything else behind the gap.
+        (S::Starting, Absent) if look.contact_gap => {
+            after_grace(confirmed(Move(S::Paused, Reason::PresumedPaused)))
+        }
         (S::Starting, Absent) => after_grace(Move(S::Error, Reason::NotStarted)),
         (S::Resuming, Absent) => after_grace(Move(S::Paused, Reason::NotResumed)),
 
@@ -144,18 +159,19 @@ fn default(known: Known, look: Look, policy: &Policy) -> Decision {
         (S::Pausing, Paused | AutoPaused) => unless_owned(paused),
         (S::Pausing, Absent) => after_grace(Move(S::Paused, Reason::PauseFinished)),
 
-        (S::Stopping, Running | Paused | AutoPaused) => after_grace(Again(Action::Destroy)),
+        (S::Stopping, Running | Paused | Error | AutoPaused) => after_grace(Again(Action::Destroy)),
         (S::Stopping, Absent) => after_grace(Move(S::Stopped, Reason::DestroyFinished)),
 
         (S::Paused, Running) => confirmed(Move(S::Running, Reason::Adopted)),
         (S::Paused, Paused | AutoPaused | Absent) => Keep,
 
-        (S::Stopped, Running) if known.stopped_by_inference => Move(S::Running, Reason::Adopted),
-        (S::Stopped, Paused | AutoPaused) if known.stopped_by_inference => paused,
-        (S::Stopped | S::Error, Running | Paused | AutoPaused) => Zombie,
-        (S::Stopped | S::Error, Absent) => Keep,
+        (S::Stopped, Running | Paused | Error | AutoPaused) if known.ended_by_user => Zombie,
+        (S::Stopped | S::Error, Running) => Move(S::Running, Reason::Adopted),
+        (S::Stopped | S::Error, Paused | AutoPaused) => paused,
+        (S::Stopped, Error) => failed,
+        (S::Error, Error) | (S::Stopped | S::Error, Absent) => Keep,
 
-        (S::Pending | S::Hibernated, Running | Paused | AutoPaused | Absent) => Keep,
+        (S::Pending | S::Hibernated, Running | Paused | Error | AutoPaused | Absent) => Keep,
     }
 }
 
@@ -164,14 +180,16 @@ fn strict(status: SandboxStatus, report: Report) -> Decision {
     use SandboxStatus as S;
 
     let alive = match report {
-        Report::Running | Report::Paused => true,
+        Report::Running | Report::Paused | Report::Error => true,
         Report::AutoPaused | Report::Absent => false,
     };
     match (status, alive) {
         (S::Running | S::Pausing | S::Stopping, true) => Keep,
         (S::Running, false) => match report {
             Report::AutoPaused => Move(S::Paused, Reason::AutoPaused),
-            Report::Running | Report::Paused | Report::Absent => Move(S::Stopped, Reason::Vanished),
+            Report::Running | Report::Paused | Report::Error | Report::Absent => {
+                Move(S::Stopped, Reason::Vanished)
+            }
         },
         (S::Missing, true) => Move(S::Running, Reason::Restored),
         (S::Missing, false) => Move(S::Stopped, Reason::Vanished),
@@ -189,8 +207,8 @@ mod tests {
     use super::*;
     use std::fmt::Write as _;
 
-    const REPORTS: [Report; 4] =
-        [Report::Running, Report::Paused, Report::AutoPaused, Report::Absent];
+    const REPORTS: [Report; 5] =
+        [Report::Running, Report::Paused, Report::Error, Report::AutoPaused, Report::Absent];
     const OPERATIONS: [OperationState; 3] =
         [OperationState::None, OperationState::Live, OperationState::Expired];
 
@@ -198,10 +216,10 @@ mod tests {
     fn every() -> impl Iterator<Item = (Option<Known>, Look)> {
         let mut all = Vec::new();
         for &status in SandboxStatus::ALL {
-            for stopped_by_inference in [false, true] {
+            for ended_by_user in [false, true] {
                 for age in [Duration::ZERO, Duration::from_secs(120), Duration::from_secs(121)] {
                     for operation in OPERATIONS {
-                        all.push(Some(Known { status, stopped_by_inference, age, operation }));
+                        all.push(Some(Known { status, ended_by_user, age, operation }));
                     }
                 }
             }
@@ -244,11 +262,10 @@ mod tests {
         };
         for &status in SandboxStatus::ALL {
             let age = Duration::from_secs(age_s);
-            let known =
-                |inferred| Some(Known { status, stopped_by_inference: inferred, age, operation });
+            let known = |ended_by_user| Some(Known { status, ended_by_user, age, operation });
             line(status.to_string(), known(false));
             if status == SandboxStatus::Stopped {
-                line("stopped by inference".to_owned(), known(true));
+                line("stopped by a user".to_owned(), known(true));
             }
         }
         line("no row".to_owned(), None);
@@ -321,7 +338,7 @@ mod tests {
                 assert!(look.agreeing >= 2 && !look.contact_gap, "{known:?} {look:?}");
                 assert_eq!(look.report, Report::Absent);
             }
-            if to == SandboxStatus::Error {
+            if to == SandboxStatus::Error && look.report != Report::Error {
                 assert_eq!(status, Some(SandboxStatus::Starting), "a snapshot is given up");
             }
         }
@@ -352,7 +369,7 @@ mod tests {
             };
             let after = Known {
                 status: to,
-                stopped_by_inference: reason == Reason::Vanished,
+                ended_by_user: reason == Reason::DestroyFinished,
                 age: Duration::ZERO,
                 operation: OperationState::None,
             };

@@ -1,7 +1,8 @@
 //! Owns what an agent's own report means for a sandbox.
 //!
-//! Never: takes a report for more than it is: agents may be late, and a listing that
-//! shows a sandbox running outranks what was said before.
+//! Never: takes a report for more than it is. Reports may be late, and an observation that
+//! shows a sandbox running outranks what was said before; so every report about a known
+//! sandbox is followed by a probe.
 
 use crate::model::sandbox::SandboxStatus;
 use crate::model::vocabulary;
@@ -21,36 +22,47 @@ vocabulary! {
         Paused = "sandbox.paused",
         /// A create, pause or resume failed.
         Failed = "sandbox.failed",
+        /// A pause failed; the sandbox may still run.
+        PauseFailed = "sandbox.pause_failed",
+        /// A resume failed; the snapshot is still there.
+        ResumeFailed = "sandbox.resume_failed",
+        /// The sandbox failed by itself.
+        Error = "sandbox.error",
     }
 }
 
-/// What follows.
+/// What follows, beside a probe of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing.
-    Ignore,
-    /// The announcement goes into the inbox, and the host is looked at.
-    Note,
-    /// The host is looked at.
-    Look,
+    Probe,
+    /// An auto-pause notice goes into the inbox.
+    Notice,
     /// The row changes.
     Move(SandboxStatus),
 }
 
-/// What a report means for a sandbox in this status. `late`: it is older than the status.
-pub fn effect(kind: ReportKind, status: SandboxStatus, late: bool) -> Effect {
+/// What a report means for a sandbox in this status; `ended_by_user`: a user has had it
+/// destroyed, which no report undoes.
+pub fn effect(kind: ReportKind, status: SandboxStatus, ended_by_user: bool) -> Effect {
+    use Effect::{Move, Notice, Probe};
     use SandboxStatus as S;
-    if late {
-        return Effect::Ignore;
-    }
     match (kind, status) {
-        (_, S::Stopped | S::Pending | S::Hibernated) => Effect::Ignore,
+        (_, S::Pending | S::Hibernated) => Probe,
 
-        (ReportKind::AutoPaused, S::Paused | S::Error) => Effect::Ignore,
+        (ReportKind::AutoPaused, S::Stopped) if ended_by_user => Probe,
+        (ReportKind::AutoPaused, S::Paused) => Probe,
         (
             ReportKind::AutoPaused,
-            S::Starting | S::Running | S::Pausing | S::Resuming | S::Stopping | S::Missing,
-        ) => Effect::Note,
+            S::Starting
+            | S::Running
+            | S::Pausing
+            | S::Resuming
+            | S::Stopping
+            | S::Missing
+            | S::Stopped
+            | S::Error,
+        ) => Notice,
 
         (
             ReportKind::Stopped,
@@ -62,38 +74,37 @@ pub fn effect(kind: ReportKind, status: SandboxStatus, late: bool) -> Effect {
             | S::Stopping
             | S::Missing
             | S::Error,
-        ) => Effect::Move(S::Stopped),
+        ) => Move(S::Stopped),
 
-        (ReportKind::Started, S::Starting) | (ReportKind::Resumed, S::Resuming) => {
-            Effect::Move(S::Running)
-        }
-        (ReportKind::Paused, S::Pausing) => Effect::Move(S::Paused),
-        (ReportKind::Failed, S::Starting) => Effect::Move(S::Error),
-        (ReportKind::Failed, S::Resuming) => Effect::Move(S::Paused),
-
-        // It does not fit what we know: a look tells.
+        (ReportKind::Started, S::Starting) | (ReportKind::Resumed, S::Resuming) => Move(S::Running),
+        (ReportKind::Paused, S::Pausing) => Move(S::Paused),
+        (ReportKind::Failed, S::Starting) => Move(S::Error),
+        (ReportKind::Failed | ReportKind::ResumeFailed, S::Resuming) => Move(S::Paused),
         (
-            ReportKind::Started,
-            S::Running | S::Pausing | S::Paused | S::Resuming | S::Stopping | S::Missing | S::Error,
-        )
-        | (
-            ReportKind::Resumed,
-            S::Starting | S::Running | S::Pausing | S::Paused | S::Stopping | S::Missing | S::Error,
-        )
-        | (
-            ReportKind::Paused,
+            ReportKind::Error,
+            S::Starting | S::Running | S::Pausing | S::Paused | S::Resuming | S::Missing,
+        ) => Move(S::Error),
+
+        // It does not fit what we know: the next observation decides.
+        (
+            ReportKind::Stopped
+            | ReportKind::Started
+            | ReportKind::Resumed
+            | ReportKind::Paused
+            | ReportKind::Failed
+            | ReportKind::PauseFailed
+            | ReportKind::ResumeFailed
+            | ReportKind::Error,
             S::Starting
             | S::Running
+            | S::Pausing
             | S::Paused
             | S::Resuming
             | S::Stopping
             | S::Missing
+            | S::Stopped
             | S::Error,
-        )
-        | (
-            ReportKind::Failed,
-            S::Running | S::Pausing | S::Paused | S::Stopping | S::Missing | S::Error,
-        ) => Effect::Look,
+        ) => Probe,
     }
 }
 
@@ -108,7 +119,11 @@ mod tests {
         for &kind in ReportKind::ALL {
             for &status in SandboxStatus::ALL {
                 let _ = writeln!(seen, "{kind} while {status}: {:?}", effect(kind, status, false));
-                assert_eq!(effect(kind, status, true), Effect::Ignore, "late");
+                if status == SandboxStatus::Stopped {
+                    let ended = effect(kind, status, true);
+                    let _ = writeln!(seen, "{kind} while {status} by a user: {ended:?}");
+                    assert_eq!(ended, Effect::Probe, "no report undoes a user's destroy");
+                }
             }
         }
         expect_test::expect_file!["golden/reports.txt"].assert_eq(&seen);

@@ -34,6 +34,11 @@ const STEP_ASIDE_AFTER: Duration = Duration::from_millis(250);
 /// included: the bound on threads and memory.
 const IN_FLIGHT_FACTOR: usize = 4;
 
+/// Shortest time between the starts of two probes of one host, whatever asks for them.
+/// Larger and what changed under an observation is seen late; smaller and an agent that gives
+/// cause for another probe each time takes the workers of others.
+const PROBE_EVERY_MIN: Duration = Duration::from_secs(1);
+
 /// Percent by which an interval is shortened or lengthened at random.
 const JITTER_PERCENT: u64 = 10;
 
@@ -82,6 +87,8 @@ struct Entry {
     due: Option<Mono>,
     /// Lane it was dispatched in, while in flight.
     in_flight: Option<(Mono, Lane)>,
+    /// When the newest probe was started.
+    started: Option<Mono>,
     /// Asked for again while in flight.
     asked_again: bool,
     /// Failures in a row; for diagnosis, probes in a row.
@@ -220,6 +227,7 @@ impl Schedule {
         }
         if let Some(entry) = self.hosts.get_mut(&host) {
             entry.in_flight = Some((now, lane));
+            entry.started = Some(now);
         }
     }
 
@@ -229,6 +237,7 @@ impl Schedule {
             lane: Lane::Fast,
             due: None,
             in_flight: None,
+            started: None,
             asked_again: false,
             tries: 0,
             spread: false,
@@ -294,6 +303,7 @@ impl Schedule {
     fn queue(&mut self, host: HostId, due: Mono) {
         self.unqueue(host);
         let Some(entry) = self.hosts.get_mut(&host) else { return };
+        let due = entry.started.map_or(due, |started| due.max(started.after(PROBE_EVERY_MIN)));
         entry.due = Some(due);
         match entry.lane {
             Lane::Fast => self.fast.insert((due, host)),
@@ -451,8 +461,27 @@ mod tests {
             fleet.done(h, true, Duration::ZERO);
         }
         assert!((540 * SECOND..=660 * SECOND).contains(&longest), "{longest:?}");
+        fleet.sleep();
         fleet.handle(Input::Watch(h, Watch::Probed));
         assert_eq!(fleet.next(), Some(h));
+    }
+
+    /// Whatever an agent says to cause it.
+    #[test]
+    fn a_host_is_probed_at_most_once_a_second() {
+        let mut fleet = Fleet::new(1, 4);
+        let (began, mut probes) = (fleet.now, 0);
+        while fleet.now.since(began) < 60 * SECOND {
+            while let Some(h) = fleet.next() {
+                probes += 1;
+                fleet.handle(Input::ProbeNow(h));
+                let (took, again) = (Duration::ZERO, AskAgain::AtOnce);
+                fleet.handle(Input::Done { host: h, answered: true, took, again });
+                fleet.handle(Input::ProbeNow(h));
+            }
+            fleet.now = fleet.now.after(SECOND / 20);
+        }
+        assert!((59..=61).contains(&probes), "{probes}");
     }
 
     #[test]
@@ -463,6 +492,7 @@ mod tests {
                 fleet.done(h, h.as_u128() >= 10, Duration::ZERO);
             }
         }
+        fleet.now = fleet.now.after(PROBE_EVERY_MIN);
         for n in 0..20 {
             fleet.handle(Input::ProbeNow(host(n)));
         }
@@ -494,6 +524,7 @@ mod tests {
         fleet.handle(Input::ProbeNow(h));
         assert_eq!(fleet.next(), None);
         fleet.done(h, true, Duration::ZERO);
+        assert_eq!((fleet.next(), fleet.sleep()), (None, PROBE_EVERY_MIN));
         assert_eq!(fleet.next(), Some(h));
         let again = AskAgain::After(3 * SECOND);
         fleet.handle(Input::Done { host: h, answered: true, took: SECOND, again });

@@ -12,13 +12,20 @@ use super::rows;
 use super::writer::{After, Writer};
 use crate::model::event::{AuditAction, AuditStatus, ResourceType};
 use crate::model::id::{HostId, PLATFORM_TEAM};
+use crate::model::operation::OperationKind;
 use crate::model::time::{Now, Wall};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Revisions that a restored database leaves out. Larger: numbers get long; smaller: more
 /// may have been given out since the backup, and whoever follows events misses some.
 pub const SKIPPED: i64 = 1_000_000_000;
+
+/// How long after the acceptance of a restored database an unknown sandbox is one that the
+/// restore has forgotten. Larger: a real zombie is kept for longer; smaller: an agent that was
+/// away meanwhile loses what it made since the backup.
+const FORGOTTEN_AFTER_ACCEPTANCE: Duration = Duration::from_secs(24 * 3600);
 
 /// The newest restore of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +39,10 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// From when on the database knows everything again: while it is not accepted, never.
-    pub(super) fn counts_since(self) -> Wall {
-        self.accepted_at.unwrap_or(Wall(i64::MAX))
+    /// A sandbox without a row that is seen until then may be one that the restore has
+    /// forgotten.
+    pub(super) fn forgotten_until(self) -> Wall {
+        self.accepted_at.map_or(Wall(i64::MAX), |at| at.after(FORGOTTEN_AFTER_ACCEPTANCE))
     }
 }
 
@@ -154,6 +162,7 @@ impl Writer {
             let sql = "UPDATE restores SET accepted_at = ?1 WHERE accepted_at IS NULL";
             w.conn.execute(sql, [now.wall.0])?;
             w.conn.execute("UPDATE hosts SET contact_gap = 1", [])?;
+            w.close_operations_of_backup(now)?;
             let Restore { as_of, restored_at, .. } = restore;
             let metadata = format!(r#"{{"as_of":"{as_of}","restored_at":"{restored_at}"}}"#);
             w.journal(now, actor)?.audit(&Audit {
@@ -167,6 +176,16 @@ impl Writer {
             let restore = Restore { accepted_at: Some(now.wall), ..restore };
             Ok(Some(Accepted { restore, work: lifecycle::unfinished(&w.conn)? }))
         })
+    }
+
+    /// What a backup says is in progress ended long ago, in a history that is lost: it is not
+    /// asked for again. Only destroys are, which nothing undoes.
+    fn close_operations_of_backup(&mut self, now: Now) -> Result<(), StoreError> {
+        let left = lifecycle::unfinished(&self.conn)?;
+        for work in left.iter().filter(|work| work.kind != OperationKind::Destroy) {
+            self.close_operation(work.op, Some("the database was restored"), now.wall)?;
+        }
+        Ok(())
     }
 
     /// Takes a token back that was given out after the backup: it is of a known host, and

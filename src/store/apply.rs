@@ -6,11 +6,11 @@
 use super::StoreError;
 use super::acceptance::Restore;
 use super::journal::{Actor, Audit, Event};
-use super::lifecycle::Work;
+use super::lifecycle::{NewOperation, Work};
 use super::open::open_writer;
 use super::rows;
 use super::transition::Move;
-use super::writer::{After, HostRecord, Writer};
+use super::writer::{After, HostRecord, LastObservation, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
 use crate::model::id::{HostId, SandboxId, TeamId};
@@ -19,10 +19,10 @@ use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::observation::{
-    AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Zombie, is_wrong_host, plan_host,
-    strangers,
+    AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Transition, Unplaced, is_wrong_host,
+    plan_host, unplaced,
 };
-use crate::plan::operation::{is_expired, is_left_over};
+use crate::plan::operation::{has_made_template, is_expired, is_left_over};
 use crate::plan::reconcile::{Action, OperationState};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::path::Path;
@@ -52,6 +52,8 @@ pub struct Probed {
     pub age_cap: Option<Duration>,
     /// What came back.
     pub probe: Probe,
+    /// Whether the connection proved that this host has answered.
+    pub proven: bool,
 }
 
 /// One transition as it was written.
@@ -80,8 +82,8 @@ pub struct Applied {
     pub transitions: Vec<Written>,
     /// Sandboxes whose stop is held.
     pub held: Vec<SandboxId>,
-    /// Confirmed zombies.
-    pub zombies: Vec<Zombie>,
+    /// Sandboxes that the host has and should not.
+    pub strangers: Vec<Stranger>,
     /// Operations that this began: asked once more, or zombies to destroy.
     pub work: Vec<Work>,
     /// Why there was no observation, if there was none.
@@ -99,7 +101,7 @@ impl Applied {
             host_transition: None,
             transitions: Vec::new(),
             held: Vec::new(),
-            zombies: Vec::new(),
+            strangers: Vec::new(),
             work: Vec::new(),
             failure: None,
             observed: false,
@@ -137,13 +139,16 @@ impl Writer {
         now: Now,
     ) -> Result<Applied, StoreError> {
         let rows = self.rows_of(probed, listing, now)?;
-        let strangers = self.owners(host.id, strangers(listing, &rows))?;
-        if is_wrong_host(listing, &strangers) {
-            let theirs = strangers.iter().find_map(|s| s.owner);
+        let unplaced = self.owners(host.id, unplaced(listing, &rows))?;
+        if is_wrong_host(listing, &unplaced) {
+            let theirs = unplaced.iter().find_map(|u| u.owner);
             let detail = match theirs {
                 Some(other) => format!("most sandboxes in the answer belong to {other}"),
                 None => "most sandboxes in the answer belong to other hosts".to_owned(),
             };
+            if !probed.proven {
+                self.observed_by_mistake(&unplaced);
+            }
             let failure = ProbeFailure::new(FailureKind::WrongHost, detail);
             return self.failed(host, failure, &listing.auto_paused, now);
         }
@@ -157,7 +162,7 @@ impl Writer {
         let outdated = host.revision > probed.revision;
         if !may_apply || outdated {
             // For diagnosis only; but what an agent tells once must not be lost.
-            self.in_savepoint(|w| w.note_drained(&listing.auto_paused, now))?;
+            self.in_savepoint(|w| w.note_drained(host.id, &listing.auto_paused, now))?;
             let ask_again = if may_apply { AskAgain::AtOnce } else { AskAgain::AsUsual };
             return Ok(Applied { ask_again, ..Applied::nothing(host.id) });
         }
@@ -167,11 +172,26 @@ impl Writer {
             now,
             contact_gap: self.presence.has_contact_gap(host.id, now.mono, &self.policy),
             age_cap: probed.age_cap,
-            forgotten_until: self.acceptance.newest().map(Restore::counts_since),
+            forgotten_until: self.acceptance.newest().map(Restore::forgotten_until),
         };
-        let record = self.records.entry(host.id).or_default();
-        let plan = plan_host(&rows, listing, &strangers, &record.looks, &question, &self.policy);
-        self.apply(host, plan, listing, probed, now)
+        let recorded = self.strangers_of(&host.id.to_string())?;
+        let looks = &self.records.entry(host.id).or_default().looks;
+        let plan = plan_host(&rows, listing, &unplaced, &recorded, looks, &question, &self.policy);
+        let last = LastObservation {
+            asked_at: probed.asked_at,
+            listed: listing.sandboxes.len(),
+            own: listing.sandboxes.len() - unplaced.len(),
+        };
+        self.apply(host, plan, listing, last, now)
+    }
+
+    /// The host that these sandboxes belong to has answered in place of another: what it
+    /// announced by that it will not say again, and who says so proves nothing here.
+    fn observed_by_mistake(&mut self, unplaced: &[Unplaced]) {
+        let mut owners: Vec<HostId> = unplaced.iter().filter_map(|u| u.owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        self.after.extend(owners.into_iter().map(After::AnswerLost));
     }
 
     /// The rows of a host, sorted by id, with their operations and announcements.
@@ -195,8 +215,8 @@ impl Writer {
                 id: rows::id(row, 0)?,
                 team: rows::id(row, 5)?,
                 status,
-                stopped_by_inference: status == SandboxStatus::Stopped
-                    && reason == Some(Reason::Vanished.as_str()),
+                ended_by_user: status == SandboxStatus::Stopped
+                    && reason.is_some_and(|reason| Reason::from(reason).is_users_destroy()),
                 changed_at: rows::wall(row, 3)?,
                 revision: rows::unsigned(row, 4)?,
                 operation: OperationState::None,
@@ -225,7 +245,7 @@ impl Writer {
         now: Wall,
     ) -> Result<(), StoreError> {
         let mut select = self.conn.prepare_cached(
-            "SELECT sandbox_id, created_at, deadline_at, id, kind FROM operations \
+            "SELECT sandbox_id, created_at, deadline_at, id, kind, from_status FROM operations \
              WHERE host_id = ?1 AND finished_at IS NULL",
         )?;
         let mut cursor = select.query([host])?;
@@ -246,7 +266,8 @@ impl Writer {
                 continue;
             }
             row.operation = state;
-            row.looking = told.map(|looking| LookingFor { kind, answer: looking.answer });
+            let from = rows::parsed_opt(operation, 5)?;
+            row.looking = told.map(|looking| LookingFor { kind, answer: looking.answer, from });
         }
         Ok(())
     }
@@ -291,14 +312,20 @@ impl Writer {
         Ok(())
     }
 
-    /// Who owns each of the ids that are not this host's.
-    fn owners(&self, host: HostId, ids: Vec<SandboxId>) -> Result<Vec<Stranger>, StoreError> {
-        let mut select = self.conn.prepare_cached("SELECT host_id FROM sandboxes WHERE id = ?1")?;
+    /// Who owns each of the listed ids that are not this host's.
+    fn owners(&self, host: HostId, ids: Vec<SandboxId>) -> Result<Vec<Unplaced>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT (SELECT host_id FROM sandboxes WHERE id = ?1), EXISTS (SELECT 1 \
+             FROM operations WHERE host_id = ?2 AND sandbox_id = ?1 AND finished_at IS NULL)",
+        )?;
+        let key = host.to_string();
         ids.into_iter()
             .map(|id| {
-                let owner =
-                    select.query_row([id.to_string()], |row| rows::id(row, 0)).optional()?;
-                Ok(Stranger { id, owner: owner.filter(|owner| *owner != host) })
+                let (owner, destroying): (Option<HostId>, bool) = select
+                    .query_row([&id.to_string(), &key], |row| {
+                        Ok((rows::parsed_opt(row, 0)?, row.get(1)?))
+                    })?;
+                Ok(Unplaced { id, owner: owner.filter(|owner| *owner != host), destroying })
             })
             .collect()
     }
@@ -308,7 +335,7 @@ impl Writer {
         host: &Host,
         mut plan: HostPlan,
         listing: &Listing,
-        probed: &Probed,
+        last: LastObservation,
         now: Now,
     ) -> Result<Applied, StoreError> {
         let before = self.records.entry(host.id).or_default();
@@ -316,31 +343,37 @@ impl Writer {
             looks: std::mem::take(&mut plan.memory),
             failures: 0,
             successes: before.successes.saturating_add(1),
+            strangers: plan.strangers.len(),
+            last: Some(last),
         };
         let recovered = host.degraded && record.successes >= RECOVERED_AFTER;
         let mut applied = Applied::nothing(host.id);
         applied.observed = true;
 
         let drained = self.drained_to_keep(&plan, listing);
-        let news = plan.zombies.iter().any(|z| z.new) || plan.hold_began;
+        self.foreign_notices(host.id, plan.foreign_notices);
+        let news =
+            plan.strangers.iter().any(|s| s.new) || !plan.departed.is_empty() || plan.hold_began;
         let writes = !plan.transitions.is_empty()
             || !plan.spent.is_empty()
             || !drained.is_empty()
             || !plan.again.is_empty()
+            || !plan.call_again.is_empty()
             || !plan.left_over.is_empty()
             || !plan.destroy.is_empty()
             || news
             || recovered
             || host.rejoining
             || host.probe_failure.is_some();
-        let observed = After::Observed { host: host.id, asked_at: probed.asked_at, now, record };
+        let observed = After::Observed { host: host.id, asked_at: last.asked_at, now, record };
         if writes {
             (applied.transitions, applied.work) = self.in_savepoint(|w| {
-                w.note_drained(&drained, now)?;
+                w.note_drained(host.id, &drained, now)?;
                 w.close_left_over(host.id, &plan.left_over, now)?;
                 let written = w.write_transitions(host, &plan, listing, now)?;
                 w.spend(host.id, &plan.spent)?;
                 w.write_news(host, &plan, now)?;
+                w.write_strangers(host, &plan, now)?;
                 w.write_probe_health(host, recovered, now)?;
                 let work = w.begin_again(host.id, &plan, now)?;
                 w.after.push(observed);
@@ -350,7 +383,7 @@ impl Writer {
             self.after.push(observed);
         }
         applied.held = plan.held;
-        applied.zombies = plan.zombies;
+        applied.strangers = plan.strangers;
         applied.ask_again = plan.ask_again;
         Ok(applied)
     }
@@ -362,12 +395,28 @@ impl Writer {
         listing.auto_paused.iter().filter(keep).copied().collect()
     }
 
-    pub(super) fn note_drained(&mut self, ids: &[SandboxId], now: Now) -> Result<(), StoreError> {
+    /// Keeps auto-pause notices of a host about its own sandboxes; others are ignored.
+    pub(super) fn note_drained(
+        &mut self,
+        host: HostId,
+        ids: &[SandboxId],
+        now: Now,
+    ) -> Result<(), StoreError> {
         if ids.is_empty() {
             return Ok(());
         }
-        self.noted.extend(ids.iter().map(|id| (*id, now.mono)));
-        note(&self.conn, ids, self.revision as i64, now.wall)
+        for id in note(&self.conn, host, ids, self.revision as i64, now.wall)? {
+            self.noted.insert(id, now.mono);
+        }
+        Ok(())
+    }
+
+    /// Counts what a host says about sandboxes that are not its own.
+    fn foreign_notices(&self, host: HostId, count: usize) {
+        if count > 0 {
+            log::warn!("{host} says that it paused {count} sandboxes that are not its own");
+            self.count_foreign(count);
+        }
     }
 
     fn spend(&mut self, host: HostId, ids: &[SandboxId]) -> Result<(), StoreError> {
@@ -403,32 +452,58 @@ impl Writer {
     ) -> Result<Vec<Written>, StoreError> {
         let key = host.id.to_string();
         let mut written = Vec::with_capacity(plan.transitions.len());
+        let details = self.details_of(host.id, plan)?;
         let mut mover = self.mover(now, &Actor::SYSTEM)?;
-        for t in &plan.transitions {
+        for (t, detail) in plan.transitions.iter().zip(&details) {
             let (id, team, from, to, reason) = (t.id, t.team, t.from, t.to, &t.reason);
-            let filled_by = t.filled_by.map(|at| &listing.sandboxes[at]);
-            let t = Move {
-                host: host.id,
-                key: &key,
-                id,
-                team,
-                from,
-                to,
-                reason,
-                filled_by,
-                detail: None,
-            };
+            let (filled_by, detail) =
+                (t.filled_by.map(|at| &listing.sandboxes[at]), detail.as_deref());
+            let t =
+                Move { host: host.id, key: &key, id, team, from, to, reason, filled_by, detail };
             let revision = mover.move_sandbox(&t)?;
             written.push(Written { sandbox: id, from, to, reason: reason.clone(), revision });
         }
         drop(mover);
         for t in plan.transitions.iter().filter(|t| t.ends_operation) {
             if let Some(work) = self.open_operation(host.id, t.id)? {
-                self.close_operation(work.op, Some(t.reason.as_str()), now.wall)?;
-                self.expect_late_pause(&work, now);
+                self.end_by_observation(&work, (t.to, &t.reason), now)?;
             }
         }
         Ok(written)
+    }
+
+    /// What agents said of the operations that fail by this plan, for each transition.
+    fn details_of(&self, host: HostId, plan: &HostPlan) -> Result<Vec<Option<String>>, StoreError> {
+        let detail = |t: &Transition| -> Result<Option<String>, StoreError> {
+            if !t.ends_operation || t.reason != Reason::OperationFailed {
+                return Ok(None);
+            }
+            let work = self.open_operation(host, t.id)?;
+            let looking = work.and_then(|work| self.looking.get(&work.op));
+            Ok(looking.and_then(|looking| looking.said.error.clone()))
+        };
+        plan.transitions.iter().map(detail).collect()
+    }
+
+    fn end_by_observation(
+        &mut self,
+        work: &Work,
+        (to, reason): (SandboxStatus, &Reason),
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let said = self.looking.get(&work.op).map(|looking| looking.said.clone());
+        let said = said.unwrap_or_default();
+        let made = has_made_template(work.kind, reason);
+        if made {
+            self.template_made(work, said.size_bytes, now)?;
+        } else if to == SandboxStatus::Running {
+            // It was listed, so what the agent may have begun is not all that is left of it.
+            self.template_not_made(work, now)?;
+        }
+        let error = said.error.unwrap_or_else(|| reason.as_str().to_owned());
+        self.close_operation(work.op, (!made).then_some(error.as_str()), now.wall)?;
+        self.expect_late_pause(work, now);
+        Ok(())
     }
 
     /// Begins what shall be asked of the agent once more, and the end of zombies. Nothing
@@ -455,7 +530,10 @@ impl Writer {
                 }
                 self.close_operation(open.op, Some("deadline passed"), now.wall)?;
             }
-            begun.push(self.begin_operation(host, id, kind, None, now.wall)?);
+            begun.push(self.begin_operation(&NewOperation::new(host, id, kind), now.wall)?);
+        }
+        for (id, earlier) in &plan.call_again {
+            begun.extend(self.call_again(host, *id, *earlier, now)?);
         }
         Ok(begun)
     }
@@ -466,24 +544,6 @@ impl Writer {
             let words =
                 Reason::Other(format!("{} sandboxes vanished at once", plan.held.len()).into());
             self.host_event(host, EventKind::HostMassVanish, None, &words, now)?;
-        }
-        for zombie in plan.zombies.iter().filter(|z| z.new) {
-            log::warn!("{} runs {}, which should not exist", host.id, zombie.id);
-            let reason = Reason::Other(match zombie.forgotten {
-                true => "runs on the host; a restore may have forgotten it".into(),
-                false => "runs on the host".into(),
-            });
-            let from = zombie.status.map(SandboxStatus::as_str);
-            self.journal(now, &Actor::SYSTEM)?.event(&Event {
-                kind: EventKind::SandboxZombie,
-                host: host.id,
-                sandbox: Some(zombie.id),
-                team: host.team_id,
-                from,
-                to: None,
-                reason: &reason,
-                detail: None,
-            })?;
         }
         Ok(())
     }
@@ -545,13 +605,15 @@ impl Writer {
             // Only failures while heartbeats arrive make a host degraded.
             failures: if heard { before.failures.saturating_add(1) } else { 0 },
             successes: 0,
+            strangers: before.strangers,
+            last: before.last,
         };
         let degrades = heard && !host.degraded && record.failures >= DEGRADED_AFTER;
         let trouble = host.probe_failure.as_ref();
         let changed = trouble.is_none_or(|t| t.kind != failure.kind || t.detail != failure.detail);
         if degrades || changed || !drained.is_empty() {
             self.in_savepoint(|w| {
-                w.note_drained(drained, now)?;
+                w.note_drained(host.id, drained, now)?;
                 w.write_trouble(host, &failure, degrades, now)
             })?;
         }
@@ -758,7 +820,9 @@ impl Writer {
                 beat.execute(params![host.id.to_string(), at, host.contact_gap])?;
             }
             drop(beat);
+            w.settle_on_unreachable(now)?;
             w.flush_keys()?;
+            w.flush_activity(now)?;
             w.extend_tokens_after_jump(now)?;
             let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
             Ok(listened.execute([now.wall.0]).map(drop)?)
@@ -766,29 +830,43 @@ impl Writer {
     }
 }
 
-/// Notes announcements in a database that another process may be serving: what agents
+/// Keeps auto-pause notices in a database that another process may be serving: what agents
 /// told a dry run they will not tell again. The only write outside the writer.
-pub fn keep_announcements(db: &Path, ids: &[SandboxId], now: Now) -> Result<(), StoreError> {
-    if ids.is_empty() {
+pub fn keep_announcements(
+    db: &Path,
+    notices: &[(HostId, Vec<SandboxId>)],
+    now: Now,
+) -> Result<(), StoreError> {
+    if notices.iter().all(|(_, ids)| ids.is_empty()) {
         return Ok(());
     }
     let mut conn = open_writer(db, false, now.wall)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let revision: i64 = tx.query_row("SELECT revision FROM state", [], |row| row.get(0))?;
-    note(&tx, ids, revision, now.wall)?;
+    for (host, ids) in notices {
+        note(&tx, *host, ids, revision, now.wall)?;
+    }
     Ok(tx.commit()?)
 }
 
-/// Notes announcements under the host that each sandbox belongs to: after a change of
-/// addresses the teller may be another one. Ids that have no row are nobody's.
-fn note(conn: &Connection, ids: &[SandboxId], revision: i64, at: Wall) -> Result<(), StoreError> {
+/// Keeps what a host says of its own sandboxes; gives those ids.
+fn note(
+    conn: &Connection,
+    host: HostId,
+    ids: &[SandboxId],
+    revision: i64,
+    at: Wall,
+) -> Result<Vec<SandboxId>, StoreError> {
     let mut insert = conn.prepare_cached(
         "INSERT INTO auto_pause_inbox (host_id, sandbox_id, revision, noted_at) \
-         SELECT host_id, id, ?2, ?3 FROM sandboxes WHERE id = ?1 \
+         SELECT host_id, id, ?3, ?4 FROM sandboxes WHERE host_id = ?1 AND id = ?2 \
          ON CONFLICT DO UPDATE SET revision = excluded.revision, noted_at = excluded.noted_at",
     )?;
+    let mut own = Vec::new();
     for id in ids {
-        insert.execute(params![id.to_string(), revision, at.0])?;
+        if insert.execute(params![host.to_string(), id.to_string(), revision, at.0])? > 0 {
+            own.push(*id);
+        }
     }
-    Ok(())
+    Ok(own)
 }

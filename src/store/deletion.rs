@@ -249,7 +249,11 @@ mod tests {
                 let word = match begun.unwrap() {
                     Begun::Started(..) => "started",
                     Begun::NotFound => "not found",
-                    Begun::Already(_) | Begun::InvalidState(_) | Begun::HostAway(_) => "other",
+                    Begun::Already(_)
+                    | Begun::AlreadyTerminal(_)
+                    | Begun::NoRoom(_)
+                    | Begun::InvalidState(_)
+                    | Begun::HostAway(_) => "other",
                 };
                 tell.send(word.to_owned()).unwrap();
             };
@@ -262,6 +266,7 @@ mod tests {
             asked_at: NOW.mono,
             age_cap: None,
             probe: Probe::Listed(listing),
+            proven: false,
         };
         let say = |tell: &crossbeam_channel::Sender<String>| {
             let tell = tell.clone();

@@ -208,8 +208,10 @@ impl Writer {
                 }
                 continue;
             };
-            let looks = &record.looks;
-            let count = if kind == NotifyKind::Zombies { looks.zombies() } else { looks.held() };
+            let count = match kind == NotifyKind::Zombies {
+                true => record.strangers,
+                false => record.looks.held(),
+            };
             if count > 0 {
                 seen.insert((kind, id), Sight::Wrong(count as u64));
             }

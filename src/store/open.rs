@@ -186,19 +186,17 @@ fn connect_file(path: &Path, create: bool) -> Result<Connection, StoreError> {
     Ok(conn)
 }
 
-/// Notes that a server begins to work on the database. True when the one before was
-/// interrupted in its work, or the machine was restarted since (`boot_id` differs): a
-/// small box without a battery for its clock cannot tell how long it was off.
+/// Records that a server begins to work on the database. True when one has before: what its
+/// hosts did since, it did not hear, however it ended.
 pub fn begin_serving(conn: &Connection, boot_id: Option<&str>) -> Result<bool, StoreError> {
-    let (serving, boot): (bool, Option<String>) =
-        conn.query_row("SELECT serving, boot_id FROM state", [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    let served: bool =
+        conn.query_row("SELECT serving OR boot_id IS NOT NULL FROM state", [], |row| row.get(0))?;
     // Who was killed may have left a log that is due to be copied back: that can wait for the
     // writer's first transaction, and a start for it cannot.
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.execute("UPDATE state SET serving = 1, boot_id = ?1", [boot_id])?;
     conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-    let restarted = boot.is_some_and(|before| Some(before.as_str()) != boot_id);
-    Ok(serving || restarted)
+    Ok(served)
 }
 
 /// Opens an existing database of the current schema for reading.

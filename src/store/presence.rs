@@ -4,6 +4,7 @@
 //! Never: judges a host (`plan::liveness`), blocks: the lock is held for a few map
 //! operations. Shared by the HTTP intake, the scheduler and the writer.
 
+use super::activity::Activity;
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -70,8 +71,10 @@ struct Entry {
 /// What the last observation of a host found beside what was applied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Confirmed zombies.
+    /// Confirmed zombies, forgotten sandboxes included.
     pub zombies: usize,
+    /// Sandboxes that belong to other hosts.
+    pub misplaced: usize,
     /// Sandboxes whose stop is held.
     pub held: usize,
 }
@@ -87,6 +90,8 @@ pub struct Overview {
     pub contact_gaps: u64,
     /// Confirmed zombies on all hosts.
     pub zombies: u64,
+    /// Sandboxes that hosts have although they belong to others.
+    pub misplaced: u64,
     /// Sandboxes whose stop is held on all hosts.
     pub held: u64,
 }
@@ -105,6 +110,8 @@ pub struct Presence {
     inner: Mutex<Inner>,
     /// A probe was noted, or a host deleted.
     news: Condvar,
+    /// When sandboxes were last used.
+    pub activity: Activity,
 }
 
 /// What one flush has to write for one host.
@@ -116,14 +123,14 @@ pub(super) struct Flushed {
 }
 
 impl Presence {
-    /// Starts from what the database remembers. `listened_until` is the last flush;
-    /// `interrupted` says that the server before us ended in the middle of its work, or
-    /// that the machine was off since: nobody knows what was missed.
+    /// Starts from what the database remembers. `listened_until` is the last flush; `served`
+    /// says that a server has worked on it before: while we were down, cleanly stopped or not,
+    /// no report could reach us.
     pub fn load(
         hosts: &[Host],
         deleted: impl IntoIterator<Item = HostId>,
         listened_until: Option<Wall>,
-        interrupted: bool,
+        served: bool,
         now: Now,
     ) -> Presence {
         let presence = Presence::default();
@@ -134,7 +141,7 @@ impl Presence {
             inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
             for host in hosts {
                 let mut entry = Entry::remembered(host, now);
-                entry.gap |= interrupted;
+                entry.gap |= served;
                 inner.hosts.insert(host.id, entry);
             }
         }
@@ -239,6 +246,7 @@ impl Presence {
         for entry in inner.hosts.values().filter(|entry| entry.now.active) {
             all.contact_gaps += u64::from(entry.gap_by(now.mono, probe_interval));
             all.zombies += entry.found.zombies as u64;
+            all.misplaced += entry.found.misplaced as u64;
             all.held += entry.found.held as u64;
             if entry.now.liveness == Liveness::Alive {
                 all.heartbeat_age_max = all.heartbeat_age_max.max(entry.heartbeat_age(now));
@@ -416,6 +424,7 @@ impl Presence {
     }
 
     pub(super) fn unflushed(&self, hosts: &[Flushed]) {
+        self.activity.unflushed();
         let mut inner = self.lock();
         for flushed in hosts {
             if let Some(entry) = inner.hosts.get_mut(&flushed.id) {

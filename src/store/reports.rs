@@ -12,7 +12,7 @@ use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, SandboxId};
 use crate::model::probe::Details;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
-use crate::model::time::{Now, Wall};
+use crate::model::time::Now;
 use crate::plan::report::{Effect, ReportKind, effect};
 use rusqlite::{OptionalExtension, params};
 
@@ -25,8 +25,6 @@ pub struct AgentReport {
     pub sandbox: SandboxId,
     /// What happened.
     pub kind: ReportKind,
-    /// When, by the agent's clock; `None` when it does not say.
-    pub at: Option<Wall>,
     /// The sandbox's address, when it runs.
     pub host_ip: Option<String>,
     /// What went wrong.
@@ -43,22 +41,19 @@ impl Writer {
             .query_row(params![report.host.to_string(), report.sandbox.to_string()], rows::sandbox)
             .optional()?;
         let Some(sandbox) = found else {
-            log::info!("{} reports {:?} of an unknown sandbox", report.host, report.kind);
+            log::info!("{} reports {} of a sandbox that is not its own", report.host, report.kind);
             return Ok(false);
         };
-        let late = report.at.is_some_and(|at| at < whole_second(sandbox.status_changed_at));
-        match effect(report.kind, sandbox.status, late) {
-            Effect::Ignore => Ok(false),
-            Effect::Note => {
-                self.in_savepoint(|w| w.note_drained(&[report.sandbox], now))?;
-                Ok(true)
+        match effect(report.kind, sandbox.status, sandbox.is_ended_by_user()) {
+            Effect::Probe => {}
+            Effect::Notice => {
+                self.in_savepoint(|w| w.note_drained(report.host, &[report.sandbox], now))?;
             }
-            Effect::Look => Ok(true),
-            Effect::Move(status) => self.in_savepoint(|w| {
-                w.move_reported(sandbox, status, &report, now)?;
-                Ok(false)
-            }),
+            Effect::Move(status) => {
+                self.in_savepoint(|w| w.move_reported(sandbox, status, &report, now))?;
+            }
         }
+        Ok(true)
     }
 
     fn move_reported(
@@ -72,16 +67,27 @@ impl Writer {
             Details { host_ip: report.host_ip.as_deref().map(Box::from), ..Details::default() };
         let open = self.open_operation(sandbox.host_id, sandbox.id)?;
         let running = status == SandboxStatus::Running;
+        let failed = status == SandboxStatus::Error
+            || matches!(report.kind, ReportKind::Failed | ReportKind::ResumeFailed);
         // The answer to a call that makes a microVM is still to come and says more.
         if let Some(work) = open.filter(|_| !running) {
             let said = report.kind.as_str().to_owned();
-            let failed = status != SandboxStatus::Paused || report.kind == ReportKind::Failed;
+            let failed = failed || status != SandboxStatus::Paused;
             let error = failed.then(|| report.error.clone().unwrap_or(said));
             self.close_operation(work.op, error.as_deref(), now.wall)?;
             self.expect_late_pause(&work, now);
         }
+        let to = self.landing(sandbox.host_id, status)?;
+        let destroyed =
+            (sandbox.status, status) == (SandboxStatus::Stopping, SandboxStatus::Stopped);
+        let reason = match (to == status, destroyed) {
+            (true, true) => Reason::DestroyFinished,
+            (true, false) => Reason::Reported,
+            (false, _) => Reason::HostUnreachable,
+        };
         let details = running.then_some(details);
-        self.move_row(sandbox, status, Reason::Reported, details.as_ref(), now)
+        let detail = report.error.as_deref().filter(|_| failed);
+        self.move_row(sandbox, (to, reason), detail, details.as_ref(), now)
     }
 
     /// Changes what is wanted of a host. `None`: no such host.
@@ -139,9 +145,4 @@ impl Writer {
             Ok(Some(host))
         })
     }
-}
-
-/// Agents' times have whole seconds: within the same second nothing is late.
-fn whole_second(at: Wall) -> Wall {
-    Wall(at.unix_seconds() * 1000)
 }

@@ -6,7 +6,7 @@
 
 use super::StoreError;
 use super::journal::Actor;
-use super::lifecycle::Work;
+use super::lifecycle::{NewOperation, Work};
 use super::read;
 use super::rows;
 use super::templates::{Holder, by_id, insert};
@@ -20,7 +20,7 @@ use crate::model::template::{Template, TemplateKind, TemplateName};
 use crate::model::time::{Now, Wall};
 use crate::plan::history::audit_of_wish;
 use crate::plan::operation::{may_begin, transient};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension};
 
 /// A snapshot that a user requests.
 #[derive(Debug, Clone)]
@@ -109,7 +109,8 @@ impl Writer {
                 false => SnapshotBegun::InvalidState(sandbox.status),
             });
         }
-        if !may_begin(OperationKind::Snapshot, sandbox.status) {
+        let reason = sandbox.status_reason.as_ref();
+        if !may_begin(OperationKind::Snapshot, sandbox.status, reason) {
             return Ok(SnapshotBegun::InvalidState(sandbox.status));
         }
         if let Some(away) = self.host_is_away(&sandbox, OperationKind::Snapshot)? {
@@ -177,25 +178,21 @@ impl Writer {
         actor: &Actor,
         now: Now,
     ) -> Result<SnapshotBegun, StoreError> {
-        let (host, from) = (sandbox.host_id, sandbox.status);
+        let host = sandbox.host_id;
+        let id: TemplateId = self.random.id();
+        let operation = NewOperation {
+            from: Some(sandbox.status),
+            makes: Some((id, name.to_string())),
+            ..NewOperation::new(host, sandbox.id, OperationKind::Snapshot)
+        };
         // It may have paused itself already; then the agent will refuse.
         self.keep_announced(&host.to_string(), self.revision + 1)?;
         let audit = Some(audit_of_wish(OperationKind::Snapshot));
         let (to, reason) = (transient(OperationKind::Snapshot), Reason::Requested);
-        self.move_whole(&mut sandbox, to, reason, now, |w, t| {
+        self.move_whole(&mut sandbox, to, reason, None, now, |w, t| {
             w.mover(now, actor)?.move_for(t, audit)
         })?;
-        let kind = OperationKind::Snapshot;
-        let op = self.begin_operation(host, sandbox.id, kind, None, now.wall)?.op;
-        let id: TemplateId = self.random.id();
-        let mut update = self.conn.prepare_cached(
-            "UPDATE operations SET from_status = ?2, template_id = ?3, template_name = ?4 \
-             WHERE id = ?1",
-        )?;
-        update.execute(params![op.to_string(), from.as_str(), id.to_string(), name.as_str()])?;
-        drop(update);
-        let gone = || StoreError::BadRow(format!("{op} is gone"));
-        let work = self.work(op)?.ok_or_else(gone)?;
+        let work = self.begin_operation(&operation, now.wall)?;
         Ok(SnapshotBegun::Started(Box::new(sandbox), Box::new(work)))
     }
 
@@ -236,19 +233,21 @@ impl Writer {
         size_bytes: Option<u64>,
         now: Wall,
     ) -> Result<Option<Template>, StoreError> {
-        let Some(makes) = &work.makes else { return Ok(None) };
+        let Some((id, name)) = &work.makes else { return Ok(None) };
+        let bad = |error| StoreError::BadRow(format!("{}: template name {error}", work.op));
+        let name: TemplateName = name.parse().map_err(bad)?;
         let sandbox = read::sandbox(&self.conn, work.sandbox)?;
         let Some(sandbox) = sandbox.filter(|sandbox| sandbox.host_id == work.host) else {
             return Ok(None);
         };
-        if by_id(&self.conn, makes.id)?.is_some() {
+        if by_id(&self.conn, *id)?.is_some() {
             return Ok(None);
         }
         let small = |size: Option<u64>| size.and_then(|size| u32::try_from(size).ok());
         Ok(Some(Template {
-            id: makes.id,
+            id: *id,
             team_id: sandbox.team_id,
-            name: makes.name.clone(),
+            name,
             kind: TemplateKind::Snapshot,
             vcpus: sandbox.vcpus,
             memory_mb: small(sandbox.memory_mb),
@@ -265,9 +264,8 @@ impl Writer {
 
 /// Whether a snapshot in progress is the one that is wanted.
 fn is_same(work: &Work, new: &NewSnapshot) -> bool {
-    work.makes
-        .as_ref()
-        .is_some_and(|makes| new.name.as_ref().is_none_or(|name| *name == makes.name))
+    let same_name = |made: &str| new.name.as_ref().is_none_or(|name| name.as_str() == made);
+    work.makes.as_ref().is_some_and(|(_, made)| same_name(made))
 }
 
 #[cfg(test)]

@@ -8,24 +8,25 @@ use super::StoreError;
 use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
+use super::idempotency::{Created, Once, OnceKey};
 use super::identity::{NewHost, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
-use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Wish, Work};
+use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Placed, Said, Wish, Work};
 use super::notify::{Lookout, Maintenance, Noticed};
 use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
 use super::snapshots::{NewSnapshot, SnapshotBegun};
+use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
-use super::templates::{Added, Erasure, NewTemplate, NotMade, Removal, Removed};
+use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
 use crate::model::policy::Policy;
-use crate::model::sandbox::Sandbox;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
 use crate::plan::operation;
@@ -74,8 +75,6 @@ pub enum Command {
         /// What came of it.
         reply: Reply<Option<Host>>,
     },
-    /// A user wants a sandbox.
-    CreateSandbox(Box<NewSandbox>, Reply<Result<(Sandbox, Work), NotMade>>),
     /// An operator adds a template that is on hosts.
     AddTemplate(Box<NewTemplate>, Reply<Added>),
     /// A template is no longer wanted.
@@ -84,16 +83,46 @@ pub enum Command {
     Snapshot(Box<NewSnapshot>, Reply<SnapshotBegun>),
     /// A host has deleted a template.
     Erased(Erasure, Reply<()>),
+    /// A user wants a sandbox.
+    CreateSandbox(Box<NewSandbox>, Reply<Created>),
+    /// The same, by a client that may repeat it.
+    CreateOnce(Box<NewSandbox>, OnceKey, Reply<Once>),
     /// A user wants something done with a sandbox.
     Begin(Box<Wish>, Reply<Begun>),
     /// The agent is about to be asked for an operation.
     Sent(OpId, Reply<bool>),
+    /// A create that its host did not take is placed on another one.
+    PlaceElsewhere {
+        /// Which operation.
+        op: OpId,
+        /// The agent itself refused, and may have begun.
+        clean: bool,
+        /// What came of it.
+        reply: Reply<Placed>,
+    },
+    /// An operator takes over a sandbox that a host has although it should not.
+    Adopt(Box<Adoption>, Reply<Adopted>),
+    /// An operator wants such a sandbox destroyed. `None`: no host is known to have it there.
+    DestroyStranger {
+        /// Which one.
+        sandbox: SandboxId,
+        /// On which host; `None`: on all that have it.
+        host: Option<HostId>,
+        /// Who.
+        actor: Actor,
+        /// The operations that began.
+        reply: Reply<Option<Vec<Work>>>,
+    },
     /// An operation's outcome must be looked for on its host.
     Look {
         /// Which operation.
         op: OpId,
+        /// Observations that were asked for earlier do not tell.
+        since: Mono,
         /// What the agent has said.
         answer: operation::Answer,
+        /// What it says beside that.
+        said: Said,
         /// When that is noted.
         reply: Reply<()>,
     },
@@ -137,8 +166,6 @@ pub enum Command {
     },
     /// An operator begins or ends work on a host. False: no such host.
     Maintain(Maintenance, Reply<bool>),
-    /// The server ends in order: nothing is under way any more.
-    EndServing(Reply<()>),
     /// Somebody asks whether the writer goes on. Nothing is written: the reply runs between
     /// two transactions.
     Echo(Reply<()>),
@@ -204,6 +231,19 @@ pub(super) struct HostRecord {
     pub(super) looks: HostMemory,
     pub(super) failures: u32,
     pub(super) successes: u32,
+    /// Strangers that the last observation showed.
+    pub(super) strangers: usize,
+    pub(super) last: Option<LastObservation>,
+}
+
+/// The last observation of a host that was applied.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastObservation {
+    pub(super) asked_at: Mono,
+    /// Sandboxes that it listed.
+    pub(super) listed: usize,
+    /// Those of them that have a row on this host.
+    pub(super) own: usize,
 }
 
 /// Figures of the writer since it started.
@@ -227,6 +267,8 @@ pub struct WriterFigures {
     pub succeeded: Counters<{ OperationKind::ALL.len() }>,
     /// Operations that failed, in the same order.
     pub failed: Counters<{ OperationKind::ALL.len() }>,
+    /// What hosts said about sandboxes that are not their own.
+    pub foreign: Counter,
     /// How sandboxes moved.
     pub tallied: Tallied,
     trouble: Mutex<Option<StoreError>>,
@@ -266,6 +308,8 @@ pub struct Writer {
     /// Sandboxes whose pause ended before the agent answered, and until when it may yet
     /// come true. A restart ends the calls, and with them what is waited for here.
     pub(super) late_pauses: HashMap<SandboxId, Mono>,
+    /// Hosts that refused a create of late, and until when they are avoided.
+    pub(super) avoided: HashMap<HostId, Mono>,
     /// When announcements were noted of late, by the clock that questions are asked by. What
     /// was noted before a restart is older than any question that is still open.
     pub(super) noted: HashMap<SandboxId, Mono>,
@@ -301,6 +345,7 @@ pub(super) enum After {
     KeyCreated(TokenHash, Box<ApiKey>),
     KeyRevoked(KeyId),
     OperationClosed { op: OpId, kind: OperationKind, failed: bool },
+    CalledAgain(OpId),
     AnswerLost(HostId),
     Accepted(Now),
     Noticed(u64),
@@ -346,6 +391,7 @@ impl Writer {
             random,
             looking,
             late_pauses: HashMap::new(),
+            avoided: HashMap::new(),
             noted: HashMap::new(),
             revision,
             published,
@@ -416,7 +462,9 @@ impl Writer {
         let owed = std::mem::take(&mut self.owed);
         let result = self.begin(durable).and_then(|()| {
             // Announcements that an earlier transaction could not keep.
-            self.note_drained(&owed.ids(), began)?;
+            for (host, ids) in owed.ids() {
+                self.note_drained(host, &ids, began)?;
+            }
             for task in tasks.by_ref() {
                 answers.push((task.run)(Ok(self)));
             }
@@ -454,16 +502,17 @@ impl Writer {
         self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
-    /// Keeps announcements that cannot be written now. Of a host with too many, and of one
-    /// whose answer was lost, it is only known that it may have paused anything.
-    fn owe(&mut self, Told { host, announced, answer_lost }: Told) {
-        if answer_lost {
-            self.presence.answer_lost(host);
-        }
+    /// Keeps announcements that cannot be written now. An observation that could not be
+    /// stored is a contact gap, whatever it announced.
+    fn owe(&mut self, Told { host, announced }: Told) {
+        self.presence.answer_lost(host);
         if !self.owed.keep(host, announced) {
             log::warn!("{host} announces more than can be kept until it can be written");
-            self.presence.answer_lost(host);
         }
+    }
+
+    pub(super) fn count_foreign(&self, count: usize) {
+        self.figures.foreign.add(count as u64);
     }
 
     /// A command that fails of the database makes the rest of its batch no proof that all
@@ -539,6 +588,7 @@ impl Writer {
             | After::KeyCreated(..)
             | After::KeyRevoked(_)
             | After::OperationClosed { .. }
+            | After::CalledAgain(_)
             | After::Accepted(_)
             | After::Noticed(_)
             | After::AnswerLost(_) => {}
@@ -569,6 +619,7 @@ impl Writer {
                 counters.count(kind as usize);
                 self.looking.remove(&op);
             }
+            After::CalledAgain(op) => drop(self.looking.remove(&op)),
             After::MarkedUnreachable(host) => {
                 // What else changed of the host in this transaction was made known before, as
                 // it was then.
@@ -628,7 +679,6 @@ struct Task {
 struct Told {
     host: HostId,
     announced: Vec<SandboxId>,
-    answer_lost: bool,
 }
 
 type Run = Box<dyn FnOnce(Result<&mut Writer, &StoreError>) -> Answer>;
@@ -638,11 +688,7 @@ impl Task {
         let now = envelope.now;
         match envelope.command {
             Command::Probed(probed, reply) => {
-                let told = Told {
-                    host: probed.host,
-                    announced: probed.probe.drained().to_vec(),
-                    answer_lost: probed.probe.answer_lost(),
-                };
+                let told = Told { host: probed.host, announced: probed.probe.drained().to_vec() };
                 let kept = told.clone();
                 let task = Task::quick(reply, move |w| {
                     let result = w.probed(*probed, now);
@@ -685,12 +731,22 @@ impl Task {
             }
             // After power loss the host is asked again, and has nothing to delete.
             Command::Erased(erasure, reply) => Task::quick(reply, move |w| w.erased(erasure)),
+            Command::CreateOnce(new, once, reply) => {
+                Task::durable(reply, move |w| w.create_once(*new, &once, now))
+            }
             Command::Begin(wish, reply) => {
                 Task::durable(reply, move |w| w.begin_wished(*wish, now))
             }
             Command::Sent(op, reply) => Task::durable(reply, move |w| w.sent(op, now)),
-            Command::Look { op, answer, reply } => {
-                Task::quick(reply, move |w| w.look(op, answer, now))
+            Command::PlaceElsewhere { op, clean, reply } => {
+                Task::durable(reply, move |w| w.place_elsewhere(op, clean, now))
+            }
+            Command::Adopt(wanted, reply) => Task::durable(reply, move |w| w.adopt(*wanted, now)),
+            Command::DestroyStranger { sandbox, host, actor, reply } => {
+                Task::durable(reply, move |w| w.destroy_stranger(sandbox, host, &actor, now))
+            }
+            Command::Look { op, since, answer, said, reply } => {
+                Task::quick(reply, move |w| w.look(op, since, answer, said))
             }
             Command::Finish(ended, reply) => Task::durable(reply, move |w| w.finish(&ended, now)),
             Command::Report(report, reply) => Task::durable(reply, move |w| w.report(*report, now)),
@@ -723,9 +779,6 @@ impl Task {
             Command::Maintain(wanted, reply) => {
                 Task::durable(reply, move |w| w.maintain(&wanted, now))
             }
-            Command::EndServing(reply) => Task::durable(reply, |w| {
-                Ok(w.conn.execute("UPDATE state SET serving = 0", []).map(drop)?)
-            }),
             Command::Echo(reply) => Task::quick(reply, |_| Ok(())),
             Command::Decide(policy) => Task::quick(Box::new(drop), move |w| {
                 w.policy = policy;

@@ -28,8 +28,8 @@ pub(crate) struct Outcome {
     pub(crate) events: Option<Vec<String>>,
     /// Sandboxes whose stop was held at any time because too many vanished at once.
     pub(crate) held: BTreeSet<String>,
-    /// Sandboxes that were reported as zombies, once for each report.
-    pub(crate) zombies: Vec<String>,
+    /// Strangers that were reported, once for each report, with their kind.
+    pub(crate) strangers: Vec<String>,
     /// What is to be asked of agents a second time.
     pub(crate) again: BTreeMap<String, String>,
     /// Whether verdicts on silent hosts are being held at the end.
@@ -82,8 +82,8 @@ impl Outcome {
         if !self.held.is_empty() {
             sections.push(list("held", &self.held));
         }
-        if !self.zombies.is_empty() {
-            sections.push(list("zombies", &self.zombies));
+        if !self.strangers.is_empty() {
+            sections.push(list("strangers", &self.strangers));
         }
         if !self.again.is_empty() {
             sections.push(map("again", &self.again));

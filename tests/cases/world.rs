@@ -386,7 +386,7 @@ impl World {
         let listening = plane.presence.listening(now.mono);
         let age_cap = (!self.policy.is_strict()).then_some(listening);
         self.note_answer(host, &probe);
-        let probed = Box::new(Probed { host, revision, asked_at, age_cap, probe });
+        let probed = Box::new(Probed { host, revision, asked_at, age_cap, probe, proven: false });
         let rows_before = self.rows_written();
         let applied = self.write(|reply| Command::Probed(probed, reply));
         let rows = self.rows_written() - rows_before;
@@ -439,8 +439,10 @@ impl World {
         }
         let outcome = &mut self.course.outcome;
         outcome.held.extend(applied.held.iter().map(ToString::to_string));
-        let new = applied.zombies.iter().filter(|zombie| zombie.new);
-        outcome.zombies.extend(new.map(|zombie| zombie.id.to_string()));
+        for stranger in applied.strangers.iter().filter(|stranger| stranger.new) {
+            let words = format!("{} {}", stranger.id, stranger.kind);
+            outcome.strangers.push(words);
+        }
         for work in &applied.work {
             outcome.again.insert(work.sandbox.to_string(), work.kind.to_string());
         }

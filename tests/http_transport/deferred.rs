@@ -58,7 +58,7 @@ fn a_deferred_response_is_like_any_other() {
             "200 POST /deferred [xyz]",
             "204 ",
             "200 2",
-            "500 internal",
+            "500 internal_error",
             "200 GET /next",
             "200 GET /deferred?last close",
         ],

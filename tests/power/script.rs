@@ -255,9 +255,12 @@ impl Script {
         let wish = Wish { sandbox, kind, team: None, actor: actor() };
         let reply = self.reply(|begun| match begun {
             Begun::Started(_, work) => began(&work),
-            Begun::Already(_) | Begun::InvalidState(_) | Begun::HostAway(_) | Begun::NotFound => {
-                Told::Done
-            }
+            Begun::Already(_)
+            | Begun::AlreadyTerminal(_)
+            | Begun::NoRoom(_)
+            | Begun::InvalidState(_)
+            | Begun::HostAway(_)
+            | Begun::NotFound => Told::Done,
         });
         Command::Begin(Box::new(wish), reply)
     }
@@ -290,7 +293,7 @@ impl Script {
         };
         let kinds = [ReportKind::AutoPaused, ReportKind::Stopped, ReportKind::Started];
         let kind = kinds[self.random.below(3)];
-        let report = AgentReport { host, sandbox, kind, at: None, host_ip: None, error: None };
+        let report = AgentReport { host, sandbox, kind, host_ip: None, error: None };
         Command::Report(Box::new(report), self.done())
     }
 
@@ -316,6 +319,7 @@ impl Script {
             asked_at: Mono(self.now.mono.0 - 10),
             age_cap: None,
             probe: Probe::Listed(listing),
+            proven: false,
         };
         Command::Probed(Box::new(probed), self.done())
     }

@@ -233,3 +233,27 @@ fn nobody_waits_for_ever() {
     held.serving.stop();
     held.home.verify();
 }
+
+/// The agent paused it by itself, and no report says so: the next regular probe is an hour
+/// away.
+#[test]
+fn a_ping_of_what_its_host_does_not_run_probes_the_host() {
+    let fleet = sim_fleet(1, 1);
+    let sim = &fleet.hosts()[0];
+    let id = sim.sandboxes()[0].0.to_string();
+    let home = Home::with(&json!({"hosts": [online(1, &sim.address().to_string())],
+        "sandboxes": [{"id": id, "host_id": host(1), "status": "running"}]}));
+    let serving = home.serve(&RARELY);
+    settled(&serving);
+    let ping = || serving.post(&format!("/v1/capsules/{id}/ping"), &json!({}));
+    assert_eq!(ping().status, 204);
+    assert!(sim.auto_pause(id.parse().unwrap()));
+    assert_eq!(ping().refusal(), (409, "invalid_state".to_owned()));
+    let paused = || {
+        let capsule = serving.get(&format!("/v1/capsules/{id}")).json();
+        (capsule["status"] == "paused").then_some(())
+    };
+    eventually("it is seen to be paused", paused);
+    serving.stop();
+    home.verify();
+}

@@ -34,10 +34,7 @@ pub(crate) fn settlers(
     let presence = Arc::new(Presence::default());
     let writer = Writer::with_random(conn, policy.clone(), presence, random);
     let mut writer = writer.expect("the writer starts");
-    let machines = (0..count).map(|n| settle_one(&mut writer, n, chance, now)).collect();
-    let end = Command::EndServing(Box::new(|_| {}));
-    writer.execute(vec![Envelope { now, command: end }]);
-    machines
+    (0..count).map(|n| settle_one(&mut writer, n, chance, now)).collect()
 }
 
 pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now: Now) -> Machine {

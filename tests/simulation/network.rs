@@ -117,15 +117,9 @@ impl World {
         let now_ms = self.now_ms();
         self.note(|| format!("  host {host} is asked to {kind} {sandbox}"));
         let machine = &mut self.machines[host];
-        let asked = machine.asked.entry(op).or_default();
-        *asked += 1;
-        let repeated = *asked > 1 && kind != OperationKind::Destroy;
-        let mut twice = false;
+        *machine.asked.entry(op).or_default() += 1;
         if kind == OperationKind::Create {
-            twice = machine.create_asked_ms.insert(sandbox, now_ms).is_some();
-        }
-        if repeated || twice {
-            self.wrong(format!("{kind} of {sandbox} was asked for twice"));
+            machine.create_asked_ms.insert(sandbox, now_ms);
         }
     }
 
@@ -256,29 +250,26 @@ impl World {
         if self.chance.permille(300) {
             return self.tally.struck(Fault::ReportLost);
         }
-        let at = Wall(self.true_wall().0 + self.machines[host].skew_ms);
-        let at = Wall(at.unix_seconds() * 1000);
         let late = if self.chance.permille(150) { 90 * SECOND } else { 200 };
         let after = self.chance.within(1, late);
         if after > 30 * SECOND {
             self.tally.struck(Fault::ReportLate);
         }
-        self.after(after, Event::Report(host, kind, sandbox, at));
+        self.after(after, Event::Report(host, kind, sandbox));
         if self.chance.permille(80) {
             self.tally.struck(Fault::ReportTwice);
             let after = self.chance.within(1, 5 * MINUTE);
-            self.after(after, Event::Report(host, kind, sandbox, at));
+            self.after(after, Event::Report(host, kind, sandbox));
         }
     }
 
-    pub(crate) fn report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId, at: Wall) {
+    pub(crate) fn report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId) {
         let now = self.now();
         let reachable = self.machines[host].link.beats && self.attention == Attention::Listening;
         let lost = self.is_lost(host);
         if let Some(plane) = self.plane.as_mut().filter(|_| reachable && !lost) {
             let host = self.machines[host].id;
-            let report =
-                AgentReport { host, sandbox, kind, at: Some(at), host_ip: None, error: None };
+            let report = AgentReport { host, sandbox, kind, host_ip: None, error: None };
             plane.report(now, report);
             self.note(|| format!("{host} reports {kind} of {sandbox}"));
         }

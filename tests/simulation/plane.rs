@@ -23,7 +23,7 @@ use roost::store::StoreError;
 use roost::store::apply::{Applied, Probed};
 use roost::store::deletion::Deletion;
 use roost::store::journal::Random;
-use roost::store::lifecycle::{self, Begun, Ended, Work};
+use roost::store::lifecycle::{self, Begun, Ended, Placed, Said, Work};
 use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
@@ -81,6 +81,7 @@ enum Reply {
     Pruned(Result<bool, StoreError>),
     Sent(Box<Job>, Result<bool, StoreError>),
     Written(Box<Ended>, Result<bool, StoreError>),
+    Placed(OpId, Result<Placed, StoreError>),
     Reported(HostId, Result<bool, StoreError>),
     Told(Box<Result<Told, StoreError>>),
 }
@@ -284,8 +285,13 @@ impl Plane {
                 let reply = self.reply(move |result| Reply::Sent(job, result));
                 self.send(now, Command::Sent(op, reply));
             }
-            operations::Effect::Look(op, answer) => {
-                self.send(now, Command::Look { op, answer, reply: Box::new(|_| {}) });
+            operations::Effect::Look { op, since, answer, said } => {
+                let reply = Box::new(|_| {});
+                self.send(now, Command::Look { op, since, answer, said, reply });
+            }
+            operations::Effect::PlaceElsewhere { op, clean } => {
+                let reply = self.reply(move |result| Reply::Placed(op, result));
+                self.send(now, Command::PlaceElsewhere { op, clean, reply });
             }
             operations::Effect::ProbeNow(host) => {
                 self.tell(now, monitor::Input::ProbeNow(host));
@@ -301,7 +307,7 @@ impl Plane {
 
     pub(crate) fn take_up(&mut self, mut work: Work, now: Now) {
         if self.has(Defect::OvertakenForgotten) {
-            work.settle_at = None;
+            work.overtook = false;
         }
         if self.has(Defect::SentForgotten) {
             work.sent = false;
@@ -347,11 +353,14 @@ impl Plane {
             Reply::Sent(job, Ok(true)) => self.call(*job, now),
             Reply::Sent(job, Ok(false)) => self.ended(*job, Outcome::Over, now),
             Reply::Sent(job, Err(error)) => {
-                let outcome = Outcome::Told(Call::NotReached, None, Some(error.to_string()));
+                let outcome = Outcome::Told(Call::NotReached, None, said(&error));
                 self.ended(*job, outcome, now);
             }
             Reply::Written(ended, result) => {
                 self.operations.handle(now, operations::Input::Written(ended, result));
+            }
+            Reply::Placed(op, result) => {
+                self.operations.handle(now, operations::Input::Placed(op, result));
             }
             Reply::Reported(host, Ok(true)) => self.tell(now, monitor::Input::ProbeNow(host)),
             Reply::Reported(_, Ok(false) | Err(_)) => {}
@@ -368,7 +377,9 @@ impl Plane {
     fn hand_on(&mut self, told: Told, now: Now) {
         let work = match &told {
             Told::Created(Ok((_, work))) => Some(work.clone()),
-            Told::Begun(Begun::Started(_, work)) => Some(work.as_ref().clone()),
+            Told::Begun(Begun::Started(_, work) | Begun::AlreadyTerminal(Some(work))) => {
+                Some(work.as_ref().clone())
+            }
             Told::Created(Err(_))
             | Told::Begun(_)
             | Told::Refreshed(..)
@@ -416,13 +427,13 @@ impl Plane {
         let job = self.calls.remove(&number)?;
         let work = job.work.clone();
         let outcome = match result {
-            Ok(details) => Outcome::Told(Call::Succeeded, details, None),
+            Ok(details) => Outcome::Told(Call::Succeeded, details, Said::default()),
             Err(error) => {
                 let mut call = call_of(&error);
                 if call == Call::Unknown && self.has(Defect::AskedTwice) {
                     call = Call::NotReached;
                 }
-                Outcome::Told(call, None, Some(error.to_string()))
+                Outcome::Told(call, None, said(&error))
             }
         };
         self.ended(job, outcome, now);
@@ -447,7 +458,7 @@ impl Plane {
             revision = u64::MAX;
         }
         let age_cap = Some(self.presence.listening(now.mono));
-        let probed = Box::new(Probed { host, revision, asked_at, age_cap, probe });
+        let probed = Box::new(Probed { host, revision, asked_at, age_cap, probe, proven: false });
         let reply = self.reply(move |result| Reply::Probed(host, took, result));
         // Its thread looked at the clock, and then waited before it handed the answer over.
         let waited = took.min(Duration::from_millis([0, 0, 3, 0, 40][(number % 5) as usize]));
@@ -528,6 +539,11 @@ impl Plane {
         let (there, synced) = disk::length(&self.wal);
         (there, if self.has(Defect::NotSynced) { 0 } else { synced })
     }
+}
+
+/// What an agent says of a call that failed.
+fn said(error: &dyn std::fmt::Display) -> Said {
+    Said { error: Some(error.to_string()), size_bytes: None }
 }
 
 /// What power loss after the answer must not undo. Observations are made again and

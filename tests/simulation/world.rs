@@ -155,7 +155,7 @@ pub(crate) enum Event {
     Answer(u64, u64, Probe),
     Result(u64, u64, Result<Option<Details>, CallError>),
     Agent(usize, u32, Later),
-    Report(usize, ReportKind, SandboxId, Wall),
+    Report(usize, ReportKind, SandboxId),
     Write(u64),
     User,
     /// Somebody wants this done with that sandbox.
@@ -491,7 +491,7 @@ impl World {
             Event::Answer(life, number, probe) => self.answered(life, number, probe),
             Event::Result(life, number, result) => self.call_ended(life, number, result),
             Event::Agent(host, boot, later) => self.agent_acts(host, boot, later),
-            Event::Report(host, kind, sandbox, at) => self.report(host, kind, sandbox, at),
+            Event::Report(host, kind, sandbox) => self.report(host, kind, sandbox),
             Event::Write(life) => self.write(life),
             Event::User => {
                 self.judge_silence();
@@ -561,10 +561,6 @@ impl World {
         self.unlock();
         if how == End::InOrder {
             plane.order(now, Command::Flush(Box::new(|_| {})));
-            // As `serve` does: what is cut off is no end in order.
-            if plane.is_idle() {
-                plane.order(now, Command::EndServing(Box::new(|_| {})));
-            }
             plane.write();
             self.follow(&mut plane);
         }

@@ -65,6 +65,7 @@ fn flag(key: Key, global: bool) -> Arg {
         Rule::Address { .. }
         | Rule::Span { .. }
         | Rule::Count { .. }
+        | Rule::Factor { .. }
         | Rule::Word { .. }
         | Rule::Filter { .. } => ValueHint::Other,
     };

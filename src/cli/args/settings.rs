@@ -32,6 +32,9 @@ impl KeySet for ServeKeys {
         Key::Zombies,
         Key::HeartbeatFlush,
         Key::MassGuardMax,
+        Key::MemoryOvercommit,
+        Key::CpuOvercommit,
+        Key::StopTimeout,
         Key::EventsKeepAge,
         Key::EventsKeepCount,
         Key::AuditKeepAge,
@@ -39,6 +42,7 @@ impl KeySet for ServeKeys {
         Key::AgentTls,
         Key::TlsCert,
         Key::TlsKey,
+        Key::Answers,
         Key::NotifyDelay,
         Key::NotifyReminder,
     ];

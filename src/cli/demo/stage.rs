@@ -151,7 +151,7 @@ impl Stage {
         drop(heartbeats);
         // Calls that hang end with the hosts, so that nothing has to wait for them.
         let hosts = fleet.shutdown(END_PATIENCE);
-        if !(running.stop(END_PATIENCE) && hosts) {
+        if !(running.stop(END_PATIENCE, END_PATIENCE) && hosts) {
             log::info!("not everything ended by itself");
         }
         if let Err(error) = dir.close() {

@@ -3,10 +3,11 @@
 //! Never: an agent, a database, a thread.
 
 use super::*;
-use crate::model::id::PLATFORM_TEAM;
+use crate::model::id::{PLATFORM_TEAM, SandboxId};
 use crate::model::sandbox::SandboxStatus;
 use crate::model::time::Wall;
-use OperationKind::{Create, Destroy, Pause, Resume};
+use crate::plan::operation::Earlier;
+use OperationKind::{Create, Destroy, Pause, Resume, Snapshot};
 
 const BEGIN_MS: u64 = 1_000_000;
 
@@ -26,7 +27,10 @@ fn work(n: u128, kind: OperationKind) -> Work {
         host: HostId::from_u128(1),
         deadline_at: Wall(BEGIN_MS as i64).after(kind.deadline()),
         sent: false,
-        settle_at: None,
+        overtook: false,
+        earlier: Earlier::None,
+        from: None,
+        makes: None,
         team: PLATFORM_TEAM,
         template: None,
         vcpus: None,
@@ -38,8 +42,6 @@ fn work(n: u128, kind: OperationKind) -> Work {
         template_team: None,
         default_user: None,
         default_env: None,
-        from_status: None,
-        makes: None,
     }
 }
 
@@ -66,7 +68,9 @@ impl World {
                     self.calls.push(*job);
                     text
                 }
-                Effect::Look(_, answer) => format!("look {answer:?}"),
+                Effect::Look { answer, .. } => format!("look {answer:?}"),
+                Effect::PlaceElsewhere { clean: true, .. } => "place elsewhere, clean".to_owned(),
+                Effect::PlaceElsewhere { clean: false, .. } => "place elsewhere".to_owned(),
                 Effect::ProbeNow(_) => "probe".to_owned(),
                 Effect::Write(ended) => format!("write {}", ended.status),
             });
@@ -81,7 +85,7 @@ impl World {
     fn ends(&mut self, kind: OperationKind, call: Call) {
         let at = self.calls.iter().position(|job| job.work.kind == kind).expect("a call");
         let job = self.calls.remove(at);
-        let outcome = Outcome::Told(call, None, None);
+        let outcome = Outcome::Told(call, None, Said::default());
         self.handle(Input::Called(Box::new(Called { job, outcome })));
     }
 
@@ -101,22 +105,83 @@ impl World {
     }
 }
 
+fn refused(code: ConnectCode) -> Call {
+    call_of(&CallError::Refused { code, message: String::new() })
+}
+
 #[test]
-fn an_agent_that_says_unavailable_may_have_done_it() {
-    let refused = |code| CallError::Refused { code, message: String::new() };
-    assert_eq!(call_of(&refused(ConnectCode::Unavailable)), Call::Unknown);
-    for kind in [Create, Pause, Resume] {
+fn an_agent_that_declines_a_create_has_another_host_looked_for() {
+    for (call, clean) in [
+        (refused(ConnectCode::Unavailable), ", clean"),
+        (refused(ConnectCode::ResourceExhausted), ", clean"),
+        (Call::NotReached, ""),
+    ] {
+        let mut world = World::new();
+        world.begin(work(1, Create));
+        world.ends(Create, call);
+        let placing = format!("place elsewhere{clean}");
+        assert_eq!(world.seen(), ["call create 1", &placing]);
+        assert!(!world.operations.is_idle());
+        let elsewhere = Work { host: HostId::from_u128(2), ..work(1, Create) };
+        let cleaning = (!clean.is_empty()).then(|| Box::new(work(2, Destroy)));
+        let placed = Placed::At(Box::new(elsewhere), cleaning);
+        world.handle(Input::Placed(OpId::from_u128(1), Ok(placed)));
+        let hosts: Vec<u128> = world.calls.iter().map(|job| job.work.host.as_u128()).collect();
+        assert_eq!(hosts[0], 2, "at once");
+        assert_eq!(world.calls.len(), if clean.is_empty() { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn a_create_that_no_host_takes_fails_in_seconds() {
+    let mut world = World::new();
+    world.begin(work(1, Create));
+    for _ in 0..3 {
+        world.ends(Create, refused(ConnectCode::Unavailable));
+        world.handle(Input::Placed(OpId::from_u128(1), Ok(Placed::NoHost)));
+        world.pass(2);
+    }
+    assert_eq!(world.seen().last().map(String::as_str), Some("write error"));
+    assert!(world.at_ms - BEGIN_MS < 10_000);
+}
+
+#[test]
+fn what_no_other_host_can_do_is_tried_for_half_a_minute() {
+    for kind in [Pause, Resume, Snapshot] {
         let mut world = World::new();
         world.begin(work(1, kind));
-        world.ends(kind, call_of(&refused(ConnectCode::Unavailable)));
-        world.pass(3600);
-        assert_eq!(world.seen(), [&format!("call {kind} 1"), "look Unclear", "probe"]);
+        let mut calls = 0;
+        while !world.calls.is_empty() {
+            calls += 1;
+            world.ends(kind, refused(ConnectCode::Unavailable));
+            world.pass(16);
+        }
+        assert_eq!(calls, 5, "{kind}");
+        let last = world.seen();
+        let expected = if kind == Resume { "write paused" } else { "look Refusal" };
+        assert!(last.iter().any(|seen| seen == expected), "{kind}: {last:?}");
     }
     let mut world = World::new();
     world.begin(work(1, Destroy));
-    world.ends(Destroy, call_of(&refused(ConnectCode::Unavailable)));
+    world.ends(Destroy, refused(ConnectCode::Unavailable));
     world.pass(1);
     assert_eq!(world.seen(), ["call destroy 1", "call destroy 2"]);
+}
+
+#[test]
+fn an_agent_without_a_snapshot_is_asked_again_later() {
+    let mut world = World::new();
+    world.begin(work(1, Resume));
+    world.ends(Resume, Call::Gone);
+    assert_eq!(world.seen(), ["call resume 1", "look NoSnapshot"]);
+    world.pass(19);
+    assert_eq!(world.seen(), Vec::<String>::new());
+    world.pass(1);
+    assert_eq!(world.seen(), ["probe"]);
+    // The observation does not show it: the writer has it called again.
+    world.begin(Work { earlier: Earlier::NoSnapshot, ..work(1, Resume) });
+    world.ends(Resume, Call::Gone);
+    assert_eq!(world.seen(), ["call resume 1", "write stopped"]);
 }
 
 #[test]
@@ -124,68 +189,119 @@ fn a_destroy_goes_out_beside_a_call_that_hangs() {
     for kind in [Create, Pause, Resume] {
         let mut world = World::new();
         world.begin(work(1, kind));
-        let settle_at = (kind != Pause).then(|| work(1, kind).deadline_at);
-        world.begin(Work { settle_at, ..work(2, Destroy) });
+        world.begin(Work { overtook: kind != Pause, ..work(2, Destroy) });
         assert_eq!(world.seen(), [&format!("call {kind} 1"), "call destroy 1"]);
         world.ends(Destroy, Call::Gone);
-        if kind != Pause {
-            // What it overtook may come true: asked again, and settled by that call's end.
-            assert_eq!(world.seen(), Vec::<String>::new());
-            world.pass(2);
-            assert_eq!(world.seen(), ["call destroy 2"]);
-            world.ends(kind, Call::Refused);
-            world.ends(Destroy, Call::Gone);
-            let mut seen = world.seen();
-            assert!(seen.remove(0).starts_with("write"), "of an operation that is over");
-            assert_eq!(seen, ["call destroy 3"], "it began before the other ended");
-            world.ends(Destroy, Call::Gone);
+        if kind == Pause {
+            assert_eq!(world.seen(), ["write stopped"]);
+            continue;
         }
-        assert_eq!(world.seen(), ["write stopped"]);
+        // What it overtook may succeed yet: sent again, until that call has ended.
+        assert_eq!(world.seen(), Vec::<String>::new());
+        world.pass(2);
+        assert_eq!(world.seen(), ["call destroy 2"]);
+        world.ends(kind, Call::Refused);
+        world.ends(Destroy, Call::Gone);
+        world.pass(0);
+        let mut seen = world.seen();
+        assert!(seen.remove(0).starts_with("write"), "of an operation that has ended");
+        assert_eq!(seen, ["call destroy 3"], "it began before the other ended");
+        world.ends(Destroy, Call::Gone);
+        assert_eq!(world.seen(), ["look Done", "probe"], "and then the host must not show it");
     }
 }
 
 #[test]
-fn a_destroy_waits_for_what_it_overtook_when_nobody_says_how_that_ended() {
+fn a_destroy_waits_until_what_it_overtook_has_ended() {
     let mut world = World::new();
     world.begin(work(1, Create));
-    let settle_at = work(1, Create).deadline_at;
-    world.begin(Work { settle_at: Some(settle_at), ..work(2, Destroy) });
-    world.ends(Create, Call::Unknown);
-    let mut calls = 0;
-    while !world.seen().contains(&"write stopped".to_owned()) {
-        calls += 1;
-        world.ends(Destroy, Call::Gone);
+    world.begin(Work { overtook: true, ..work(2, Destroy) });
+    for _ in 0..10 {
+        world.ends(Destroy, Call::Succeeded);
         world.pass(30);
+        assert!(!world.seen().contains(&"look Done".to_owned()));
     }
-    assert!(world.now().wall > settle_at, "{calls} calls");
-    assert!(calls > 3);
+    // How it ended is not said, but its connection has closed.
+    world.ends(Create, Call::Unknown);
+    world.ends(Destroy, Call::Gone);
+    world.pass(0);
+    world.ends(Destroy, Call::Gone);
+    assert!(world.seen().contains(&"look Done".to_owned()));
+}
+
+/// A destroy that nothing stands in the way of is not sent in a tight loop.
+#[test]
+fn a_destroy_that_fails_waits_before_it_is_sent_again() {
+    for overtook in [false, true] {
+        let mut world = World::new();
+        world.begin(Work { overtook, ..work(1, Destroy) });
+        for _ in 0..3 {
+            world.ends(Destroy, Call::NotReached);
+            assert!(world.calls.is_empty(), "at once");
+            world.pass(30);
+            assert_eq!(world.calls.len(), 1);
+        }
+    }
+}
+
+#[test]
+fn calls_to_an_agent_end_when_its_host_registers() {
+    for kind in [Create, Pause, Resume, Snapshot] {
+        let mut world = World::new();
+        world.begin(work(1, kind));
+        let old = world.calls[0].clone();
+        world.handle(Input::Registered(HostId::from_u128(1)));
+        assert_eq!(world.seen(), [&format!("call {kind} 1"), "look Ended", "probe"]);
+        // Called again by what an observation showed, while the old call hangs.
+        world.begin(Work { earlier: Earlier::Unknown, ..work(1, kind) });
+        let outcome = Outcome::Told(Call::Succeeded, None, Said::default());
+        world.handle(Input::Called(Box::new(Called { job: old, outcome })));
+        assert_eq!(world.seen(), [format!("call {kind} 1")], "the old answer is of no use");
+    }
+    let mut world = World::new();
+    world.begin(work(1, Destroy));
+    world.handle(Input::Registered(HostId::from_u128(2)));
+    assert_eq!(world.calls.len(), 1, "another host's");
+    world.handle(Input::Registered(HostId::from_u128(1)));
+    assert_eq!(world.calls.len(), 2, "sent to the new agent");
+}
+
+#[test]
+fn a_stop_begins_nothing_and_waits_for_what_is_in_flight() {
+    let mut world = World::new();
+    world.begin(work(1, Pause));
+    world.handle(Input::Stop);
+    world.begin(Work { sandbox: SandboxId::from_u128(2), ..work(2, Pause) });
+    world.pass(1);
+    assert_eq!(world.calls.len(), 1, "the second waits for the next start");
+    assert!(!world.operations.is_idle());
+    world.ends(Pause, Call::Succeeded);
+    assert!(!world.operations.is_idle(), "its result is to be written");
+    let ended = Ended {
+        op: OpId::from_u128(1),
+        host: HostId::from_u128(1),
+        status: SandboxStatus::Paused,
+        reason: Reason::OperationSucceeded,
+        details: None,
+        error: None,
+        known_at: Mono(0),
+    };
+    world.handle(Input::Written(Box::new(ended), Ok(true)));
+    assert!(world.operations.is_idle());
 }
 
 #[test]
 fn a_clock_that_is_set_back_prolongs_nothing() {
-    let mut world = World::new();
     let far = Wall(BEGIN_MS as i64).after(Duration::from_secs(30 * 86_400));
-    world.begin(Work { settle_at: Some(far), deadline_at: far, ..work(1, Destroy) });
-    for _ in 0..30 {
-        if let Some(at) = world.calls.iter().position(|job| job.work.kind == Destroy) {
-            world.pass(30);
-            assert_eq!(at, 0);
-            world.ends(Destroy, Call::Gone);
-            world.pass(0);
-        } else {
-            world.pass(30);
-        }
-    }
-    assert_eq!(world.seen().last().map(String::as_str), Some("write stopped"));
-
     let mut world = World::new();
     world.begin(Work { deadline_at: far, ..work(1, Create) });
     while !world.calls.is_empty() {
         assert!(world.at_ms <= BEGIN_MS + 120_000, "given up when its own time is over");
         world.ends(Create, Call::NotReached);
+        world.handle(Input::Placed(OpId::from_u128(1), Ok(Placed::NoHost)));
         world.pass(30);
     }
-    assert_eq!(world.seen().last().map(String::as_str), Some("probe"));
+    assert_eq!(world.seen().last().map(String::as_str), Some("write error"));
 }
 
 #[test]
@@ -193,11 +309,13 @@ fn what_waited_to_be_asked_again_is_overtaken() {
     let mut world = World::new();
     world.begin(work(1, Create));
     world.ends(Create, Call::NotReached);
-    let settle_at = Some(work(1, Create).deadline_at);
-    world.begin(Work { settle_at, ..work(2, Destroy) });
+    world.begin(Work { overtook: true, ..work(2, Destroy) });
     world.ends(Destroy, Call::Gone);
     world.pass(3600);
-    assert_eq!(world.seen(), ["call create 1", "call destroy 1", "write stopped"]);
+    assert_eq!(
+        world.seen(),
+        ["call create 1", "place elsewhere", "call destroy 1", "write stopped"]
+    );
 }
 
 #[test]
@@ -239,7 +357,7 @@ fn a_result_that_cannot_be_written_is_written_again() {
         op: OpId::from_u128(1),
         host: HostId::from_u128(1),
         status: SandboxStatus::Paused,
-        reason: crate::model::sandbox::Reason::OperationSucceeded,
+        reason: Reason::OperationSucceeded,
         details: None,
         error: None,
         known_at: Mono(0),

@@ -16,7 +16,7 @@ fn row(n: u128, status: SandboxStatus) -> Row {
         id: id(n),
         team: PLATFORM_TEAM,
         status,
-        stopped_by_inference: false,
+        ended_by_user: status == SandboxStatus::Stopped,
         changed_at: Wall(0),
         revision: 5,
         operation: OperationState::None,
@@ -44,6 +44,9 @@ struct Host {
     now_s: u64,
     contact_gap: bool,
     forgotten_until: Option<Wall>,
+    recorded: Vec<(SandboxId, StrangerKind)>,
+    /// Ids that belong to another host.
+    foreign: Vec<u128>,
     policy: Policy,
 }
 
@@ -55,6 +58,8 @@ impl Host {
             now_s: 100_000,
             contact_gap: false,
             forgotten_until: None,
+            recorded: Vec::new(),
+            foreign: Vec::new(),
             policy: Policy::default(),
         }
     }
@@ -70,13 +75,22 @@ impl Host {
             age_cap: None,
             forgotten_until: self.forgotten_until,
         };
-        let strangers: Vec<Stranger> = strangers(listing, &self.rows)
+        let other = HostId::from_u128(2);
+        let owner = |id: SandboxId| self.foreign.contains(&id.as_u128()).then_some(other);
+        let unplaced: Vec<Unplaced> = unplaced(listing, &self.rows)
             .into_iter()
-            .map(|id| Stranger { id, owner: None })
+            .map(|id| Unplaced { id, owner: owner(id), destroying: false })
             .collect();
+        let (recorded, memory) = (&self.recorded, &self.memory);
         let plan =
-            plan_host(&self.rows, listing, &strangers, &self.memory, &question, &self.policy);
+            plan_host(&self.rows, listing, &unplaced, recorded, memory, &question, &self.policy);
         self.memory = plan.memory.clone();
+        self.recorded.retain(|(id, _)| !plan.departed.contains(id));
+        for stranger in plan.strangers.iter().filter(|stranger| stranger.new) {
+            self.recorded.retain(|(id, _)| *id != stranger.id);
+            self.recorded.push((stranger.id, stranger.kind));
+        }
+        self.recorded.sort_unstable_by_key(|(id, _)| *id);
         plan
     }
 }
@@ -130,7 +144,8 @@ fn a_wish_between_two_looks_undoes_no_gap() {
     host.contact_gap = true;
     host.look(0, &listing(&[]));
     // A user wants it paused; the agent, which has paused it unannounced, refuses.
-    let looking = Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal });
+    let looking =
+        Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal, from: None });
     let (status, operation) = (SandboxStatus::Pausing, OperationState::Live);
     host.rows[0] = Row { status, operation, revision: 17, looking, ..host.rows[0].clone() };
     let outdated = host.look(3, &listing(&[]));
@@ -152,7 +167,8 @@ fn a_wish_during_the_first_look_undoes_no_gap_either() {
     let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
     host.contact_gap = true;
     // A user wants it paused while the agent, which has paused it unannounced, is asked.
-    let looking = Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal });
+    let looking =
+        Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal, from: None });
     let (status, operation) = (SandboxStatus::Pausing, OperationState::Live);
     host.rows[0] = Row { status, operation, revision: 17, looking, ..host.rows[0].clone() };
     assert_eq!(host.look(0, &listing(&[])).newer, 1);
@@ -168,7 +184,8 @@ fn a_gap_that_an_operation_outlives_is_remembered() {
     host.rows[0].operation = OperationState::Live;
     host.contact_gap = true;
     assert_eq!(moves(&host.look(0, &listing(&[]))), vec![]);
-    host.rows[0].looking = Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal });
+    host.rows[0].looking =
+        Some(LookingFor { kind: OperationKind::Pause, answer: Answer::Refusal, from: None });
     let later = host.look(60, &listing(&[]));
     assert_eq!(moves(&later), [(1, "paused", "presumed_paused".to_owned())]);
 }
@@ -294,90 +311,167 @@ fn less_than_half_is_no_mass() {
     assert_eq!(moves(&host.look(3, &four_left)).len(), 3);
 }
 
+/// Sandboxes by kind that an observation reports, with those that are new.
+fn reported(plan: &HostPlan) -> Vec<(u128, &'static str, bool)> {
+    plan.strangers.iter().map(|s| (s.id.as_u128(), s.kind.as_str(), s.new)).collect()
+}
+
 #[test]
-fn zombies_are_reported_once_and_only_when_old() {
+fn zombies_are_reported_once_and_only_when_seen_for_long() {
     let mut host = Host::new(vec![row(1, SandboxStatus::Stopped)]);
     let both = listing(&[1, 9]);
     let first = host.look(0, &both);
     assert_eq!(
-        (first.zombies.len(), first.ask_again),
-        (0, AskAgain::After(Duration::from_secs(3)))
+        (reported(&first), first.ask_again),
+        (vec![], AskAgain::After(Duration::from_secs(3)))
     );
-    let second = host.look(3, &both);
-    let (status, forgotten) = (Some(SandboxStatus::Stopped), false);
-    let stopped = Zombie { id: id(1), status, forgotten, new: true };
-    let unknown = Zombie { id: id(9), status: None, forgotten, new: true };
-    assert_eq!(second.zombies, [stopped, unknown]);
-    let third = host.look(60, &both);
-    assert_eq!(third.zombies.iter().filter(|z| z.new).count(), 0);
-    assert_eq!(third.zombies.len(), 2, "still there");
+    assert_eq!(reported(&host.look(120, &both)), []);
+    let old = host.look(1, &both);
+    assert_eq!(reported(&old), [(1, "zombie", true), (9, "zombie", true)]);
+    assert_eq!(old.strangers[0].status, Some(SandboxStatus::Stopped));
+    let later = host.look(60, &both);
+    assert_eq!(reported(&later), [(1, "zombie", false), (9, "zombie", false)]);
+    let gone = host.look(60, &listing(&[1]));
+    assert_eq!((reported(&gone).len(), gone.departed), (1, vec![id(9)]));
 
-    let mut host = Host::new(vec![]);
-    let mut young = listing(&[9]);
-    young.sandboxes[0].created_at_unix = host.now_s as i64;
-    host.look(0, &young);
-    assert_eq!(host.look(3, &young).zombies, []);
-    assert_eq!(host.look(120, &young).zombies.len(), 1);
-
-    // Our clock was set back by a day: what is made now is of tomorrow.
-    let mut host = Host::new(Vec::new());
-    let mut ahead = listing(&[1]);
-    ahead.sandboxes[0].created_at_unix = host.now_s as i64 + 86_400;
-    assert_eq!(host.look(0, &ahead).zombies, []);
-    assert_eq!(host.look(120, &ahead).zombies, []);
-    assert_eq!(host.look(1, &ahead).zombies.len(), 1);
+    // A restart forgets what was seen, but not what was recorded.
+    host.memory = HostMemory::default();
+    assert_eq!(reported(&host.look(60, &listing(&[1]))), [(1, "zombie", false)]);
 }
 
-/// What a second look at this listing reports: ids that are forgotten, and that are destroyed.
+/// The clock of a host is compared with none but itself.
+#[test]
+fn when_a_host_says_that_it_made_a_sandbox_means_nothing_here() {
+    for made_s in [0, 1, 99_999, 100_000, 100_000 + 86_400, i64::MAX / 2000] {
+        let mut host = Host { forgotten_until: Some(Wall(1)), ..Host::new(Vec::new()) };
+        let mut seen = listing(&[9]);
+        seen.sandboxes[0].created_at_unix = made_s;
+        assert_eq!(reported(&host.look(0, &seen)), [], "{made_s}");
+        assert_eq!(reported(&host.look(120, &seen)), [], "{made_s}");
+        assert_eq!(reported(&host.look(1, &seen)), [(9, "zombie", true)], "{made_s}");
+    }
+}
+
+#[test]
+fn only_a_users_destroy_makes_a_zombie_of_a_row() {
+    for status in [SandboxStatus::Stopped, SandboxStatus::Error] {
+        let mut host = Host::new(vec![Row { ended_by_user: false, ..row(1, status) }]);
+        let plan = host.look(0, &listing(&[1]));
+        assert_eq!(moves(&plan), [(1, "running", "adopted".to_owned())]);
+        let mut host = Host::new(vec![Row { ended_by_user: false, ..row(1, status) }]);
+        host.rows[0].announced = true;
+        let plan = host.look(0, &listing(&[]));
+        assert_eq!(moves(&plan), [(1, "paused", "auto_paused".to_owned())]);
+        assert_eq!(plan.spent, [id(1)]);
+    }
+}
+
+#[test]
+fn a_sandbox_that_is_listed_as_failed_has_failed() {
+    for status in [SandboxStatus::Running, SandboxStatus::Paused, SandboxStatus::Missing] {
+        let mut host = Host::new(vec![row(1, status)]);
+        let mut seen = listing(&[1]);
+        seen.sandboxes[0].state = ListedState::Error;
+        assert_eq!(moves(&host.look(0, &seen)), [(1, "error", "listed_error".to_owned())]);
+    }
+}
+
+#[test]
+fn what_belongs_to_another_host_is_reported_and_left_where_it_is() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    (host.foreign, host.policy.zombies) = (vec![7], ZombiePolicy::Destroy);
+    let both = listing(&[1, 7]);
+    assert_eq!(reported(&host.look(0, &both)), []);
+    let second = host.look(3, &both);
+    assert_eq!(reported(&second), [(7, "misplaced", true)]);
+    assert_eq!(reported(&host.look(500, &both)), [(7, "misplaced", false)]);
+    let last = host.look(500, &both);
+    assert_eq!((moves(&last), last.destroy), (vec![], vec![]), "it is not ours to destroy");
+    assert_eq!(host.look(5, &listing(&[1])).departed, [id(7)]);
+}
+
+#[test]
+fn notices_about_sandboxes_of_others_are_counted_and_ignored() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Running)]);
+    host.foreign = vec![7];
+    let seen = Listing { auto_paused: vec![id(1), id(7), id(9)], ..listing(&[1]) };
+    let plan = host.look(0, &seen);
+    assert_eq!((plan.foreign_notices, plan.newer, plan.ask_again), (2, 0, AskAgain::AsUsual));
+    assert_eq!((moves(&plan), reported(&plan)), (vec![], vec![]));
+}
+
+/// Ids that a look at this listing records as forgotten, and those that are destroyed later.
 fn fate(host: &mut Host, listing: &Listing) -> [Vec<u128>; 2] {
-    host.look(0, listing);
+    let first = host.look(0, listing);
+    let is_forgotten = |s: &&Stranger| s.kind == StrangerKind::Forgotten && s.new;
+    let forgotten = first.strangers.iter().filter(is_forgotten).map(|s| s.id.as_u128()).collect();
+    // Long after the day in which unknown sandboxes count as forgotten.
+    host.forgotten_until = host.forgotten_until.map(|_| Wall(0));
     let plan = host.look(200, listing);
-    assert_eq!(plan.zombies.len(), listing.sandboxes.len(), "all are reported");
-    let forgotten = plan.zombies.iter().filter(|zombie| zombie.forgotten);
-    let forgotten = forgotten.map(|zombie| zombie.id.as_u128()).collect();
+    assert_eq!(plan.strangers.len(), listing.sandboxes.len(), "all are reported");
     [forgotten, plan.destroy.iter().map(|id| id.as_u128()).collect()]
 }
 
 #[test]
 fn what_a_restore_may_have_forgotten_is_never_destroyed() {
-    // 1 was stopped, 2 to 5 have no row: made before, at and after the acceptance, and
-    // nobody says when.
-    let mut seen = listing(&[1, 2, 3, 4, 5]);
-    for (entry, created) in seen.sandboxes.iter_mut().zip([99_000, 99_000, 99_500, 99_501, 0]) {
-        entry.created_at_unix = created;
-    }
+    // 1 was destroyed by a user, 2 and 3 have no row.
+    let seen = listing(&[1, 2, 3]);
     let host = |zombies, forgotten_until| {
         let policy = Policy { zombies, ..Policy::default() };
         Host { policy, forgotten_until, ..Host::new(vec![row(1, SandboxStatus::Stopped)]) }
     };
-    let accepted = Some(Wall(99_500_000));
-    let all = vec![1, 2, 3, 4, 5];
+    let (before, after) = (Some(Wall(99_999_000)), Some(Wall(100_001_000)));
     use ZombiePolicy::{Destroy, Report};
     for (zombies, until, expected) in [
         (Report, None, [vec![], vec![]]),
-        (Report, accepted, [vec![2, 3, 5], vec![]]),
-        (Destroy, None, [vec![], all]),
-        (Destroy, accepted, [vec![2, 3, 5], vec![1, 4]]),
-        (Destroy, Some(Wall(i64::MAX)), [vec![2, 3, 4, 5], vec![1]]),
+        (Report, after, [vec![2, 3], vec![]]),
+        (Destroy, None, [vec![], vec![1, 2, 3]]),
+        (Destroy, before, [vec![], vec![1, 2, 3]]),
+        (Destroy, after, [vec![2, 3], vec![1]]),
     ] {
         assert_eq!(fate(&mut host(zombies, until), &seen), expected, "{zombies} {until:?}");
     }
 }
 
 #[test]
-fn most_ids_of_another_host_mean_the_wrong_host() {
+fn a_hostile_host_fills_no_more_than_its_part_of_the_database() {
+    let ids: Vec<u128> = (1..=3_000).collect();
+    let mut host = Host { forgotten_until: Some(Wall(i64::MAX)), ..Host::new(Vec::new()) };
+    for at_s in 0..5 {
+        host.look(at_s * 100, &listing(&ids));
+        assert!(host.recorded.len() <= STRANGERS_MAX);
+    }
+    assert_eq!(host.recorded.len(), STRANGERS_MAX);
+}
+
+#[test]
+fn a_host_that_lists_none_of_its_own_but_those_of_others_is_the_wrong_one() {
     let other = Some(HostId::from_u128(2));
-    let stranger = |n, owner| Stranger { id: id(n), owner };
+    let unplaced = |n, owner| Unplaced { id: id(n), owner, destroying: false };
     let answer = listing(&[1, 2, 3]);
-    assert!(!is_wrong_host(&answer, &[stranger(1, other)]));
-    assert!(is_wrong_host(&answer, &[stranger(1, other), stranger(2, other)]));
-    assert!(
-        !is_wrong_host(&answer, &[stranger(1, None), stranger(2, None)]),
-        "unknown, not foreign"
-    );
+    let foreign = [1, 2, 3].map(|n| unplaced(n, other));
+    assert!(is_wrong_host(&answer, &foreign));
+    assert!(!is_wrong_host(&answer, &foreign[..2]), "the third is its own");
+    let unknown = [unplaced(1, None), unplaced(2, None), unplaced(3, other)];
+    assert!(!is_wrong_host(&answer, &unknown), "unknown, not foreign");
     assert!(!is_wrong_host(&listing(&[]), &[]), "an empty answer says nothing of whose it is");
-    let announced = Listing { sandboxes: vec![], auto_paused: vec![id(1)] };
-    assert!(is_wrong_host(&announced, &[stranger(1, other)]));
+}
+
+/// After a restart two observations that agree give the outcome of a call.
+#[test]
+fn a_call_that_ended_with_its_connection_is_made_again_after_two_observations() {
+    let ended = |kind| Some(LookingFor { kind, answer: Answer::Ended, from: None });
+    use OperationKind::{Create, Pause, Resume};
+    for (kind, listed) in [(Create, vec![]), (Pause, vec![1]), (Resume, vec![])] {
+        let mut host = Host::new(vec![row(1, transient(kind))]);
+        (host.rows[0].operation, host.rows[0].looking) = (OperationState::Live, ended(kind));
+        let first = host.look(0, &listing(&listed));
+        assert_eq!((moves(&first), &first.call_again[..]), (vec![], &[][..]), "{kind}");
+        assert_eq!(first.ask_again, AskAgain::After(Duration::from_secs(3)));
+        let second = host.look(3, &listing(&listed));
+        assert_eq!(second.call_again, [(id(1), Earlier::Unknown)], "{kind}");
+        assert_eq!(moves(&second), vec![]);
+    }
 }
 
 fn any_row() -> impl Strategy<Value = Row> {
@@ -388,11 +482,11 @@ fn any_row() -> impl Strategy<Value = Row> {
         OperationState::Expired,
     ]);
     (0u128..12, status, any::<bool>(), 0u64..300, 0u64..20, operation, any::<bool>()).prop_map(
-        |(n, status, stopped_by_inference, age_s, revision, operation, announced)| Row {
+        |(n, status, ended_by_user, age_s, revision, operation, announced)| Row {
             id: id(n),
             team: PLATFORM_TEAM,
             status,
-            stopped_by_inference,
+            ended_by_user,
             changed_at: Wall((100_000 - age_s as i64) * 1000),
             revision,
             operation,
@@ -414,7 +508,11 @@ fn any_rows() -> impl Strategy<Value = Vec<Row>> {
 }
 
 fn any_listing() -> impl Strategy<Value = Listing> {
-    let state = proptest::sample::select(vec![ListedState::Running, ListedState::Paused]);
+    let state = proptest::sample::select(vec![
+        ListedState::Running,
+        ListedState::Paused,
+        ListedState::Error,
+    ]);
     proptest::collection::btree_map(0u128..16, state, 0..12).prop_map(|entries| Listing {
         sandboxes: entries.into_iter().map(|(n, state)| entry(n, state)).collect(),
         auto_paused: Vec::new(),
@@ -425,15 +523,16 @@ fn any_listing() -> impl Strategy<Value = Listing> {
 fn allowed(from: SandboxStatus, to: SandboxStatus) -> bool {
     use SandboxStatus as S;
     match from {
-        S::Running => matches!(to, S::Paused | S::Stopped),
-        S::Missing => matches!(to, S::Running | S::Paused | S::Stopped),
+        S::Running => matches!(to, S::Paused | S::Stopped | S::Error),
+        S::Missing => matches!(to, S::Running | S::Paused | S::Stopped | S::Error),
         S::Starting => matches!(to, S::Running | S::Paused | S::Error),
         S::Resuming => matches!(to, S::Running | S::Paused | S::Error),
-        S::Pausing => to == S::Paused,
+        S::Pausing => matches!(to, S::Paused | S::Error),
         S::Stopping => to == S::Stopped,
-        S::Paused => to == S::Running,
-        S::Stopped => matches!(to, S::Running | S::Paused),
-        S::Pending | S::Error | S::Hibernated => false,
+        S::Paused => matches!(to, S::Running | S::Error),
+        S::Stopped => matches!(to, S::Running | S::Paused | S::Error),
+        S::Error => matches!(to, S::Running | S::Paused),
+        S::Pending | S::Hibernated => false,
     }
 }
 
@@ -484,7 +583,7 @@ proptest! {
             for t in &plan.transitions {
                 let row = host.rows.iter_mut().find(|row| row.id == t.id).unwrap();
                 row.status = t.to;
-                row.stopped_by_inference = t.reason == Reason::Vanished;
+                row.ended_by_user = t.reason.is_users_destroy();
                 row.operation = OperationState::None;
             }
             for id in &plan.spent {

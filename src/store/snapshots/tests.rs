@@ -42,7 +42,7 @@ fn started(begun: SnapshotBegun) -> (Sandbox, Work) {
 
 /// The agent has made it; the sandbox is as it was.
 fn finish(world: &mut World, work: &Work, error: Option<&str>) {
-    let (writer, from) = (&mut world.writer, work.from_status.unwrap());
+    let (writer, from) = (&mut world.writer, work.from.unwrap());
     writer
         .in_savepoint(|w| {
             w.close_operation(work.op, error, NOW.wall)?;
@@ -64,8 +64,8 @@ fn a_snapshot_begins_with_everything_that_its_end_needs() {
         world.set_status(status);
         let (row, work) = started(ask(&mut world, wanted(sandbox.id, Some("deps"))));
         assert_eq!((row.status, work.kind), (SandboxStatus::Pausing, OperationKind::Snapshot));
-        assert_eq!(work.from_status, Some(status));
-        assert_eq!(work.makes.as_ref().unwrap().name.as_str(), "deps");
+        assert_eq!(work.from, Some(status));
+        assert_eq!(work.makes.as_ref().unwrap().1, "deps");
         assert_eq!(world.names(Scope::Any), ["minimal"], "not yet");
         let unfinished = crate::store::lifecycle::unfinished(&world.writer.conn).unwrap();
         assert_eq!(unfinished, [work.clone()], "a restart finds all of it");
@@ -77,7 +77,7 @@ fn a_snapshot_begins_with_everything_that_its_end_needs() {
         assert_eq!(outcome(&world), SnapshotOutcome::UnderWay);
         finish(&mut world, &work, None);
         let SnapshotOutcome::Made(template) = outcome(&world) else { panic!("not made") };
-        assert_eq!((template.id, template.team_id), (work.makes.unwrap().id, team(1)));
+        assert_eq!((template.id, template.team_id), (work.makes.unwrap().0, team(1)));
         assert_eq!((template.vcpus, template.memory_mb), (Some(3), Some(700)));
         assert_eq!((template.disk_size_mb, template.size_bytes), (Some(5120), Some(4096)));
         assert_eq!(template.default_user.as_deref(), Some("app"));
@@ -117,7 +117,7 @@ fn who_may_snapshot_what() {
     assert!(matches!(ask(&mut world, unknown), SnapshotBegun::NotFound));
     for &status in SandboxStatus::ALL {
         world.set_status(status);
-        if may_begin(OperationKind::Snapshot, status) {
+        if may_begin(OperationKind::Snapshot, status, None) {
             continue;
         }
         let begun = ask(&mut world, wanted(sandbox.id, None));
@@ -153,7 +153,7 @@ fn a_name_is_taken_by_a_template_or_by_a_snapshot_in_progress() {
     finish(&mut world, &work, None);
     let all = crate::store::templates::list(&world.writer.conn, Scope::Team(team(1)), None);
     let deps = all.unwrap().into_iter().find(|t| t.name.as_str() == "deps").unwrap();
-    assert_eq!(deps.id, work.makes.unwrap().id);
+    assert_eq!(deps.id, work.makes.unwrap().0);
     assert_eq!(world.erasures().len(), 1, "the first is to be deleted");
     let replaced =
         r#"system delete warning {"name":"deps","reason":"requested","type":"snapshot"}"#;
@@ -178,7 +178,7 @@ fn a_name_is_found_for_a_snapshot_without_one() {
     let (first, second) = (running(&mut world), running(&mut world));
     let name = |world: &mut World, sandbox| {
         let (_, work) = started(ask(world, wanted(sandbox, None)));
-        work.makes.unwrap().name.to_string()
+        work.makes.unwrap().1
     };
     assert_eq!(name(&mut world, first.id), "minimal-20260921-141320");
     assert_eq!(name(&mut world, second.id), "minimal-20260921-141321", "the next second");
@@ -193,7 +193,7 @@ fn what_a_failed_snapshot_may_have_left_is_deleted() {
     let outcome = snapshot_outcome(&world.writer.conn, work.op).unwrap();
     assert_eq!(outcome, SnapshotOutcome::Failed("refused, internal: no space left".to_owned()));
     assert_eq!(world.names(Scope::Any), ["minimal"]);
-    let id = work.makes.as_ref().unwrap().id;
+    let id = work.makes.as_ref().unwrap().0;
     assert_eq!(world.erasures(), [(sandbox.host_id.as_u128(), id)]);
     assert_eq!(world.audit(), [] as [&str; 0], "there never was one");
     started(ask(&mut world, wanted(sandbox.id, Some("deps"))));
