@@ -122,7 +122,7 @@ fn a_sandbox_is_created_paused_resumed_and_destroyed() {
         "sandboxes",
         "create",
         "--template",
-        "python",
+        "minimal",
         "--vcpus",
         "2",
         "--memory-mb",
@@ -137,7 +137,7 @@ fn a_sandbox_is_created_paused_resumed_and_destroyed() {
     ]);
     let capsule: Value = serde_json::from_str(&made.ok()).unwrap();
     let id = capsule["id"].as_str().unwrap();
-    let wanted = json!({"status": "running", "template": "python", "vcpus": 2,
+    let wanted = json!({"status": "running", "template": "minimal", "vcpus": 2,
         "memory_mb": 1024, "timeout_sec": 60, "disk_size_mb": 2048});
     for (name, value) in wanted.as_object().unwrap() {
         assert_eq!(capsule[name], *value, "{name}");
@@ -164,6 +164,20 @@ fn a_sandbox_is_created_paused_resumed_and_destroyed() {
         &["sandboxes", "resume", id, "--wait"],
         expect![[r#"
         SANDBOX1  running on HOST
+        exit 0
+    "#]],
+    );
+    check(
+        &["sandboxes", "destroy", id, "--wait"],
+        expect![[r#"
+        SANDBOX1  stopped on HOST
+        exit 0
+    "#]],
+    );
+    check(
+        &["sandboxes", "destroy", id],
+        expect![[r#"
+        SANDBOX1  stopped on HOST
         exit 0
     "#]],
     );
@@ -243,6 +257,9 @@ fn waiting_outlives_the_server() {
     let mut world = World::new();
     let slow = Duration::from_millis(1500);
     world.habits(Habits { pause_takes: slow, resume_takes: slow, ..Habits::default() });
+    // Else the agent undoes what the killed server asked for.
+    let finishes = Faults { finishes_orphans: true, ..Faults::default() };
+    world.fleet.set_faults(0, finishes).unwrap();
     let id = world.sandbox();
     for (what, method, ends) in
         [("pause", Method::Pause, "paused"), ("resume", Method::Resume, "running")]

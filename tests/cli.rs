@@ -637,7 +637,7 @@ fn a_wrong_fixture_is_refused_with_its_place() {
         sandboxes[0].vcpus: must be a whole number in range
         sandboxes[0].metadata.a: must be a string
         sandboxes[0].created_at: "yesterday": timestamp format is invalid
-        sandboxes[0].operation.kind: "fly": unknown operation "fly"; allowed: create, pause, resume, destroy"#]].assert_eq(&why.join("\n"));
+        sandboxes[0].operation.kind: "fly": unknown operation "fly"; allowed: create, pause, resume, destroy, snapshot"#]].assert_eq(&why.join("\n"));
 }
 
 #[test]

@@ -195,6 +195,7 @@ fn bad_values_are_refused_in_the_same_words() {
             "agent_tls = true",
             "tls_cert = '/nowhere'",
             "tls_key = '/nowhere'",
+            "answers = 'done'",
             "log = 'inof'",
             "log = ''",
             "log_format = 'yaml'",
@@ -229,6 +230,7 @@ fn bad_values_are_refused_in_the_same_words() {
             agent_tls = true (roost.toml:1): must be off or mtls; it is written in quotes
             tls_cert = "/nowhere" (roost.toml:1): must be set together with tls_key
             tls_key = "/nowhere" (roost.toml:1): must be set together with tls_cert
+            answers = "done" (roost.toml:1): must be accepted or when_done
             log = "inof" (roost.toml:1): must be an env_logger filter; for example info, or warn,roost::engine=debug
             log = "" (roost.toml:1): must be an env_logger filter; for example info, or warn,roost::engine=debug
             log_format = "yaml" (roost.toml:1): must be text or json
@@ -376,6 +378,9 @@ fn effective_settings_for_people_and_scripts() {
         zombies report default
         heartbeat_flush 10s default
         mass_guard_max 5m default
+        memory_overcommit 1 default
+        cpu_overcommit 8 default
+        stop_timeout 10m default
         events_keep_age 30d default
         events_keep_count 250000 default
         audit_keep_age 0s default
@@ -383,6 +388,7 @@ fn effective_settings_for_people_and_scripts() {
         agent_tls off default
         tls_cert default
         tls_key default
+        answers accepted default
         log info default
         log_format json --log-format
         notify_delay 60s default

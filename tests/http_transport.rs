@@ -3,6 +3,9 @@
 //! Never: sleeps to be in time. Waits are for events, with deadlines only a hung server
 //! reaches. What concerns the whole process is in `http_process.rs`.
 
+#[path = "http_transport/deferred.rs"]
+mod deferred;
+
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 use roost::http::{
@@ -39,19 +42,16 @@ impl Handler for Testee {
                 let bytes = request.query.parse().expect("a size");
                 Response::bytes(200, "application/octet-stream", vec![b'x'; bytes])
             }
-            "/gate" | "/patient-gate" => {
+            "/gate" => {
                 self.begun.send(()).expect("test listens");
                 self.gate.recv().expect("test opens the gate");
                 Response::bytes(200, "text/plain", b"through".to_vec())
             }
             "/stream" => self.stream(request.query),
+            "/deferred" => self.deferred(request),
             "/listener" => Response::bytes(200, "text/plain", request.listener.to_string().into()),
             _ => echo(&request),
         }
-    }
-
-    fn waits_for_others(&self, request: &Request) -> bool {
-        request.path == "/patient-gate"
     }
 }
 
@@ -475,7 +475,7 @@ fn a_panic_in_a_handler_is_a_500_and_nothing_more() {
     let running = start(config());
     let mut client = running.connect();
     for _ in 0..10 {
-        assert_eq!(client.get("/panic"), "500 internal");
+        assert_eq!(client.get("/panic"), "500 internal_error");
     }
     assert_eq!(client.get("/"), "200 GET /");
 }
@@ -601,29 +601,6 @@ fn clients_that_do_not_read_hold_no_worker_and_are_cut_at_the_deadline() {
     for client in &mut deaf {
         assert!(client.rest().len() < 8_000_000);
     }
-}
-
-#[test]
-fn requests_that_wait_for_others_leave_workers_for_the_rest() {
-    let mut running = start(ServerConfig { workers: 4, ..config() });
-    let mut waiting: Vec<_> = (0..2).map(|_| running.connect()).collect();
-    for client in &mut waiting {
-        client.send("GET /patient-gate HTTP/1.1\r\nHost: a\r\n\r\n");
-        running.begun.recv_timeout(PATIENCE).expect("begins");
-    }
-    let mut client = running.connect();
-    assert_eq!(client.get("/patient-gate"), "503 unavailable");
-    assert_eq!(client.get("/"), "200 GET /");
-    for _ in &waiting {
-        running.gate.send(()).expect("waits");
-    }
-    for client in &mut waiting {
-        assert_eq!(client.answer(false).brief(), "200 through");
-    }
-    // The share is given back.
-    running.gate.send(()).expect("waits");
-    assert_eq!(client.get("/patient-gate"), "200 through");
-    assert_eq!(running.begin_shutdown(PATIENCE).recv_timeout(PATIENCE), Ok(true));
 }
 
 #[test]

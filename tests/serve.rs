@@ -19,6 +19,8 @@ mod hostile;
 mod keys;
 #[path = "serve/lifetime.rs"]
 mod lifetime;
+#[path = "serve/missing.rs"]
+mod missing;
 #[path = "serve/monitor.rs"]
 mod monitor;
 #[path = "serve/operators.rs"]

@@ -72,7 +72,7 @@ fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
 
 /// `POST /v1/hosts/register`
 pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let token = fields.required("token")?;
     let address: AgentAddress = fields.parsed("address")?;
     let token = secret::hash(&token);
@@ -105,7 +105,7 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
 
 /// `POST /v1/hosts/auth/refresh`
 pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let shown = Fields::read(&request.body)?.required("refresh_token")?;
+    let shown = Fields::read(request)?.required("refresh_token")?;
     let hash = secret::hash(&shown);
     let known = read::host_to_refresh(&*ready.read()?, &hash)?;
     let Some(host) = known.map_or_else(|| take_back(ready, &shown), |host| Ok(Some(host)))? else {
@@ -189,7 +189,7 @@ fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem>
 /// `POST /v1/hosts/sandbox-events`
 pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let event = fields.required("event")?;
     let sandbox = fields.required("sandbox_id")?;
     let host: HostId = fields.parsed("host_id")?;

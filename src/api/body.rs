@@ -3,16 +3,29 @@
 //! Never: minds fields that it does not know.
 
 use super::Problem;
+use crate::http::Request;
 use crate::model::time::Wall;
 use serde_json::{Map, Value};
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// The fields of a JSON object. An empty body has none.
 pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
-    pub(super) fn read(body: &[u8]) -> Result<Fields, Problem> {
+    pub(super) fn read(request: &Request) -> Result<Fields, Problem> {
+        match request.headers.get("content-encoding").map(str::trim) {
+            None | Some("" | "identity") => Fields::parse(&request.body),
+            Some(coding) => {
+                let message =
+                    format!("Content-Encoding: {coding} is not supported; send plain JSON");
+                Err(Problem::new(415, "unsupported_media_type", message))
+            }
+        }
+    }
+
+    fn parse(body: &[u8]) -> Result<Fields, Problem> {
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(Fields(Map::new()));
         }
@@ -25,6 +38,15 @@ impl Fields {
 
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether a field says something: it is there and neither null nor empty.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self.get(name) {
+            None => false,
+            Some(Value::Object(fields)) => !fields.is_empty(),
+            Some(_) => true,
+        }
     }
 
     /// A string; `None` when missing or empty.
@@ -87,11 +109,58 @@ impl Fields {
 
     /// A whole number that is not negative; `None` when missing.
     pub(super) fn count(&self, name: &str) -> Result<Option<u32>, Problem> {
+        self.count_in(name, 0..=u32::MAX)
+    }
+
+    /// A whole number of this range; `None` when missing.
+    pub(super) fn count_in(
+        &self,
+        name: &str,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<u32>, Problem> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let count = whole(value).and_then(|n| u32::try_from(n).ok());
+        let (least, most) = (range.start(), range.end());
         let wrong =
-            || Problem::invalid(format!("{name} must be a whole number from 0 to {}", u32::MAX));
-        count.map(Some).ok_or_else(wrong)
+            || Problem::invalid(format!("{name} must be a whole number from {least} to {most}"));
+        count.filter(|count| range.contains(count)).map(Some).ok_or_else(wrong)
+    }
+
+    /// A list of strings that must each say a `T`; empty when missing.
+    pub(super) fn list<T: FromStr>(&self, name: &str) -> Result<Vec<T>, Problem>
+    where
+        T::Err: Display,
+    {
+        let wrong = |what: String| Problem::invalid(format!("{name}{what}"));
+        let values = match self.get(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) if values.len() > LIST_MAX => {
+                return Err(wrong(format!(" has more than {LIST_MAX} entries")));
+            }
+            Some(Value::Array(values)) => values,
+            Some(_) => return Err(wrong(" must be a list of strings".to_owned())),
+        };
+        let parsed = |(at, value): (usize, &Value)| {
+            let text = value.as_str().ok_or_else(|| wrong(format!("[{at}] must be a string")))?;
+            text.parse().map_err(|e| wrong(format!("[{at}]: {e}")))
+        };
+        values.iter().enumerate().map(parsed).collect()
+    }
+
+    /// An object of strings, such as an environment; `None` when missing or empty.
+    pub(super) fn strings(&self, name: &str) -> Result<Option<&Map<String, Value>>, Problem> {
+        let fields = match self.get(name) {
+            None => return Ok(None),
+            Some(Value::Object(fields)) => fields,
+            Some(_) => {
+                return Err(Problem::invalid(format!("{name} must be an object of strings")));
+            }
+        };
+        if let Some((key, _)) = fields.iter().find(|(_, value)| !value.is_string()) {
+            let key = key.escape_debug();
+            return Err(Problem::invalid(format!("{name}.{key} must be a string")));
+        }
+        Ok(Some(fields).filter(|fields| !fields.is_empty()))
     }
 }
 
@@ -112,13 +181,17 @@ fn whole_seconds(value: &Value) -> Option<i64> {
 /// is refused.
 const TEXT_BYTES_MAX: usize = 1024;
 
+/// Longest list. Larger and one request occupies the writer; smaller and a fleet's hosts do
+/// not fit.
+const LIST_MAX: usize = 10_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_count_is_whole_however_it_is_written() {
-        let count = |json: &str| Fields::read(json.as_bytes()).unwrap().count("n");
+        let count = |json: &str| Fields::parse(json.as_bytes()).unwrap().count("n");
         assert_eq!(count(r#"{"n": 4.0}"#), Ok(Some(4)));
         assert_eq!(count(r#"{"n": 4294967295.0}"#), Ok(Some(u32::MAX)));
         assert_eq!(count(r#"{"n": null}"#), Ok(None));
@@ -128,8 +201,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_in_a_list_or_object_is_named() {
+        let read = |json: &str| Fields::parse(json.as_bytes()).unwrap();
+        let list = |json: &str| read(json).list::<u32>("l").map_err(|e| e.message);
+        assert_eq!(list(r#"{"l": ["1", "2"]}"#), Ok(vec![1, 2]));
+        assert_eq!(list(r#"{"l": null}"#), Ok(vec![]));
+        assert_eq!(list(r#"{"l": "1"}"#), Err("l must be a list of strings".to_owned()));
+        assert_eq!(list(r#"{"l": ["1", 2]}"#), Err("l[1] must be a string".to_owned()));
+        let not_parsed = "l[0]: invalid digit found in string".to_owned();
+        assert_eq!(list(r#"{"l": ["x"]}"#), Err(not_parsed));
+        let long = vec!["1"; LIST_MAX + 1];
+        let long = serde_json::json!({"l": long}).to_string();
+        assert_eq!(list(&long), Err("l has more than 10000 entries".to_owned()));
+
+        let strings =
+            |json: &str| read(json).strings("o").map(|o| o.map(Map::len)).map_err(|e| e.message);
+        assert_eq!(strings(r#"{"o": {"a": "b"}}"#), Ok(Some(1)));
+        assert_eq!(strings(r#"{"o": {}}"#), Ok(None));
+        assert_eq!(strings("{}"), Ok(None));
+        let wrong = Err("o must be an object of strings".to_owned());
+        assert_eq!(strings(r#"{"o": ["a"]}"#), wrong);
+        assert_eq!(strings(r#"{"o": "a=b"}"#), wrong);
+        assert_eq!(strings(r#"{"o": {"a": 1}}"#), Err("o.a must be a string".to_owned()));
+    }
+
+    #[test]
     fn a_time_in_seconds_is_whole_however_it_is_written() {
-        let time = |json: &str| Fields::read(json.as_bytes()).unwrap().time("t");
+        let time = |json: &str| Fields::parse(json.as_bytes()).unwrap().time("t");
         assert_eq!(time(r#"{"t": -45.0}"#), Ok(Some(Wall(-45_000))));
         assert_eq!(time(r#"{"t": 1.779e9}"#), time(r#"{"t": 1779000000}"#));
         assert_eq!(time(r#"{"t": null}"#), Ok(None));
@@ -141,7 +239,7 @@ mod tests {
     #[test]
     fn long_words_of_an_agent_are_cut_and_other_long_texts_refused() {
         let long = format!("{}é", "x".repeat(TEXT_BYTES_MAX - 1));
-        let fields = Fields::read(format!(r#"{{"error": "{long}", "n": 4}}"#).as_bytes()).unwrap();
+        let fields = Fields::parse(format!(r#"{{"error": "{long}", "n": 4}}"#).as_bytes()).unwrap();
         assert_eq!(fields.words("error"), Ok(Some("x".repeat(TEXT_BYTES_MAX - 1))));
         assert!(fields.text("error").is_err());
         assert!(fields.words("n").is_err());

@@ -6,8 +6,9 @@ use super::access::{Caller, operator};
 use super::body::Fields;
 use super::query::Query;
 use super::view::{HostView, ProbeView};
+use super::waiting::{Ended, NOTICE, deferred, still_needed};
 use super::{Problem, Ready, Wake, json, secret};
-use crate::http::{Request, Response};
+use crate::http::{Caller as Client, Request, Response};
 use crate::model::host::{Host, HostStatus, Intent};
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
 use crate::store::deletion::Deletion;
@@ -16,7 +17,7 @@ use crate::store::notify::maintenance;
 use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
 use serde::Serialize;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the agent of a deleted host may take to say that it ends. Larger: whoever
@@ -28,10 +29,6 @@ const TERMINATE_DEADLINE: Duration = Duration::from_secs(3);
 /// in flight and the one that was asked for. Larger: a host behind many hung ones holds
 /// the client; smaller: a slow agent's answer is not seen.
 const PROBE_PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long that wait goes on before it looks whether there still is something to wait
-/// for. Larger: a server that stops waits for it; smaller: wake-ups for nothing.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A host with a registration token, which is shown this once.
 #[derive(Serialize)]
@@ -46,7 +43,7 @@ fn with_token(ready: &Ready, host: &Host, registration_token: String) -> Result<
 
 /// `POST /v1/hosts`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let token = secret::fresh();
     let new = NewHost {
         team: fields.optional("team_id")?.unwrap_or(PLATFORM_TEAM),
@@ -92,8 +89,18 @@ pub(super) fn delete_preview(ready: &Ready, id: &str) -> Result<Response, Proble
 }
 
 /// `DELETE /v1/hosts/{id}[?force=true]`
-pub(super) fn delete(ready: &Ready, id: &str, request: &Request) -> Result<Response, Problem> {
-    let (host, force, actor) = (host_id(id)?, forced(&request.query)?, operator());
+pub(super) fn delete(
+    ready: &Arc<Ready>,
+    caller: &Caller,
+    id: &str,
+    request: &Request,
+) -> Result<Response, Problem> {
+    let (host, force) = (host_id(id)?, forced(&request.query)?);
+    deferred(ready, caller.into(), move |ready, _| delete_now(ready, host, force))
+}
+
+fn delete_now(ready: &Ready, host: HostId, force: bool) -> Result<Response, Problem> {
+    let actor = operator();
     match ready.write(|reply| Command::DeleteHost { host, force, actor, reply })? {
         Deletion::NotFound => Err(Problem::not_found("host")),
         Deletion::HasActive(ids) => {
@@ -144,21 +151,24 @@ struct Probed {
 }
 
 /// `POST /v1/hosts/{id}/probe`
-pub(super) fn probe(ready: &Ready, id: &str) -> Result<Response, Problem> {
-    let host_id = host_id(id)?;
-    // What is in flight was asked before anybody wanted to know.
+pub(super) fn probe(ready: &Arc<Ready>, caller: &Caller, id: &str) -> Result<Response, Problem> {
+    let id = host_id(id)?;
+    probed_as(ready, id)?;
+    deferred(ready, caller.into(), move |ready, client| probe_now(ready, client, id))
+}
+
+fn probe_now(ready: &Ready, client: &mut Client, host_id: HostId) -> Result<Response, Problem> {
+    // A probe in flight was asked for before this request.
     let since = ready.now().mono;
-    probed_as(ready, host_id)?;
     (ready.wake)(Wake::ProbeNow(host_id));
     loop {
-        let probe = ready.presence.wait_probe(host_id, since, LOOK_AGAIN);
+        let probe = ready.presence.wait_probe(host_id, since, NOTICE);
         let status = probed_as(ready, host_id)?;
         if let Some(probe) = probe {
             return json(200, &Probed { host_id, probe: ProbeView::live(probe, status) });
         }
-        if ready.pulse.stopping.load(Ordering::Relaxed) {
-            return Err(Problem::unavailable("shutting down; the host was not probed"));
-        }
+        let refuse = |ended: Ended| ended.refusal("the host was not probed");
+        still_needed(ready, client).map_err(refuse)?;
         if ready.now().mono.since(since) >= PROBE_PATIENCE {
             let message = "the probe did not end in time; last_probe of the host will show it";
             return Err(Problem::new(504, "timed_out", message));

@@ -29,7 +29,7 @@ struct WithKey {
 
 /// `POST /v1/api-keys`
 pub(super) fn create(ready: &Ready, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let name = fields.required("name")?;
     if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(Problem::invalid(format!(

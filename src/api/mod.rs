@@ -15,14 +15,18 @@ pub mod history;
 mod hosts;
 mod keys;
 pub mod metrics;
+mod missing;
 pub mod notify;
 pub mod page;
 mod query;
 mod routes;
 pub mod secret;
 mod stream;
+mod templates;
 pub mod token;
 pub mod view;
+pub mod waiting;
+mod when_done;
 
 use crate::agent::authority::Authority;
 use crate::agent::client::AgentClient;
@@ -44,6 +48,7 @@ pub use routes::routes;
 use secret::{AdminKey, TokenKey};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use waiting::Waiters;
 
 /// What the scheduler must look at because of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +65,8 @@ pub enum Wake {
     Work(Box<Work>),
     /// A restored database was accepted.
     Accepted,
+    /// Hosts may have a template to delete.
+    Erase,
 }
 
 /// What the engine shows of itself; read by `/readyz` and `/metrics`.
@@ -125,6 +132,8 @@ pub struct Ready {
     pub history: history::History,
     /// Everybody else's keys.
     pub keys: Arc<Keys>,
+    /// Who waits for an answer.
+    pub waiters: Arc<Waiters>,
     /// Whether the database was restored, and accepted since.
     pub acceptance: Arc<Acceptance>,
     /// The engine's pulse.
@@ -159,7 +168,7 @@ impl Ready {
 /// The API. Listens before the database is open: everybody hears 503 until then.
 #[derive(Default)]
 pub struct Api {
-    ready: OnceLock<Ready>,
+    ready: OnceLock<Arc<Ready>>,
 }
 
 impl Api {
@@ -170,17 +179,13 @@ impl Api {
 
     /// Begins to answer. Only the first call counts.
     pub fn open(&self, ready: Ready) {
-        if self.ready.set(ready).is_err() {
+        if self.ready.set(Arc::new(ready)).is_err() {
             log::error!("the API was opened twice; keeping the first");
         }
     }
 }
 
 impl Handler for Api {
-    fn waits_for_others(&self, request: &Request) -> bool {
-        routes::waits_for_agent(request)
-    }
-
     fn handle(&self, request: Request) -> Response {
         match self.ready.get() {
             Some(ready) => routes::answer(ready, &request),
@@ -265,7 +270,11 @@ fn json(status: u16, value: &impl serde::Serialize) -> Result<Response, Problem>
     let body = serde_json::to_vec(value);
     body.map(|body| Response::json(status, body)).map_err(|error| {
         log::error!("could not write an answer: {error}");
-        Problem::new(500, "internal", "the answer could not be written; this is a bug in roost")
+        Problem::new(
+            500,
+            "internal_error",
+            "the answer could not be written; this is a bug in roost",
+        )
     })
 }
 

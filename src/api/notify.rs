@@ -2,8 +2,10 @@
 //!
 //! Never: shows where a target is, or a secret of one.
 
+use super::access::Caller;
 use super::body::Fields;
 use super::view::HostView;
+use super::waiting::deferred;
 use super::{Problem, Ready, json};
 use crate::http::{Request, Response};
 use crate::model::id::HostId;
@@ -13,6 +15,7 @@ use crate::store::notify::{self, MAINTENANCE_MAX, Maintenance};
 use crate::store::read;
 use crate::store::writer::Command;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest reason of a maintenance.
@@ -108,13 +111,13 @@ pub(super) fn overview(ready: &Ready) -> Result<Response, Problem> {
 }
 
 /// `POST /v1/notifications/test`
-pub(super) fn test(ready: &Ready) -> Result<Response, Problem> {
-    json(200, &ready.notify.test())
+pub(super) fn test(ready: &Arc<Ready>, caller: &Caller) -> Result<Response, Problem> {
+    deferred(ready, caller.into(), |ready, _| json(200, &ready.notify.test()))
 }
 
 /// `POST /v1/hosts/{id}/maintenance`
 pub(super) fn begin(ready: &Ready, id: &str, request: &Request) -> Result<Response, Problem> {
-    let fields = Fields::read(&request.body)?;
+    let fields = Fields::read(request)?;
     let longest = MAINTENANCE_MAX.as_secs();
     let span = fields.count("for_s")?.map(u64::from).filter(|s| (1..=longest).contains(s));
     let span = span.ok_or_else(|| {

@@ -4,18 +4,25 @@
 
 use super::access::Caller;
 use super::{
-    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, notify, page,
-    stream,
+    Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
+    notify, page, stream, templates,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
+use crate::store::templates::Disposal;
 use Door::{Admin, Agent, Key, Open};
+use std::sync::Arc;
 
 /// Answers once the database is open.
-pub(super) fn answer(ready: &Ready, request: &Request) -> Response {
-    route(ready, request).unwrap_or_else(|problem| {
+pub(super) fn answer(ready: &Arc<Ready>, request: &Request) -> Response {
+    settled(ready, route(ready, request))
+}
+
+/// What a handler came to, as it is sent.
+pub(super) fn settled(ready: &Ready, answer: Answer) -> Response {
+    answer.unwrap_or_else(|problem| {
         // Whoever finds damage finds it for all: nobody is sent to renew a token now.
         problem.damage.iter().for_each(|damage| ready.figures.suffer(damage));
         Response::from(problem)
@@ -32,16 +39,6 @@ pub(super) fn answer_while_opening(request: &Request) -> Response {
     }
 }
 
-/// Whether the answer has to wait for an agent.
-pub(super) fn waits_for_agent(request: &Request) -> bool {
-    match segments(&request.path).as_slice() {
-        ["v1", "capsules", _, "ping"] | ["v1", "hosts", _, "probe"] => true,
-        ["v1", "notifications", "test"] => true,
-        ["v1", "hosts", _] => request.method == Delete,
-        _ => false,
-    }
-}
-
 /// The parts of a path; a closing slash makes no difference.
 fn segments(path: &str) -> Vec<&str> {
     path.trim_start_matches('/').trim_end_matches('/').split('/').collect()
@@ -52,7 +49,7 @@ enum Door {
     /// Everybody.
     Open(fn(&Ready, &Request) -> Answer),
     /// Agents. What they show is judged where they are answered: some refusals kill.
-    Agent(fn(&Ready, &Request, &str) -> Answer),
+    Agent(fn(&Arc<Ready>, &Request, &str) -> Answer),
     /// Whoever has a key, for what its team owns; 401 for everybody else.
     Key(fn(Asked<'_>) -> Answer),
     /// The holder of the admin key; 403 for those with another.
@@ -63,7 +60,7 @@ type Answer = Result<Response, Problem>;
 
 /// A request of somebody who was let in.
 struct Asked<'a> {
-    ready: &'a Ready,
+    ready: &'a Arc<Ready>,
     request: &'a Request,
     caller: Caller,
     /// What stands for `{id}` in the path; empty where there is none.
@@ -78,7 +75,11 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Get, "metrics", Open(|ready, _| Ok(metrics::metrics(ready)))),
     (Post, "v1/hosts/register", Agent(|ready, request, _| agents::register(ready, request))),
     (Post, "v1/hosts/auth/refresh", Agent(|ready, request, _| agents::refresh(ready, request))),
-    (Post, "v1/hosts/{id}/heartbeat", Agent(agents::heartbeat)),
+    (
+        Post,
+        "v1/hosts/{id}/heartbeat",
+        Agent(|ready, request, id| agents::heartbeat(ready, request, id)),
+    ),
     (
         Post,
         "v1/hosts/sandbox-events",
@@ -87,9 +88,9 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
     (Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
     (Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
-    (Delete, "v1/hosts/{id}", Admin(|a| hosts::delete(a.ready, a.id, a.request))),
+    (Delete, "v1/hosts/{id}", Admin(|a| hosts::delete(a.ready, &a.caller, a.id, a.request))),
     (Get, "v1/hosts/{id}/delete-preview", Admin(|a| hosts::delete_preview(a.ready, a.id))),
-    (Post, "v1/hosts/{id}/probe", Admin(|a| hosts::probe(a.ready, a.id))),
+    (Post, "v1/hosts/{id}/probe", Admin(|a| hosts::probe(a.ready, &a.caller, a.id))),
     (Post, "v1/hosts/{id}/token", Admin(|a| hosts::new_token(a.ready, a.id))),
     (Post, "v1/hosts/{id}/drain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Draining))),
     (Post, "v1/hosts/{id}/undrain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Active))),
@@ -97,26 +98,40 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Post, "v1/hosts/{id}/maintenance", Admin(|a| notify::begin(a.ready, a.id, a.request))),
     (Delete, "v1/hosts/{id}/maintenance", Admin(|a| notify::end(a.ready, a.id))),
     (Get, "v1/notifications", Admin(|a| notify::overview(a.ready))),
-    (Post, "v1/notifications/test", Admin(|a| notify::test(a.ready))),
+    (Post, "v1/notifications/test", Admin(|a| notify::test(a.ready, &a.caller))),
     (Get, "v1/capsules", Key(|a| capsules::list(a.ready, &a.caller, a.request))),
     (Post, "v1/capsules", Key(|a| capsules::create(a.ready, &a.caller, a.request))),
     (Get, "v1/capsules/{id}", Key(|a| capsules::show(a.ready, &a.caller, a.id))),
     (
         Delete,
         "v1/capsules/{id}",
-        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Destroy)),
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Destroy, a.request)),
     ),
     (
         Post,
         "v1/capsules/{id}/pause",
-        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Pause)),
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Pause, a.request)),
     ),
     (
         Post,
         "v1/capsules/{id}/resume",
-        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume)),
+        Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume, a.request)),
     ),
     (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
+    (Get, "v1/snapshots", Key(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Post, "v1/snapshots", Key(|a| templates::snapshot(a.ready, &a.caller, a.request))),
+    (
+        Delete,
+        "v1/snapshots/{id}",
+        Key(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Delete)),
+    ),
+    (Get, "v1/templates", Admin(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Post, "v1/templates", Admin(|a| templates::add(a.ready, a.request))),
+    (
+        Delete,
+        "v1/templates/{id}",
+        Admin(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Forget)),
+    ),
     (Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
     (Get, "v1/history", Admin(|a| history::history(a.ready))),
     (Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),
@@ -129,8 +144,12 @@ const ROUTES: &[(Method, &str, Door)] = &[
 /// The one change that a restored database takes before it is accepted.
 const ACCEPT: &str = "v1/database/accept";
 
-fn route(ready: &Ready, request: &Request) -> Answer {
+fn route(ready: &Arc<Ready>, request: &Request) -> Answer {
     let path = segments(&request.path);
+    // First: some would be taken for the id of a capsule.
+    if let Some(refusal) = missing::by_host(request).or_else(|| missing::by_path(&path)) {
+        return Err(refusal);
+    }
     // The transport leaves a HEAD's body out.
     let method = if request.method == Method::Head { Get } else { request.method };
     let mut there = there(&path).filter_map(|(m, p, door)| Some((m, door, fits(p, &path)?)));

@@ -21,8 +21,13 @@ pub const API_KEY_PREFIX: &str = "roost_";
 
 /// SHA-256 of a secret: what is stored and compared.
 pub fn hash(secret: &str) -> [u8; 32] {
+    hash_bytes(secret.as_bytes())
+}
+
+/// SHA-256 of any bytes.
+pub(super) fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
-    out.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
     out
 }
 

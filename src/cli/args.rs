@@ -4,6 +4,7 @@
 //! Never: does anything, reads a file, judges a setting (`config` does). Called by `main`,
 //! which parses, and by the commands, each of which gets its own struct.
 
+mod agent_sim;
 mod db;
 mod export;
 mod flags;
@@ -14,7 +15,9 @@ mod notify;
 mod run;
 mod sandboxes;
 mod settings;
+mod templates;
 
+pub use agent_sim::AgentSim;
 pub use db::{Db, DbAccept, DbFile, DbLoad, DbVerify};
 pub use export::{DbExport, ExportFormat};
 pub use flags::{Flags, KeySet};
@@ -24,12 +27,16 @@ pub use hosts::{
 };
 pub use keys::{Keys, KeysCreate, KeysList, KeysRevoke};
 pub use notify::{Notify, NotifyCommand, NotifyShow};
-pub use run::{AgentSim, Check, Demo, Serve};
+pub use run::{Check, Demo, Serve};
 pub use sandboxes::{
     Sandboxes, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow, SomeSandboxes,
     Waiting,
 };
 pub use settings::{CheckKeys, DemoKeys, GlobalKeys, ServeKeys};
+pub use templates::{
+    Snapshots, SnapshotsCommand, SnapshotsCreate, SnapshotsList, Templates, TemplatesAdd,
+    TemplatesCommand, TemplatesList, TemplatesRm,
+};
 
 use crate::config::{
     API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, Key, URL_VARIABLE,
@@ -137,9 +144,25 @@ pub enum Command {
   roost sandboxes
   roost sandboxes --status missing --host host-0000000000000000000000001
   roost sandboxes --all --format json
-  roost sandboxes create --template python --wait
+  roost sandboxes create --template minimal --wait
   roost sandboxes pause cl-0000000000000000000000001 --wait")]
     Sandboxes(Sandboxes),
+    /// List what sandboxes are made from, or add a template that hosts have
+    ///
+    /// Looking reads the database; acting asks the running server.
+    #[command(after_help = "Examples:
+  roost templates
+  roost templates add python3.12 --memory-mb 1024
+  roost templates rm python3.12")]
+    Templates(Templates),
+    /// List snapshots, make one of a sandbox, or delete one
+    ///
+    /// A snapshot is a template. Looking reads the database; acting asks the running server.
+    #[command(after_help = "Examples:
+  roost snapshots
+  roost snapshots create cl-0000000000000000000000001 with-deps
+  roost snapshots rm with-deps")]
+    Snapshots(Snapshots),
     /// Show what is announced to whom, or test it
     #[command(after_help = "Examples:
   roost notify
@@ -185,16 +208,19 @@ pub enum Command {
     /// Run simulated hosts, for trying out, tests and load
     ///
     /// Each host listens on a port of its own from --base-port on and answers the calls of
-    /// a host agent. With --join each registers with a control plane, beats, and obeys the
-    /// answers as real agents do, over TLS when certificates come with the registration.
-    /// Runs until SIGINT or SIGTERM.
+    /// a host agent, and refuses what a real one refuses. With --join each registers with a
+    /// control plane, sends heartbeats, and obeys the answers as real agents do, over TLS when
+    /// certificates come with the registration. Runs until SIGINT or SIGTERM; a second signal
+    /// forces.
     #[command(after_help = "Examples:
   roost agent-sim --hosts 10 --sandboxes 5 --fleet fleet.json
   roost agent-sim --hosts 1000 --sandboxes 50 --delay-ms 20
   roost agent-sim --hosts 1000 --sandboxes 50 --hang-every 10 --hang-ms 2000
   roost agent-sim --hosts 100 --sandboxes 500 --auto-paused --fleet fleet.json
   roost agent-sim --hosts 1000 --sandboxes 50 --fleet fleet.json --fleet-status missing
-  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --calls-ms 3000")]
+  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --calls-ms 3000
+  roost agent-sim --lists-paused --restart-every-s 60 --index-ms 5000 --shutdown-ms 2000
+  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --lists-paused --reports")]
     AgentSim(AgentSim),
     /// Show the effective settings and where each came from
     #[command(after_help = "Examples:
@@ -233,6 +259,8 @@ impl Command {
             | Command::Hosts(_)
             | Command::Probe(_)
             | Command::Sandboxes(_)
+            | Command::Templates(_)
+            | Command::Snapshots(_)
             | Command::Keys(_)
             | Command::Notify(_)
             | Command::Health(_)
@@ -451,6 +479,17 @@ mod tests {
             "roost sandboxes pause cl-0000000000000000000000001 --timeout 1m",
             "roost sandboxes create --vcpus 0",
             "roost hosts rm cl-0000000000000000000000001",
+            "roost templates add",
+            "roost templates add Python",
+            "roost templates add minimal",
+            "roost templates add py --id python",
+            "roost templates add py --vcpus 0",
+            "roost templates add py --memory-mb 2147483648",
+            "roost templates add py -e =x",
+            "roost templates list --type other",
+            "roost snapshots create",
+            "roost snapshots create cl-0000000000000000000000001 --overwrite",
+            "roost snapshots rm",
             "roost keys create",
             "roost keys revoke host-0000000000000000000000001",
             "roost probe",
@@ -462,6 +501,9 @@ mod tests {
             "roost agent-sim --token abc",
             "roost agent-sim --join http://127.0.0.1:8000 --token abc --hosts 2",
             "roost agent-sim --fleet-status missing",
+            "roost agent-sim --reports",
+            "roost agent-sim --index-ms 100",
+            "roost agent-sim --join http://127.0.0.1:8000 --token abc --reports-late-ms 5",
             "roost status --workers 3",
             "roost completions tcsh",
         ] {

@@ -3,7 +3,7 @@
 //! Never: parses anything (`rule` does). Everything that lists the keys reads this table:
 //! lowering, `--help`, `roost config`, docs/configuration.md.
 
-use super::rule::{AgentTls, LogFormat, Rule};
+use super::rule::{AgentTls, Answers, LogFormat, Rule};
 use crate::model::policy::{PolicyName, ZombiePolicy};
 use crate::model::vocabulary;
 use std::sync::LazyLock;
@@ -58,6 +58,8 @@ vocabulary! {
         TlsCert = "tls_cert",
         /// Key of that certificate.
         TlsKey = "tls_key",
+        /// When clients are answered.
+        Answers = "answers",
         /// Log filter.
         Log = "log",
         /// Log format.
@@ -160,7 +162,7 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         default: "2m",
         rule: Rule::Span { min: s(1), max: HOUR, field: |c| &mut c.transient_grace },
         live: true,
-        about: "How long a sandbox may stay starting, resuming, pausing or stopping before roost steps in.",
+        about: "How long a sandbox may stay starting, resuming, pausing or stopping before roost steps in, and one that should not exist may run before it is reported.",
     },
     KeyInfo {
         key: Key::ConfirmDelay,
@@ -281,6 +283,16 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         rule: Rule::OptionalPath { field: |c| &mut c.tls_key },
         live: false,
         about: "Private key in PEM that belongs to `tls_cert`.",
+    },
+    KeyInfo {
+        key: Key::Answers,
+        default: "accepted",
+        rule: Rule::Word {
+            allowed: Answers::WORDS,
+            set: |c, word| word.parse().map(|value| c.answers = value).is_ok(),
+        },
+        live: true,
+        about: "When a create, pause, resume or destroy is answered: once it is `accepted`, or `when_done`, for at most 30s, as version 0.1.2 of the Python SDK needs it. `Prefer: wait=SECONDS` of a request takes precedence.",
     },
     KeyInfo {
         key: Key::Log,

@@ -24,7 +24,7 @@ pub use gather::{
 pub use key::{KEYS, Key, KeyInfo};
 pub use notify::{Secret, SecretError, Target, TargetKind};
 pub use paths::Paths;
-pub use rule::{AgentTls, LogFormat, Rule, parse_span};
+pub use rule::{AgentTls, Answers, LogFormat, Rule, parse_span};
 pub use show::reference;
 
 use crate::model::policy::{Keep, Policy, PolicyName, ZombiePolicy};
@@ -75,6 +75,8 @@ pub struct Config {
     pub tls_cert: Option<PathBuf>,
     /// Its private key.
     pub tls_key: Option<PathBuf>,
+    /// When a lifecycle request is answered.
+    pub answers: Answers,
     /// Which records are logged, in the syntax of env_logger.
     pub log: String,
     /// How a record is written.
@@ -173,6 +175,7 @@ impl Config {
             agent_tls: AgentTls::Off,
             tls_cert: None,
             tls_key: None,
+            answers: Answers::Accepted,
             log: String::new(),
             log_format: LogFormat::Text,
             notify_delay: Duration::ZERO,

@@ -23,6 +23,16 @@ vocabulary! {
 }
 
 vocabulary! {
+    /// When a lifecycle request is answered.
+    Answers, "answers", {
+        /// Once it is accepted; the operation follows.
+        Accepted = "accepted",
+        /// Once its operation has finished, within a bound.
+        WhenDone = "when_done",
+    }
+}
+
+vocabulary! {
     /// How a log record is written.
     LogFormat, "log format", {
         /// One line for people.

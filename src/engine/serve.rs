@@ -5,6 +5,7 @@
 //! not pause its sandboxes.
 
 use super::calls::OpMail;
+use super::erasures::EraseMail;
 use super::https::{Https, HttpsError};
 use super::monitor::Input;
 use super::notify::NotifyMail;
@@ -15,8 +16,9 @@ use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::ClientConfig;
 use crate::agent::trust::Trust;
 use crate::api::Pulse;
+use crate::api::waiting::Waiters;
 use crate::clock::Clock;
-use crate::config::{AgentTls, Config, Paths};
+use crate::config::{AgentTls, Answers, Config, Paths};
 use crate::http::Server;
 use crate::store::StoreError;
 use crate::store::open::Lock;
@@ -104,10 +106,13 @@ pub struct Running {
     scheduler_thread: JoinHandle<bool>,
     operations: Sender<OpMail>,
     operations_thread: JoinHandle<bool>,
+    erasures: Sender<EraseMail>,
+    erasures_thread: JoinHandle<()>,
     notify: Sender<NotifyMail>,
     notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
+    waiters: Arc<Waiters>,
     revision: Arc<Revision>,
     _lock: Lock,
 }
@@ -127,11 +132,13 @@ pub fn serve(
     let (writer, writer_thread) = start_writer(writer)?;
     let (parts, mail) = Parts::new(clock, writer, &door, &core);
     parts.begin_pulse(config, &door);
+    parts.waiters.answer_when_done(config.answers == Answers::WhenDone);
     let held = core.is_held();
     let unfinished = std::mem::take(&mut core.unfinished);
     let gate = Gate::new();
     let scheduler_thread = parts.start_monitor(config, mail.scheduler, held, &gate)?;
     let operations_thread = parts.start_operations(unfinished, mail.operations, held, &gate)?;
+    let erasures_thread = parts.start_erasures(mail.erasures, &gate)?;
     let (notify, desk, notify_thread) = parts.start_notifications(config, mail.bell, &gate)?;
     door.api.open(parts.ready(core, &door, desk));
     // Only now: whoever is asked first takes the processor from the start.
@@ -146,10 +153,13 @@ pub fn serve(
         scheduler_thread,
         operations: parts.operations,
         operations_thread,
+        erasures: parts.erasures,
+        erasures_thread,
         notify,
         notify_thread,
         clock: parts.clock,
         pulse: parts.pulse,
+        waiters: parts.waiters,
         revision: parts.revision,
         _lock: lock,
     })
@@ -231,6 +241,7 @@ impl Running {
             https.reload();
             self.pulse.certificate_expires_s.store(https.expires_s(), Ordering::Relaxed);
         }
+        self.waiters.answer_when_done(config.answers == Answers::WhenDone);
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
         drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));
@@ -247,8 +258,10 @@ impl Running {
         let ended = self.operations_thread.join().unwrap_or(false);
         let until = self.clock.now().mono.after(patience);
         drop(self.scheduler.send(Mail::Stop));
+        drop(self.erasures.send(EraseMail::Stop));
         drop(self.notify.send(NotifyMail::Stop));
         let ended = self.scheduler_thread.join().unwrap_or(false) && ended;
+        let ended = self.erasures_thread.join().is_ok() && ended;
         let ended = self.notify_thread.join().is_ok() && ended;
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {

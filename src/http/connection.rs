@@ -4,6 +4,7 @@
 //! `worker` when its socket is ready, by `reaper` when its deadline is due.
 
 use super::buffer::Buffer;
+use super::deferred::DeferredStart;
 use super::limits::{LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig};
 use super::parse::{Parsed, Parser, Stage, Step, Version};
 use super::reject::Reject;
@@ -70,8 +71,20 @@ pub(super) enum Next {
     Writable,
     /// A stream begins; it needs a thread.
     Stream(StreamStart),
+    /// A response is to be made; that needs a thread.
+    Deferred(DeferredStart),
     /// It is over.
     Close,
+}
+
+/// What a response needs to know of its request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exchange {
+    method: Method,
+    version: Version,
+    keep_alive: bool,
+    /// Nothing had arrived beyond the request.
+    all_read: bool,
 }
 
 /// A streaming response that has not begun.
@@ -353,20 +366,36 @@ impl Connection {
         Ok(after)
     }
 
-    /// Asks the handler; what is no stream is put on its way.
+    /// Asks the handler; what can be sent at once is put on its way.
     fn answer(&mut self, parsed: Parsed, input: &Buffer, service: &Service) -> Option<Next> {
         self.served = self.served.saturating_add(1);
         let Parsed { method, path, query, headers, body, version, keep_alive } = parsed;
         let (peer, listener) = (self.peer, self.listener);
+        let exchange = Exchange { method, version, keep_alive, all_read: input.is_empty() };
         let request = Request { method, path, query, headers, body, peer, listener };
-        let response = service.answer(request);
+        self.put(service.answer(request), exchange, service)
+    }
+
+    /// Puts the response on its way that a deferred one has become; says what comes next.
+    pub(super) fn complete(
+        &mut self,
+        response: Response,
+        exchange: Exchange,
+        service: &Service,
+    ) -> Next {
+        self.put(response, exchange, service).unwrap_or(Next::Writable)
+    }
+
+    fn put(&mut self, response: Response, exchange: Exchange, service: &Service) -> Option<Next> {
+        let Response { status, headers, body } = response;
+        let Exchange { method, version, keep_alive, all_read } = exchange;
         let after = match (keep_alive, service.is_stopping()) {
             (true, false) => After::GoOn,
-            (false, false) if input.is_empty() => After::Close,
+            (false, false) if all_read => After::Close,
             (false, false) | (_, true) => After::Linger,
         };
-        let Response { status, headers, body } = response;
         match body {
+            Body::Deferred(run) => return Some(Next::Deferred(DeferredStart { run, exchange })),
             Body::Stream(run) => {
                 let start = StreamStart::new(status, &headers, version, run);
                 if method != Method::Head {
@@ -385,7 +414,7 @@ impl Connection {
     fn respond(&mut self, response: Response, version: Version, after: After, method: Method) {
         let body = match response.body {
             Body::Bytes(bytes) => bytes,
-            Body::Empty | Body::Stream(_) | Body::Cut => Vec::new(),
+            Body::Empty | Body::Stream(_) | Body::Deferred(_) | Body::Cut => Vec::new(),
         };
         let bodiless = is_bodiless(response.status);
         let end = if bodiless { BodyEnd::Nothing } else { BodyEnd::Length(body.len()) };

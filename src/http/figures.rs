@@ -16,6 +16,8 @@ pub(super) const CLASSES: usize = 5;
 pub(super) struct Counts {
     /// Streams that run.
     pub(super) streams: AtomicUsize,
+    /// Deferred responses that are being made.
+    pub(super) deferred: AtomicUsize,
     /// Streams whose peer did not read in time.
     pub(super) streams_cut: Counter,
     /// Connections that were dropped for want of room.
@@ -56,6 +58,11 @@ impl HttpFigures {
     /// Streams that are open.
     pub fn streams(&self) -> usize {
         self.counts.streams.load(Ordering::SeqCst)
+    }
+
+    /// Deferred responses that are being made.
+    pub fn deferred(&self) -> usize {
+        self.counts.deferred.load(Ordering::SeqCst)
     }
 
     /// Streams that were cut because their peer did not read.

@@ -93,7 +93,7 @@ pub(super) const STREAM_STOP_GRACE: Duration = Duration::from_secs(1);
 /// reported as left behind that are not.
 pub(super) const JOIN_GRACE: Duration = Duration::from_millis(500);
 
-/// Stack of a worker and of a stream's thread. Larger: address space; smaller: a deep
+/// Stack of a worker and of a thread for one stream or one deferred response. Larger: address space; smaller: a deep
 /// handler overflows it, which ends the process.
 pub(super) const STACK_BYTES: usize = 512 * 1024;
 
@@ -101,10 +101,13 @@ pub(super) const STACK_BYTES: usize = 512 * 1024;
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Threads that read, answer and write. Larger: memory, and contention below; smaller:
-    /// fewer handlers may wait at a time.
+    /// fewer requests are answered at a time.
     pub workers: usize,
     /// Streaming responses at a time, each with a thread of its own; more get 503.
     pub streams_max: usize,
+    /// Deferred responses that are made at a time, each by a thread of its own; more get 503.
+    /// Larger: threads, and memory for their stacks; smaller: fewer clients can wait.
+    pub deferred_max: usize,
     /// Open connections, streams included. Beyond that those that have waited longest for
     /// their peer are dropped.
     pub connections_max: usize,
@@ -137,6 +140,7 @@ impl Default for ServerConfig {
         ServerConfig {
             workers: 8,
             streams_max: 64,
+            deferred_max: 256,
             connections_max: 4096,
             body_bytes_max: BODY_BYTES_MAX,
             head_deadline: Duration::from_secs(10),

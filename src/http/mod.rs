@@ -6,12 +6,14 @@
 //! A connection is a state machine (`connection`) that is advanced when its socket is ready
 //! and never waits; between turns it is parked (`table`) and holds neither a thread nor a
 //! buffer. Workers wait together on one epoll (`worker`); the `reaper` deals with those whose
-//! deadline is due. Only handlers, and streams on threads of their own, may take time.
+//! deadline is due. Only streams and deferred responses, on threads of their own, may take
+//! time; a handler returns soon.
 
 mod buffer;
 mod chunked;
 mod client;
 mod connection;
+mod deferred;
 mod figures;
 mod limits;
 mod parse;
@@ -32,14 +34,17 @@ mod token;
 #[doc(hidden)]
 pub mod transcript;
 mod transport;
+mod watch;
 mod worker;
 
 pub use client::trust_in;
+pub use deferred::Caller;
 pub use figures::HttpFigures;
 pub use limits::{BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, ServerConfig, TARGET_BYTES_MAX};
 pub use request::{Headers, Method, Request};
 pub use response::{Body, Response};
 pub use server::Server;
 pub use service::Handler;
-pub use stream::{StreamWriter, Waited};
+pub use stream::StreamWriter;
 pub use tls::TlsSource;
+pub use watch::Waited;

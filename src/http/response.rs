@@ -2,6 +2,7 @@
 //!
 //! Never: writes to a socket. Made by handlers, sent by `connection` and `stream`.
 
+use super::deferred::{Caller, Deferred};
 use super::parse::Version;
 use super::reject::Reject;
 use super::stream::StreamWriter;
@@ -30,6 +31,9 @@ pub enum Body {
     /// it returns; the connection closes after it. When `streams_max` run already, the
     /// client gets 503 instead and it is never called.
     Stream(Box<dyn FnOnce(&mut StreamWriter) + Send>),
+    /// A whole response, its own status and headers included, that takes time to make; see
+    /// [`Response::deferred`].
+    Deferred(Deferred),
     /// No answer at all: the connection closes, status and headers are not sent. For
     /// simulated agents whose answers get lost.
     Cut,
@@ -41,6 +45,7 @@ impl fmt::Debug for Body {
             Body::Empty => f.write_str("Empty"),
             Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
             Body::Stream(_) => f.write_str("Stream"),
+            Body::Deferred(_) => f.write_str("Deferred"),
             Body::Cut => f.write_str("Cut"),
         }
     }
@@ -72,6 +77,21 @@ impl Response {
     /// No answer: the connection closes.
     pub fn cut() -> Response {
         Response { status: 500, headers: Vec::new(), body: Body::Cut }
+    }
+
+    /// A response that takes time to make, for example because an agent is asked first.
+    /// `run` makes it on a thread of its own with a small stack; a worker then sends it like
+    /// any other. When `deferred_max` are being made already, the client gets 503 instead and
+    /// `run` is never called. It should return soon once its [`Caller`] says that the client
+    /// is gone or the server stops.
+    pub fn deferred(run: impl FnOnce(&mut Caller) -> Response + Send + 'static) -> Response {
+        let run: Deferred = Box::new(run);
+        Response { status: 500, headers: Vec::new(), body: Body::Deferred(run) }
+    }
+
+    /// In the stead of a response that a handler should have made.
+    pub(super) fn panicked() -> Response {
+        Response::error(500, "internal_error", "internal error")
     }
 
     /// With one more header.
@@ -170,12 +190,15 @@ fn reason(status: u16) -> &'static str {
         410 => "Gone",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        422 => "Unprocessable Content",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "Status",
     }

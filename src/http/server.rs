@@ -156,7 +156,7 @@ impl Shared {
         let stop = Arc::new(StopSignal::new()?);
         let counts = Arc::new(Counts::default());
         let shared = Shared {
-            service: Service::new(handler, config.workers, Arc::clone(&stop), Arc::clone(&counts)),
+            service: Service::new(handler, Arc::clone(&stop), Arc::clone(&counts)),
             counts,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             table: Arc::new(Table::new(config.connections_max.max(1))),

@@ -7,9 +7,9 @@ use super::connection::{Connection, StreamStart, unblocked};
 use super::figures::Counts;
 use super::limits::STREAM_STOP_GRACE;
 use super::stop::StopSignal;
+use super::watch::{self, Waited, watch};
 use crossbeam_channel::Receiver;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::PollFlags;
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -24,17 +24,6 @@ pub struct StreamWriter {
     stop: Arc<StopSignal>,
     counts: Arc<Counts>,
     failed: bool,
-}
-
-/// Why a wait ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waited {
-    /// The time is over.
-    TimedOut,
-    /// The server stops; the stream should return.
-    Stopping,
-    /// Nobody reads any more; the stream should return.
-    PeerGone,
 }
 
 impl StreamWriter {
@@ -76,17 +65,7 @@ impl StreamWriter {
 
     /// Waits for `timeout`, or less when there is no more reason to wait.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<Waited> {
-        let until = Instant::now() + timeout.min(LONGEST_WAIT);
-        loop {
-            let ready = self.poll(PollFlags::RDHUP, true, until)?;
-            if ready.stopping {
-                return Ok(Waited::Stopping);
-            } else if ready.peer {
-                return Ok(Waited::PeerGone);
-            } else if Instant::now() >= until {
-                return Ok(Waited::TimedOut);
-            }
-        }
+        watch::wait(&self.connection, &self.stop, timeout)
     }
 
     /// Sends the head, lets the handler write, ends the body. Gives the connection back when
@@ -127,7 +106,8 @@ impl StreamWriter {
                 stopping = true;
                 until = until.min(Instant::now() + STREAM_STOP_GRACE);
             }
-            let ready = self.poll(PollFlags::OUT, !stopping, until)?;
+            let stop = (!stopping).then_some(&*self.stop);
+            let ready = watch(&self.connection, PollFlags::OUT, stop, until)?;
             if !ready.peer && Instant::now() >= until {
                 self.counts.streams_cut.count();
                 return Err(ErrorKind::TimedOut.into());
@@ -144,32 +124,4 @@ impl StreamWriter {
         }
         transport.flush()
     }
-
-    fn poll(&self, wanted: PollFlags, stop_too: bool, until: Instant) -> io::Result<Ready> {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
-        let stop_wanted = if stop_too { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds =
-            [PollFd::new(&self.connection, wanted), PollFd::new(&*self.stop, stop_wanted)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) => {
-                let [peer, stopping] = fds.map(|fd| !fd.revents().is_empty());
-                Ok(Ready { peer, stopping })
-            }
-            // A signal: the caller looks at the time and asks again.
-            Err(Errno::INTR) => Ok(Ready { peer: false, stopping: false }),
-            Err(error) => Err(error.into()),
-        }
-    }
 }
-
-/// What a poll found.
-struct Ready {
-    /// Room to write, or the peer is gone.
-    peer: bool,
-    /// The server stops.
-    stopping: bool,
-}
-
-/// Far enough away, and no overflow when added to a moment.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -24,7 +24,7 @@ impl Handler for Echo {
 /// A service that answers with the path, and its stop.
 pub(super) fn service() -> (Service, Arc<StopSignal>) {
     let stop = Arc::new(StopSignal::new().expect("made"));
-    (Service::new(Arc::new(Echo), 2, Arc::clone(&stop), Arc::default()), stop)
+    (Service::new(Arc::new(Echo), Arc::clone(&stop), Arc::default()), stop)
 }
 
 /// A connection as if just accepted, and its other end.

@@ -5,6 +5,7 @@
 
 use super::buffer::Buffer;
 use super::connection::{Connection, Next, StreamStart};
+use super::deferred::{Caller, DeferredStart};
 use super::limits::ACCEPTS_PER_TURN;
 use super::response::Response;
 use super::server::Shared;
@@ -20,7 +21,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A worker's life.
 pub(super) fn run(shared: &Arc<Shared>) {
@@ -59,19 +60,77 @@ pub(super) fn follow(
     input: &mut Buffer,
 ) {
     loop {
-        let start = match next {
+        next = match next {
             Next::Readable => return shared.park(place, connection, EventFlags::IN, false),
             Next::Writable => return shared.park(place, connection, EventFlags::OUT, false),
             Next::Close => return shared.close(place, connection),
-            Next::Stream(start) => start,
+            Next::Stream(start) => {
+                if take(&shared.counts.streams, shared.config.streams_max) {
+                    return start_stream(shared, place, connection, start);
+                }
+                connection.refuse(shared.service.counted(full("too many streams are open")));
+                connection.advance(input, &shared.service)
+            }
+            Next::Deferred(start) => {
+                if take(&shared.counts.deferred, shared.config.deferred_max) {
+                    return start_deferred(shared, place, connection, start);
+                }
+                let refusal = full("too many requests wait for an answer already");
+                let refusal = shared.service.counted(refusal);
+                connection.complete(refusal, start.exchange, &shared.service)
+            }
         };
-        if shared.counts.streams.fetch_add(1, Ordering::SeqCst) < shared.config.streams_max {
-            return start_stream(shared, place, connection, start);
+    }
+}
+
+/// One more of what is limited; false when there are `max` already.
+fn take(count: &AtomicUsize, max: usize) -> bool {
+    let taken = count.fetch_add(1, Ordering::SeqCst) < max;
+    if !taken {
+        count.fetch_sub(1, Ordering::SeqCst);
+    }
+    taken
+}
+
+fn full(message: &str) -> Response {
+    Response::error(503, "unavailable", message).with_header("retry-after", "5")
+}
+
+fn start_deferred(
+    shared: &Arc<Shared>,
+    place: Place,
+    connection: Box<Connection>,
+    start: DeferredStart,
+) {
+    let running = RunningDeferred { shared: Arc::clone(shared), place, made: None };
+    let caller = Caller::new(connection, Arc::clone(&shared.stop));
+    let body = move || {
+        let mut running = running;
+        running.made = Some(caller.run(start, &running.shared.service));
+    };
+    if let Err(error) = Shared::spawn(shared, "http-deferred".to_owned(), body) {
+        log::error!("could not start a thread for a response: {error}");
+    }
+}
+
+/// Gives back what a deferred response took, also when its thread cannot start.
+struct RunningDeferred {
+    shared: Arc<Shared>,
+    place: Place,
+    /// The connection and what comes next, when the response is made.
+    made: Option<(Box<Connection>, Next)>,
+}
+
+impl Drop for RunningDeferred {
+    fn drop(&mut self) {
+        self.shared.counts.deferred.fetch_sub(1, Ordering::SeqCst);
+        match self.made.take() {
+            Some((connection, next)) => {
+                let mut input = Buffer::default();
+                follow(&self.shared, self.place, connection, next, &mut input);
+            }
+            None => self.shared.table.release(self.place),
         }
-        shared.counts.streams.fetch_sub(1, Ordering::SeqCst);
-        shared.counts.answered(503);
-        connection.refuse(Response::error(503, "unavailable", "too many streams are open"));
-        next = connection.advance(input, &shared.service);
     }
 }
 

@@ -5,6 +5,7 @@
 //! transaction), talks to an agent or a client.
 
 pub mod acceptance;
+pub mod activity;
 pub mod apply;
 pub mod audit;
 pub mod backup;
@@ -12,6 +13,7 @@ pub mod deletion;
 pub mod error;
 pub mod export;
 pub mod fixture;
+pub mod idempotency;
 pub mod identity;
 pub mod journal;
 pub mod keys;
@@ -26,6 +28,7 @@ pub mod reports;
 pub mod restore;
 pub mod retention;
 mod rows;
+pub mod snapshots;
 pub mod strangers;
 pub mod tally;
 pub mod templates;

@@ -4,6 +4,7 @@
 //! Never: judges a host (`plan::liveness`), blocks: the lock is held for a few map
 //! operations. Shared by the HTTP intake, the scheduler and the writer.
 
+use super::activity::Activity;
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -109,6 +110,8 @@ pub struct Presence {
     inner: Mutex<Inner>,
     /// A probe was noted, or a host deleted.
     news: Condvar,
+    /// When sandboxes were last used.
+    pub activity: Activity,
 }
 
 /// What one flush has to write for one host.
@@ -421,6 +424,7 @@ impl Presence {
     }
 
     pub(super) fn unflushed(&self, hosts: &[Flushed]) {
+        self.activity.unflushed();
         let mut inner = self.lock();
         for flushed in hosts {
             if let Some(entry) = inner.hosts.get_mut(&flushed.id) {

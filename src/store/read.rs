@@ -83,6 +83,8 @@ pub struct SandboxFilter {
     pub status: Option<SandboxStatus>,
     /// Also those that are over.
     pub all: bool,
+    /// The newest first, instead of in order of ids.
+    pub newest_first: bool,
 }
 
 /// Which events or audit entries to list.
@@ -143,7 +145,7 @@ pub fn host(conn: &Connection, id: HostId) -> Result<Option<Host>, StoreError> {
     Ok(conn.prepare_cached(&sql)?.query_row([id.to_string()], rows::host).optional()?)
 }
 
-/// Sandboxes, in order of ids.
+/// Sandboxes, in the order that the filter says.
 pub fn sandboxes(conn: &Connection, filter: &SandboxFilter) -> Result<Vec<Sandbox>, StoreError> {
     let mut sql = format!("SELECT {} FROM sandboxes WHERE 1", rows::SANDBOX);
     let mut values = Vec::new();
@@ -162,7 +164,8 @@ pub fn sandboxes(conn: &Connection, filter: &SandboxFilter) -> Result<Vec<Sandbo
         None if !filter.all => and(" AND status NOT IN ('stopped', 'error')", None),
         None => {}
     }
-    sql.push_str(" ORDER BY id");
+    let order = if filter.newest_first { "created_at DESC, id" } else { "id" };
+    sql.push_str(&format!(" ORDER BY {order}"));
     let mut select = conn.prepare_cached(&sql)?;
     collect(select.query(params_from_iter(values))?, rows::sandbox)
 }

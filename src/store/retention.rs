@@ -6,6 +6,7 @@
 
 use super::StoreError;
 use super::acceptance::skipped;
+use super::idempotency::KEY_LIFE;
 use super::presence::CLOCK_JUMP;
 use super::writer::Writer;
 use crate::model::time::{Now, Wall};
@@ -41,7 +42,14 @@ const OVER: &[&str] = &[
      (SELECT hash FROM registration_tokens WHERE expires_at < ?1 LIMIT ?2)",
     "DELETE FROM refresh_tokens WHERE hash IN \
      (SELECT hash FROM refresh_tokens WHERE expires_at < ?1 LIMIT ?2)",
+    "DELETE FROM templates WHERE id IN \
+     (SELECT id FROM templates t WHERE t.deleted_at < ?1 AND NOT EXISTS \
+         (SELECT 1 FROM template_hosts h WHERE h.template_id = t.id) LIMIT ?2)",
 ];
+
+/// Creates that can no longer be repeated.
+const KEYS: &str = "DELETE FROM idempotency_keys WHERE (scope, key) IN \
+    (SELECT scope, key FROM idempotency_keys WHERE created_at < ?1 LIMIT ?2)";
 
 impl Writer {
     /// Gives up what the policy does not keep any longer, at most [`PRUNE_ROWS_MAX`] rows.
@@ -67,7 +75,11 @@ impl Writer {
         })?;
         let audit_from = before(keep.audit_age).filter(|_| !keep.audit_age.is_zero());
         rows += self.prune_history(&AUDIT, rows_max - rows, |_, at| older(at, audit_from))?;
-        if let Some(over) = before(keep.stopped_age) {
+        let (over, keys_until) = (before(keep.stopped_age), before(KEY_LIFE));
+        if let Some(until) = keys_until {
+            rows += self.forget(KEYS, until, (rows_max - rows) as i64)?;
+        }
+        if let Some(over) = over {
             for sql in OVER {
                 let left = (rows_max - rows) as i64;
                 rows += self.forget(sql, over, left)?;
@@ -281,6 +293,23 @@ mod tests {
         }
         assert_eq!(portions, [PRUNE_ROWS_MAX, PRUNE_ROWS_MAX, 7 + 5]);
         assert_eq!(world.revisions().len(), 1);
+    }
+
+    #[test]
+    fn creates_can_be_repeated_for_a_day_whatever_is_kept() {
+        let mut world = World::new(Keep { stopped_age: days(3650), ..KEEP }, NOW_S);
+        for (key, age_s) in [("old", DAY_S + 1), ("new", DAY_S - 1), ("ahead", -5)] {
+            let at = (NOW_S - age_s) * 1000;
+            world.sql(&format!(
+                "INSERT INTO idempotency_keys (scope,key,body_hash,sandbox_id,created_at) \
+                 VALUES ('admin','{key}',x'00','s',{at})"
+            ));
+        }
+        world.prune(at(0));
+        let sql =
+            "SELECT group_concat(key, ' ') FROM (SELECT key FROM idempotency_keys ORDER BY key)";
+        let left: String = world.writer.conn.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(left, "ahead new");
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub fn use_capsules(
 fn create(target: &Target, journal: &Journal) -> Option<Option<SandboxId>> {
     let answer = target.ask("POST", "/v1/capsules", &json!({"memory_mb": 128}))?;
     if answer.status == 503 {
-        assert_eq!(answer.refusal().1, "no_host_available");
+        assert_eq!(answer.refusal().1, "no_hosts_available");
         return Some(None);
     }
     assert_eq!(answer.status, 202, "{answer:?}");

@@ -364,7 +364,7 @@ fn a_capsule_goes_to_its_teams_hosts_or_the_platforms() {
     serving.post(&format!("/v1/hosts/{}/drain", host(1)), &json!({}));
     assert_eq!(places(&keys[0], json!({})), set(&[host(2)]));
     let homeless = serving.post("/v1/capsules", &json!({"team_id": team(7)}));
-    assert_refused(&homeless, (503, "no_host_available"), "others' hosts only");
+    assert_refused(&homeless, (503, "no_hosts_available"), "others' hosts only");
 
     let stolen = serving.ask_as(&keys[0], "POST", "/v1/capsules", &json!({"team_id": team(2)}));
     assert_refused(&stolen, FORBIDDEN, "another team's");

@@ -153,25 +153,24 @@ impl Held {
         self.fleet.set_faults(0, Faults::default()).unwrap();
     }
 
-    /// Waits until as many requests wait for an agent as may: half of the workers.
-    fn wait_full(&self) {
-        let path = "/v1/capsules/none/ping";
+    /// Waits until so many requests wait for an agent.
+    fn wait_waiting(&self, count: usize) {
         eventually("requests that wait", || {
-            (self.serving.post(path, &json!({})).status == 503).then_some(())
+            (self.serving.metric("roost_http_requests_waiting") == count as u64).then_some(())
         });
     }
 }
 
-/// Requests that may wait for agents at a time.
-const WAITING_MAX: usize = 4;
+/// Requests that wait for an agent: more than there are workers.
+const WAITING: usize = 12;
 
 #[test]
 fn a_probe_in_flight_does_not_count_and_the_next_serves_all() {
     let held = Held::new("60s");
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let ask = || probe(&held.serving, 1);
-        let all: Vec<_> = (0..WAITING_MAX).map(|_| scope.spawn(ask)).collect();
-        held.wait_full();
+        let all: Vec<_> = (0..WAITING).map(|_| scope.spawn(ask)).collect();
+        held.wait_waiting(WAITING);
         assert_eq!(held.serving.beat(&host(1), &held.home.token(&host(1))).status, 204);
         assert_eq!(held.sim().calls(Method::List), 1, "one at a time");
         // What is in flight was told before this one was there.
@@ -184,7 +183,7 @@ fn a_probe_in_flight_does_not_count_and_the_next_serves_all() {
         assert_eq!((answer.status, &answer.json()["sandboxes"]), (200, &json!(1)), "{answer:?}");
     }
     let calls = held.sim().calls(Method::List);
-    assert!(calls <= WAITING_MAX as u64, "{calls} calls, not one for each request");
+    assert!(calls <= WAITING as u64, "{calls} calls, not one for each request");
     held.serving.stop();
     held.home.verify();
 }
@@ -194,8 +193,8 @@ fn a_stop_ends_the_wait() {
     let mut held = Held::new("60s");
     std::thread::scope(|scope| {
         let ask = || probe(&held.serving, 1).refusal();
-        let all: Vec<_> = (0..WAITING_MAX).map(|_| scope.spawn(ask)).collect();
-        held.wait_full();
+        let all: Vec<_> = (0..WAITING).map(|_| scope.spawn(ask)).collect();
+        held.wait_waiting(WAITING);
         held.serving.signal(Signal::TERM);
         for one in all {
             assert_eq!(one.join().unwrap(), (503, "unavailable".to_owned()));
@@ -210,8 +209,7 @@ fn a_deletion_ends_the_wait() {
     let held = Held::new("60s");
     std::thread::scope(|scope| {
         let ask = || probe(&held.serving, 1).refusal();
-        // The deletion waits for the agent, too, and needs a place.
-        let all: Vec<_> = (1..WAITING_MAX).map(|_| scope.spawn(ask)).collect();
+        let all: Vec<_> = (0..WAITING).map(|_| scope.spawn(ask)).collect();
         let key = [("X-API-Key", held.serving.key())];
         let path = format!("/v1/hosts/{}", host(1));
         assert_eq!(held.serving.ask("DELETE", &path, &key, "").status, 204);
@@ -234,4 +232,28 @@ fn nobody_waits_for_ever() {
     assert_eq!(probe(&held.serving, 1).status, 200);
     held.serving.stop();
     held.home.verify();
+}
+
+/// The agent paused it by itself, and no report says so: the next regular probe is an hour
+/// away.
+#[test]
+fn a_ping_of_what_its_host_does_not_run_probes_the_host() {
+    let fleet = sim_fleet(1, 1);
+    let sim = &fleet.hosts()[0];
+    let id = sim.sandboxes()[0].0.to_string();
+    let home = Home::with(&json!({"hosts": [online(1, &sim.address().to_string())],
+        "sandboxes": [{"id": id, "host_id": host(1), "status": "running"}]}));
+    let serving = home.serve(&RARELY);
+    settled(&serving);
+    let ping = || serving.post(&format!("/v1/capsules/{id}/ping"), &json!({}));
+    assert_eq!(ping().status, 204);
+    assert!(sim.auto_pause(id.parse().unwrap()));
+    assert_eq!(ping().refusal(), (409, "invalid_state".to_owned()));
+    let paused = || {
+        let capsule = serving.get(&format!("/v1/capsules/{id}")).json();
+        (capsule["status"] == "paused").then_some(())
+    };
+    eventually("it is seen to be paused", paused);
+    serving.stop();
+    home.verify();
 }

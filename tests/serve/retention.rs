@@ -85,10 +85,11 @@ fn what_is_over_for_long_goes_and_a_reload_says_how_long_that_is() {
         list.as_array().unwrap().iter().map(|row| row["id"].clone()).collect::<Vec<Value>>()
     };
     let ids = |ns: &[u128]| ns.iter().map(|n| json!(sandbox(*n))).collect::<Vec<Value>>();
-    eventually("a month's worth", || (left() == ids(&[3, 4, 5])).then_some(()));
+    // The newest first.
+    eventually("a month's worth", || (left() == ids(&[5, 3, 4])).then_some(()));
     home.write("roost.toml", "stopped_keep_age = \"7d\"\n");
     serving.signal(Signal::HUP);
-    eventually("a week's worth", || (left() == ids(&[4, 5])).then_some(()));
+    eventually("a week's worth", || (left() == ids(&[5, 4])).then_some(()));
     serving.stop();
     home.verify();
 }

@@ -174,6 +174,8 @@ families! {
         "HTTP connections that are open.";
     DROPPED = Counter "roost_http_connections_dropped_total" []
         "HTTP connections that were dropped for want of room.";
+    WAITING = Gauge "roost_http_requests_waiting" []
+        "HTTP requests whose answer waits for an agent or an operation.";
     STREAMS = Gauge "roost_event_streams" []
         "Event streams that are open.";
     STREAMS_CUT = Counter "roost_event_streams_cut_total" []

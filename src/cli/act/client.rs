@@ -196,6 +196,8 @@ impl ServerClient {
         let key = self.key.as_ref().ok_or(Trouble::NoKey)?;
         let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         let request = request.header("X-API-Key", key).header("Content-Type", "application/json");
+        // Whatever `answers` says: a command that waits follows the events.
+        let request = request.header("Prefer", "respond-async");
         request.body(body).map_err(|e| Trouble::Strange(format!("{}: {e}", self.base)))
     }
 

@@ -116,7 +116,13 @@ impl Begun<'_> {
                 (Method::POST, format!("{path}/{}", self.kind.as_str()))
             }
         };
-        self.server.ask(method, &path, None, PATIENCE)
+        let capsule = self.server.ask(method, &path, None, PATIENCE)?;
+        if capsule.is_null() {
+            // There was nothing to do.
+            let ended = json!({"id": self.id.to_string(), "status": "stopped"});
+            return Ok(self.server.ask(Method::GET, &path, None, PATIENCE).unwrap_or(ended));
+        }
+        Ok(capsule)
     }
 
     fn what(&self) -> String {

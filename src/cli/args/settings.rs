@@ -42,6 +42,7 @@ impl KeySet for ServeKeys {
         Key::AgentTls,
         Key::TlsCert,
         Key::TlsKey,
+        Key::Answers,
         Key::NotifyDelay,
         Key::NotifyReminder,
     ];
