@@ -334,7 +334,7 @@ impl Planner<'_> {
             Some(Outcome::Finish(to, reason)) => Decision::Move(*to, reason.clone()),
             None => reconcile(Some(self.known(row)), look, self.policy),
         };
-        self.spend(row, report, &decision);
+        self.spend(row, report, &decision, outcome.as_ref());
         if let Some(Outcome::CallAgain(earlier)) = outcome {
             self.plan.call_again.push((row.id, earlier));
             // What the second call leaves open may be decided when the gap is long closed.
@@ -459,11 +459,14 @@ impl Planner<'_> {
         self.plan.memory.sightings.push(sighting);
     }
 
-    /// Notes whether the announcement of this row has done its work.
-    fn spend(&mut self, row: &Row, report: Report, decision: &Decision) {
+    /// Notes whether the auto-pause notice of this row has done its work. What is called again
+    /// because of it is not called again for the same notice.
+    fn spend(&mut self, row: &Row, report: Report, decision: &Decision, outcome: Option<&Outcome>) {
+        let is_called_again = matches!(outcome, Some(Outcome::CallAgain(_)));
         let waits_for_operation = row.operation == OperationState::Live
             && report != Report::Running
-            && *decision == Decision::Keep;
+            && *decision == Decision::Keep
+            && !is_called_again;
         if row.announced && !waits_for_operation {
             self.plan.spent.push(row.id);
         }

@@ -481,6 +481,22 @@ fn a_create_that_is_refused_the_second_time_may_have_been_paused_behind_the_gap(
     }
 }
 
+/// It may be older than the destroy, and nothing takes it back.
+#[test]
+fn a_notice_has_a_destroy_sent_again_once() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Stopping)]);
+    let (kind, answer, from) = (OperationKind::Destroy, Answer::Done, None);
+    host.rows[0].operation = OperationState::Live;
+    host.rows[0].looking = Some(LookingFor { kind, answer, from });
+    host.rows[0].announced = true;
+    let first = host.look(0, &listing(&[]));
+    assert_eq!((first.call_again.len(), &first.spent[..]), (1, &[id(1)][..]));
+    host.rows[0].announced = false;
+    host.look(1, &listing(&[]));
+    let last = host.look(3, &listing(&[]));
+    assert_eq!(moves(&last), [(1, "stopped", "operation_succeeded".to_owned())]);
+}
+
 /// After a restart two observations that agree give the outcome of a call.
 #[test]
 fn a_call_that_ended_with_its_connection_is_made_again_after_two_observations() {
