@@ -17,6 +17,8 @@
 
 #[path = "simulation/agent.rs"]
 mod agent;
+#[path = "simulation/bounds.rs"]
+mod bounds;
 #[path = "simulation/chance.rs"]
 mod chance;
 #[path = "simulation/defect.rs"]

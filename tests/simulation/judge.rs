@@ -43,6 +43,7 @@ fn is_seen(reason: &Reason) -> bool {
 
 impl World {
     pub(crate) fn judge(&mut self, change: &Change) {
+        self.bound_change(change);
         let (host, kind) = (self.machine_of(change.host), change.kind);
         let Change { revision, reason, .. } = change;
         let Some(id) = change.sandbox else {

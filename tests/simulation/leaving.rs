@@ -4,7 +4,7 @@
 //! Never: looks behind the control plane, but for what an agent does that was told to end.
 
 use crate::defect::Defect;
-use crate::fleet::machine;
+use crate::fleet::{machine, registration};
 use crate::network::unknown;
 use crate::people::somebody;
 use crate::plane::Told;
@@ -15,7 +15,7 @@ use roost::model::host::{AgentAddress, Host, Intent};
 use roost::model::id::PLATFORM_TEAM;
 use roost::store::StoreError;
 use roost::store::deletion::Deletion;
-use roost::store::identity::{NewHost, Registration};
+use roost::store::identity::NewHost;
 use roost::store::writer::Command;
 
 /// Where a host stands with its operators, as far as they were told.
@@ -246,16 +246,8 @@ impl World {
         self.after(2 * MINUTE, Event::Register(host));
         self.machines[host].standing.asked_ms = self.now_ms();
         let (token, refresh) = (self.secret(), self.secret());
-        let (id, address) = (self.machines[host].id, self.machines[host].address.clone());
-        let registration = Registration {
-            token,
-            refresh,
-            address,
-            arch: None,
-            cpu_cores: Some(64),
-            memory_mb: Some(65_536),
-            disk_gb: None,
-        };
+        let id = self.machines[host].id;
+        let registration = registration(&self.machines[host], token, refresh);
         let Some(plane) = &mut self.plane else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
         let told = move |found: Option<Host>| Told::Registered(host, refresh, found.is_some());

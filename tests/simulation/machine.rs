@@ -117,7 +117,7 @@ impl World {
         let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
         if expired && !plane.presence.clock_is_suspect() {
             // As the API: a renewal is asked for only when it could be served.
-            if !plane.is_failing() && !plane.failing && !late {
+            if !plane.is_failing() && !plane.failing && !plane.stopping && !late {
                 self.refresh(host);
             }
             return;

@@ -37,6 +37,7 @@ impl World {
         let picked = self.chance.pick(&rows).copied();
         let dice = self.chance.within(0, 100);
         let (timeout, vcpus) = (self.chance.within(0, 1200), self.chance.within(1, 3) as u32);
+        let memory_mb = self.chance.pick(&[256, 512, 512, 1024]).copied().unwrap_or(512);
         let Some(plane) = self.plane.as_mut() else { return };
         match picked.filter(|_| !create) {
             None => {
@@ -44,7 +45,7 @@ impl World {
                     team: PLATFORM_TEAM,
                     template: "minimal".to_owned(),
                     vcpus: Some(vcpus),
-                    memory_mb: Some(512),
+                    memory_mb: Some(memory_mb),
                     timeout_sec: if timeout < 120 { 0 } else { timeout as u32 },
                     disk_size_mb: Some(1024),
                     actor: somebody(),

@@ -116,6 +116,8 @@ pub(crate) struct Plane {
     pub(crate) failing: bool,
     /// The database was restored and is not accepted: everything is refused.
     pub(crate) held: bool,
+    /// It was told to stop: nothing new begins.
+    pub(crate) stopping: bool,
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
     wal: PathBuf,
@@ -189,6 +191,7 @@ impl Plane {
             judged: Vec::new(),
             failing: false,
             held: false,
+            stopping: false,
             acknowledged: 0,
             wal: wal_of(db),
             announced: BTreeMap::new(),
@@ -212,6 +215,17 @@ impl Plane {
 
     pub(crate) fn has_queue(&self) -> bool {
         !self.queue.is_empty()
+    }
+
+    /// An orderly stop begins, as in `engine::calls`: calls in flight may end first.
+    pub(crate) fn stop(&mut self, now: Now) {
+        self.stopping = true;
+        self.operations.handle(now, operations::Input::Stop);
+    }
+
+    /// Whether nothing is in flight that an orderly stop waits for.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopping && (self.operations.is_idle() || self.has(Defect::StopCutsCalls))
     }
 
     fn has(&self, defect: Defect) -> bool {

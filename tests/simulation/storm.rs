@@ -104,9 +104,13 @@ impl World {
                 };
                 let away = if self.chance.permille(600) { 50 * SECOND } else { 10 * MINUTE };
                 let away = self.chance.within(500, away);
-                if self.attention == Attention::Listening {
-                    self.end_plane(how);
-                    self.after(away, Event::PlaneStarts);
+                match how {
+                    _ if self.attention != Attention::Listening => {}
+                    End::InOrder => self.stop_plane(away),
+                    End::Killed | End::PowerLost => {
+                        self.end_plane(how);
+                        self.after(away, Event::PlaneStarts);
+                    }
                 }
             }
             17 => {

@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     HostPowerLost,
     MicroVmDied,
     PlaneEnded,
+    StopWaited,
+    StopCutOff,
     PlaneKilled,
     PlanePowerLost,
     LogCut,
@@ -68,6 +70,11 @@ pub(crate) enum Fault {
     ToldToEnd,
     HostAdded,
     NoHost,
+    AllFull,
+    NoRoom,
+    PlacedElsewhere,
+    EndedAgain,
+    EndedTwice,
 }
 
 impl Fault {
@@ -109,6 +116,8 @@ impl Fault {
         (Fault::HostPowerLost, "a host lost its power"),
         (Fault::MicroVmDied, "a microVM died"),
         (Fault::PlaneEnded, "Roost was ended in order"),
+        (Fault::StopWaited, "an orderly stop began during calls"),
+        (Fault::StopCutOff, "an orderly stop waited no longer for calls"),
         (Fault::PlaneKilled, "Roost was killed"),
         (Fault::PlanePowerLost, "Roost's machine lost its power"),
         (Fault::LogCut, "the same, and what was not synced was gone"),
@@ -130,6 +139,11 @@ impl Fault {
         (Fault::ToldToEnd, "the agent of a deleted host ended"),
         (Fault::HostAdded, "a host was added"),
         (Fault::NoHost, "a user found no host"),
+        (Fault::AllFull, "a user found every host full"),
+        (Fault::NoRoom, "a host had no room for a resume"),
+        (Fault::PlacedElsewhere, "a create was placed on another host"),
+        (Fault::EndedAgain, "a user destroyed what was over by itself"),
+        (Fault::EndedTwice, "a user destroyed what was destroyed already"),
     ];
 }
 

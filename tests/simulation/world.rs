@@ -4,6 +4,7 @@
 //! Never: threads, sleeps, the machine's clock or chance. What must hold is in `judge`.
 
 use crate::agent::{Agent, Arrived, Later};
+use crate::bounds::Bounds;
 use crate::chance::Chance;
 use crate::defect::Defect;
 use crate::disk::{self, Disk, wal_of};
@@ -21,8 +22,10 @@ use roost::model::operation::OperationKind;
 use roost::model::policy::{Policy, ZombiePolicy};
 use roost::model::probe::{Details, Probe};
 use roost::model::time::{Now, Wall};
+use roost::plan::placement::NoHost;
 use roost::store::Connection;
 use roost::store::lifecycle::Begun;
+use roost::store::templates::NotMade;
 use roost::store::writer::Command;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -131,6 +134,7 @@ pub(crate) struct Machine {
     pub(crate) heart: Heart,
     /// How far its clock is ahead.
     pub(crate) skew_ms: i64,
+    pub(crate) memory_mb: u64,
     /// Its agent is new enough to report what it does.
     pub(crate) reports: bool,
     /// Of which the notice of its last pause by itself was refused.
@@ -192,6 +196,8 @@ pub(crate) enum Event {
     AgentStarts(usize, u32),
     AgentDies(usize, u32),
     PlaneStarts,
+    /// An orderly stop of this life waits no longer.
+    StopOver(u64),
     Wakes,
     Unlock(u64),
 }
@@ -259,6 +265,9 @@ pub(crate) struct World {
     pub(crate) tls: bool,
     /// Which host each call of the plane that runs is with.
     pub(crate) in_flight: BTreeMap<u64, usize>,
+    /// How long the plane stays away that is stopping.
+    pub(crate) away_ms: u64,
+    pub(crate) bounds: Bounds,
 }
 
 /// What came of a simulation.
@@ -335,6 +344,8 @@ impl World {
             stormy: true,
             tls,
             in_flight: BTreeMap::new(),
+            away_ms: 0,
+            bounds: Bounds::default(),
         }
     }
 
@@ -367,6 +378,9 @@ impl World {
         self.stormy = false;
         self.unlock();
         self.stalled_until = 0;
+        if self.plane.as_ref().is_some_and(|plane| plane.stopping) {
+            self.stop_over(self.life);
+        }
         for host in 0..self.machines.len() {
             self.machines[host].link = Link::GOOD;
             self.after(SECOND, Event::SetBack(host));
@@ -474,6 +488,12 @@ impl World {
             let at = self.stalled_until.max(self.now_ms() + usual);
             self.at(at, Event::Write(self.life));
         }
+        if self.plane.as_ref().is_some_and(Plane::has_stopped) {
+            if !self.in_flight.is_empty() {
+                self.wrong("an orderly stop waits for no call".to_owned());
+            }
+            self.plane_stopped();
+        }
     }
 
     pub(crate) fn happen(&mut self, event: Event) {
@@ -483,6 +503,7 @@ impl World {
             | Event::Report(..)
             | Event::BeatArrives(..)
             | Event::GivesUp(..)
+            | Event::StopOver(_)
             | Event::Write(_)
             | Event::User
             | Event::Wish(..)
@@ -527,6 +548,7 @@ impl World {
             Event::Write(life) => self.write(life),
             Event::User => {
                 self.judge_silence();
+                self.judge_bounds();
                 self.user();
             }
             Event::Wish(sandbox, kind) => self.wish(sandbox, kind),
@@ -541,6 +563,7 @@ impl World {
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
             Event::AgentDies(host, boot) => self.agent_dies(host, boot),
             Event::PlaneStarts => self.start_plane(),
+            Event::StopOver(life) => self.stop_over(life),
             Event::Wakes => {
                 self.attention = Attention::Listening;
                 self.note(|| "the control plane's machine wakes up".to_owned());
@@ -577,8 +600,40 @@ impl World {
         self.listening_ms = self.now_ms();
         self.writing = false;
         self.machines.iter_mut().for_each(|machine| machine.heard_ms = None);
+        self.bound_start();
         let life = self.life;
         self.note(|| format!("the control plane starts for the {life}. time"));
+    }
+
+    /// An orderly stop begins. Calls in flight have the usual ten minutes to end, or until a
+    /// second signal.
+    pub(crate) fn stop_plane(&mut self, away_ms: u64) {
+        let now = self.now();
+        let patience = match self.chance.permille(300) {
+            true => self.chance.within(100, 20 * SECOND),
+            false => 10 * MINUTE,
+        };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.stopping) else { return };
+        plane.stop(now);
+        self.away_ms = away_ms;
+        if !self.in_flight.is_empty() {
+            self.tally.struck(Fault::StopWaited);
+        }
+        self.note(|| "the control plane is told to stop".to_owned());
+        self.after(patience, Event::StopOver(self.life));
+        self.settle();
+    }
+
+    fn stop_over(&mut self, life: u64) {
+        if life == self.life && self.plane.is_some() {
+            self.tally.struck(Fault::StopCutOff);
+            self.plane_stopped();
+        }
+    }
+
+    fn plane_stopped(&mut self) {
+        self.end_plane(End::InOrder);
+        self.after(self.away_ms, Event::PlaneStarts);
     }
 
     pub(crate) fn end_plane(&mut self, how: End) {
@@ -715,12 +770,18 @@ impl World {
                 self.perhaps_regret(id);
             }
             Told::Created(Err(no_host)) => {
-                self.tally.struck(Fault::NoHost);
+                let full = NotMade::NoHost(NoHost::AllFull);
+                self.tally.struck(if no_host == full { Fault::AllFull } else { Fault::NoHost });
                 self.note(|| format!("no host for a user: {no_host:?}"));
             }
             Told::Begun(Begun::Started(sandbox, work)) => {
                 self.note(|| format!("a user wants to {} {}", work.kind, sandbox.id));
                 self.perhaps_regret(sandbox.id);
+            }
+            Told::Begun(Begun::NoRoom(_)) => self.tally.struck(Fault::NoRoom),
+            Told::Begun(Begun::AlreadyTerminal(work)) => {
+                let asks = work.is_some();
+                self.tally.struck(if asks { Fault::EndedAgain } else { Fault::EndedTwice });
             }
             Told::Begun(_) => {}
             Told::Reported(host, sent, taken) => self.reported(host, sent, taken),
