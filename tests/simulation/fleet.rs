@@ -123,6 +123,7 @@ pub(crate) fn machine(
         verdict: None,
         asked: BTreeMap::new(),
         sighted_ms: 0,
+        found_ms: 0,
         late: BTreeSet::new(),
         create_asked_ms: BTreeMap::new(),
     }

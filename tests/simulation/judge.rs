@@ -6,7 +6,7 @@
 use crate::agent::Truth;
 use crate::history::Change;
 use crate::leaving::Standing;
-use crate::world::{Machine, Verdict, World};
+use crate::world::{Machine, PROBE_TIMEOUT_MS, Verdict, World};
 use roost::model::event::EventKind;
 use roost::model::host::{Host, Liveness};
 use roost::model::id::{HostId, SandboxId};
@@ -21,6 +21,9 @@ const JUDGED_WITHIN_MS: u64 = 90_000 + 300_000 + 180_000 + 30_000;
 
 /// Longest deadline of a create.
 const CREATE_DEADLINE_MS: u64 = 120_000;
+
+/// Longest time from when a list was made to when it is applied, but for a disk that fails.
+const ANSWER_AGE_MAX_MS: u64 = 2 * PROBE_TIMEOUT_MS;
 
 /// Reasons that only a look at the host gives, or its silence.
 fn is_seen(reason: &Reason) -> bool {
@@ -129,6 +132,9 @@ impl World {
         let (from, to) = (change.from?, change.to?);
         let refused = from == SandboxStatus::Pausing && change.reason == Reason::OperationFailed;
         let vanished = change.reason == Reason::Vanished;
+        // Its answer may be older than what it has found since.
+        let was_blind = agent.blind
+            || machine.found_ms > 0 && self.now_ms() - machine.found_ms < ANSWER_AGE_MAX_MS;
         match (&change.reason, truth) {
             // The agent is asked to destroy it from then on; at the end it must have done so.
             (Reason::Requested, _) if from.is_over() => Some("a user ends what was over already"),
@@ -153,7 +159,7 @@ impl World {
                 let unheard = agent.has_not_told(id) && !machine.refused.contains(&id);
                 unheard.then_some("it paused by itself, and no notice of that reached Roost")
             }
-            (_, Truth::Running) if vanished && self.few_vanish(host) || refused && agent.blind => {
+            (_, Truth::Running) if vanished && self.few_vanish(host) || refused && was_blind => {
                 Some("its agent has lost sight of it, and it comes back when it is listed")
             }
             _ => None,

@@ -45,6 +45,9 @@ impl World {
         {
             self.note(|| format!("  host {host}: {later:?}"));
         }
+        if let Later::Found = later {
+            self.machines[host].found_ms = now_ms;
+        }
         if let Later::Slept(sandbox) = later {
             self.machines[host].refused.remove(&sandbox);
         }
@@ -192,6 +195,10 @@ impl World {
             |reply| Command::Refresh { shown, fresh, lenient, reply },
         );
         self.machines[host].heart.renewing = Some(fresh);
+        if self.stormy && self.chance.permille(20) {
+            let stall = self.chance.within(RENEWAL_PATIENCE_MS, 2 * RENEWAL_PATIENCE_MS);
+            self.stalled_until = self.stalled_until.max(self.now_ms() + stall);
+        }
         self.after(RENEWAL_PATIENCE_MS, Event::RenewalOver(host, fresh));
     }
 

@@ -13,6 +13,7 @@ use crate::history::History;
 use crate::leaving::{Newcomer, Standing};
 use crate::network::Sent;
 use crate::plane::{Plane, Told};
+use crate::storm::Disturbance;
 use crate::tally::{Fault, Tally, WISHES};
 use roost::agent::client::CallError;
 use roost::clock::{Clock, ManualClock, Reading};
@@ -151,6 +152,8 @@ pub(crate) struct Machine {
     pub(crate) asked: BTreeMap<OpId, u32>,
     /// Until then its agent may not lose sight of its microVMs again.
     pub(crate) sighted_ms: u64,
+    /// When it last found its microVMs again.
+    pub(crate) found_ms: u64,
     /// What came to life after its create's deadline, when it was stopped.
     pub(crate) late: BTreeSet<SandboxId>,
     /// When it was first asked to create each sandbox.
@@ -192,6 +195,7 @@ pub(crate) enum Event {
     /// An agent is told to end.
     Terminate(usize),
     Strike,
+    Disturb(usize, Disturbance),
     Heal(usize, Heal),
     AgentStarts(usize, u32),
     AgentDies(usize, u32),
@@ -521,6 +525,7 @@ impl World {
             | Event::Agent(..)
             | Event::Terminate(_)
             | Event::Strike
+            | Event::Disturb(..)
             | Event::Heal(..)
             | Event::AgentStarts(..)
             | Event::AgentDies(..)
@@ -559,6 +564,7 @@ impl World {
             Event::Register(host) => self.register(host),
             Event::Terminate(host) => self.terminated(host),
             Event::Strike => self.strike(),
+            Event::Disturb(host, disturbance) => self.disturb(host, disturbance),
             Event::Heal(host, heal) => self.heal(host, heal),
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
             Event::AgentDies(host, boot) => self.agent_dies(host, boot),
@@ -767,6 +773,7 @@ impl World {
             Told::Created(Ok((sandbox, work))) => {
                 let (id, host) = (sandbox.id, work.host);
                 self.note(|| format!("a user creates {id} on {host}"));
+                self.perhaps_disturb(host);
                 self.perhaps_regret(id);
             }
             Told::Created(Err(no_host)) => {
@@ -776,6 +783,7 @@ impl World {
             }
             Told::Begun(Begun::Started(sandbox, work)) => {
                 self.note(|| format!("a user wants to {} {}", work.kind, sandbox.id));
+                self.perhaps_disturb(sandbox.host_id);
                 self.perhaps_regret(sandbox.id);
             }
             Told::Begun(Begun::NoRoom(_)) => self.tally.struck(Fault::NoRoom),
