@@ -6,7 +6,7 @@
 use crate::history::Change;
 use crate::plane::Plane;
 use crate::tally::Fault;
-use crate::world::{SECOND, World};
+use crate::world::{Machine, SECOND, World};
 use roost::agent::client::CallError;
 use roost::agent::wire::ConnectCode;
 use roost::model::event::EventKind;
@@ -55,6 +55,8 @@ pub(crate) struct Bounds {
     unsettled: BTreeMap<SandboxId, (HostId, u64)>,
     /// What users wanted destroyed, and operators.
     destroyed: BTreeSet<SandboxId>,
+    /// What operators wanted destroyed where it should not be.
+    ended_strangers: BTreeSet<(HostId, SandboxId)>,
     /// Creates that a host declined, and that were placed on another one.
     elsewhere: BTreeSet<(HostId, SandboxId)>,
 }
@@ -70,6 +72,12 @@ impl World {
 
     /// A list of this host was taken in.
     pub(crate) fn observed(&mut self, host: HostId) {
+        let at = self.machine_of(host);
+        let Machine { link, standing, .. } = &self.machines[at];
+        if link.taken_by.is_some() || standing.successor.is_some() {
+            // Another one has answered.
+            return;
+        }
         *self.bounds.observed.entry(host).or_default() += 1;
     }
 
@@ -116,9 +124,13 @@ impl World {
     fn may_be_destroyed(&self, host: HostId, id: SandboxId) -> bool {
         let Some(history) = &self.history else { return false };
         let bounds = &self.bounds;
-        let is_zombie =
-            self.policy.zombies == ZombiePolicy::Destroy && !history.rows.contains_key(&id);
-        bounds.destroyed.contains(&id) || bounds.elsewhere.contains(&(host, id)) || is_zombie
+        let is_zombie = self.policy.zombies == ZombiePolicy::Destroy && !history.has_row(id);
+        let asked = bounds.destroyed.contains(&id) || bounds.ended_strangers.contains(&(host, id));
+        asked || bounds.elsewhere.contains(&(host, id)) || is_zombie
+    }
+
+    pub(crate) fn operator_destroys(&mut self, host: HostId, id: SandboxId) {
+        self.bounds.ended_strangers.insert((host, id));
     }
 
     /// What a change says of these rules.

@@ -110,6 +110,7 @@ pub(crate) fn machine(
             beat_ms: None,
             token_expires_at: now.after(TOKEN_LIFE),
             refresh_token: [0; 32],
+            registration: 0,
             straggler_ms: None,
             renewing: None,
         },

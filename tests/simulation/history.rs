@@ -13,6 +13,7 @@ use roost::model::time::Wall;
 use roost::plan::history::audit_of_transition;
 use roost::store::Connection;
 use roost::store::read::{self, SandboxFilter};
+use roost::store::strangers::{Recorded, strangers};
 use roost::store::verify::verify;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -339,6 +340,20 @@ impl History {
         };
         let left = TABLES.iter().filter(|(_, sql)| is_left(sql).expect("a table can be read"));
         left.map(|(table, _)| *table).collect()
+    }
+
+    /// Whether the database has a row of it now; one that was over for long is given up.
+    pub(crate) fn has_row(&self, id: SandboxId) -> bool {
+        let mut select = self
+            .conn
+            .prepare_cached("SELECT 1 FROM sandboxes WHERE id = ?1")
+            .expect("sandboxes can be read");
+        select.exists([id.to_string()]).expect("sandboxes can be read")
+    }
+
+    /// What hosts have and should not have.
+    pub(crate) fn strangers(&self) -> Vec<Recorded> {
+        strangers(&self.conn).expect("strangers can be read")
     }
 
     pub(crate) fn look_at_hosts(&mut self) {

@@ -34,6 +34,8 @@ pub(crate) struct Standing {
     pub(crate) successor: Option<usize>,
     /// Another machine has registered as this host since.
     pub(crate) superseded: bool,
+    /// It is away, and registers at another address when it is back.
+    pub(crate) moves: bool,
     /// It listens where the database does not know of.
     pub(crate) moved: bool,
     /// When its agent last asked to be registered, which is contact like a heartbeat.
@@ -240,10 +242,14 @@ impl World {
     /// Its agent registers; when that comes to nothing, somebody makes another token.
     pub(crate) fn register(&mut self, host: usize) {
         let now = self.now();
-        if self.machines[host].standing.registered {
+        let Standing { registered, deleted, superseded, .. } = self.machines[host].standing;
+        if registered || deleted || superseded {
             return;
         }
         self.after(2 * MINUTE, Event::Register(host));
+        if !self.machines[host].agent.up {
+            return;
+        }
         self.machines[host].standing.asked_ms = self.now_ms();
         let (token, refresh) = (self.secret(), self.secret());
         let id = self.machines[host].id;
@@ -258,14 +264,19 @@ impl World {
         let now = self.now();
         let id = self.machines[host].id;
         if let Some(plane) = &mut self.plane {
+            if found && self.defect != Some(Defect::MovedCallsWaitedFor) {
+                plane.registered(now, id);
+            }
             plane.tell(now, Input::Changed(id));
         }
+        let registration = self.registrations.get(&id).copied().unwrap_or(0);
         let lost = self.chance.permille(100);
         if !found || lost || self.machines[host].standing.registered {
             return;
         }
         let new = &mut self.machines[host];
         new.standing.registered = true;
+        new.heart.registration = registration;
         new.heart.refresh_token = refresh;
         new.heart.token_expires_at = now.wall.after(TOKEN_LIFE);
         let (boot, instead_of) = (new.agent.boot, new.instead_of);
@@ -284,6 +295,8 @@ impl World {
         let machine = &mut self.machines[host];
         (machine.standing.deleted, machine.standing.aside) = (true, false);
         let (id, address) = (machine.id, machine.address.clone());
+        self.replace_no_more(id);
+        let machine = &self.machines[host];
         let taken = machine.standing.successor.is_some();
         let left = self.history.as_ref().map(|history| history.left_of(id)).unwrap_or_default();
         for table in left {

@@ -175,6 +175,14 @@ impl World {
         }
     }
 
+    pub(crate) fn cut(&mut self, host: usize, lasts: u64) {
+        if self.stormy {
+            self.tally.struck(Fault::AllCut);
+            let link = self.machines[host].link;
+            self.change(host, lasts, link.cut());
+        }
+    }
+
     /// Something ends while a call of a user's is in flight.
     pub(crate) fn perhaps_disturb(&mut self, host: HostId) {
         if !self.stormy || !self.chance.permille(50) {

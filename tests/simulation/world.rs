@@ -5,6 +5,7 @@
 
 use crate::agent::{Agent, Arrived, Later};
 use crate::bounds::Bounds;
+use crate::calm::Resuming;
 use crate::chance::Chance;
 use crate::defect::Defect;
 use crate::disk::{self, Disk, wal_of};
@@ -26,6 +27,7 @@ use roost::model::time::{Now, Wall};
 use roost::plan::placement::NoHost;
 use roost::store::Connection;
 use roost::store::lifecycle::Begun;
+use roost::store::strangers::Adopted;
 use roost::store::templates::NotMade;
 use roost::store::writer::Command;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +47,9 @@ pub(crate) const STORM_MS: u64 = 120 * MINUTE;
 /// After the last fault everything must be in order again within this: the longest
 /// deadline of an operation and what follows it.
 pub(crate) const CALM_MS: u64 = 25 * MINUTE;
+
+/// So long users take to resume all that is paused, one after the other.
+pub(crate) const RESUMED_MS: u64 = 15 * MINUTE;
 
 /// From then on no sandbox pauses by itself: what is compared must not move.
 pub(crate) const RESTFUL_AFTER_MS: u64 = 15 * MINUTE;
@@ -109,6 +114,8 @@ pub(crate) struct Heart {
     pub(crate) beat_ms: Option<u64>,
     pub(crate) token_expires_at: Wall,
     pub(crate) refresh_token: [u8; 32],
+    /// The registration that its tokens belong to.
+    pub(crate) registration: u64,
     /// When it sent what may arrive when the way is free again.
     pub(crate) straggler_ms: Option<u64>,
     /// The token that a renewal asks for, until it is answered.
@@ -195,6 +202,10 @@ pub(crate) enum Event {
     /// An agent is told to end.
     Terminate(usize),
     Strike,
+    /// Both ways to a machine are cut for so long.
+    Cut(usize, u64),
+    /// A user of a host's sandboxes goes on.
+    ResumeNext(HostId),
     Disturb(usize, Disturbance),
     Heal(usize, Heal),
     AgentStarts(usize, u32),
@@ -272,6 +283,16 @@ pub(crate) struct World {
     /// How long the plane stays away that is stopping.
     pub(crate) away_ms: u64,
     pub(crate) bounds: Bounds,
+    /// The newest registration of each host that registered here.
+    pub(crate) registrations: BTreeMap<HostId, u64>,
+    /// Machines that are to take the place of another one.
+    pub(crate) replacing: BTreeMap<HostId, usize>,
+    /// Calls to an agent that was there before its host registered again.
+    pub(crate) abandoned: BTreeSet<u64>,
+    /// What was on a machine that another one took the place of.
+    pub(crate) left_behind: BTreeSet<SandboxId>,
+    pub(crate) resuming: BTreeMap<HostId, Resuming>,
+    pub(crate) addresses: u64,
 }
 
 /// What came of a simulation.
@@ -350,6 +371,12 @@ impl World {
             in_flight: BTreeMap::new(),
             away_ms: 0,
             bounds: Bounds::default(),
+            registrations: BTreeMap::new(),
+            replacing: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+            left_behind: BTreeSet::new(),
+            resuming: BTreeMap::new(),
+            addresses: 0,
         }
     }
 
@@ -372,7 +399,13 @@ impl World {
             self.pass_until(storm_ms + CALM_MS);
         }
         if self.violations.is_empty() {
+            self.judge_bounds();
             self.judge_end();
+        }
+        if self.violations.is_empty() {
+            self.resume_all();
+            self.pass_until(storm_ms + CALM_MS + RESUMED_MS);
+            self.judge_resumed();
         }
     }
 
@@ -418,7 +451,10 @@ impl World {
     }
 
     pub(crate) fn machine_of(&self, host: HostId) -> usize {
-        self.machines.iter().position(|machine| machine.id == host).expect("a host of ours")
+        let is_host = |m: &Machine| m.id == host && !m.standing.superseded;
+        let of_host = |m: &Machine| m.id == host;
+        let current = self.machines.iter().position(is_host);
+        current.or_else(|| self.machines.iter().rposition(of_host)).expect("a host of ours")
     }
 
     pub(crate) fn after(&mut self, span_ms: u64, event: Event) {
@@ -493,7 +529,7 @@ impl World {
             self.at(at, Event::Write(self.life));
         }
         if self.plane.as_ref().is_some_and(Plane::has_stopped) {
-            if !self.in_flight.is_empty() {
+            if self.in_flight.keys().any(|number| !self.abandoned.contains(number)) {
                 self.wrong("an orderly stop waits for no call".to_owned());
             }
             self.plane_stopped();
@@ -512,6 +548,7 @@ impl World {
             | Event::User
             | Event::Wish(..)
             | Event::Operator
+            | Event::ResumeNext(_)
             | Event::SetBack(_)
             | Event::Delete(..)
             | Event::Arrives(_)
@@ -525,6 +562,7 @@ impl World {
             | Event::Agent(..)
             | Event::Terminate(_)
             | Event::Strike
+            | Event::Cut(..)
             | Event::Disturb(..)
             | Event::Heal(..)
             | Event::AgentStarts(..)
@@ -564,6 +602,8 @@ impl World {
             Event::Register(host) => self.register(host),
             Event::Terminate(host) => self.terminated(host),
             Event::Strike => self.strike(),
+            Event::Cut(host, lasts) => self.cut(host, lasts),
+            Event::ResumeNext(host) => self.resume_next(host),
             Event::Disturb(host, disturbance) => self.disturb(host, disturbance),
             Event::Heal(host, heal) => self.heal(host, heal),
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
@@ -786,6 +826,11 @@ impl World {
                 self.perhaps_disturb(sandbox.host_id);
                 self.perhaps_regret(sandbox.id);
             }
+            Told::Adopted(Adopted::Done(sandbox)) => {
+                self.tally.struck(Fault::StrangerAdopted);
+                self.note(|| format!("an operator takes {} over", sandbox.id));
+            }
+            Told::Adopted(_) | Told::StrangerEnds(_) => {}
             Told::Begun(Begun::NoRoom(_)) => self.tally.struck(Fault::NoRoom),
             Told::Begun(Begun::AlreadyTerminal(work)) => {
                 let asks = work.is_some();
