@@ -253,12 +253,27 @@ fn is_among(rows: &[Row], id: SandboxId) -> bool {
     rows.binary_search_by_key(&id, |row| row.id).is_ok()
 }
 
-/// Whether another host has answered: most of what is listed belongs to others, and none of
-/// it to this one. A few foreign sandboxes beside its own are strangers.
-pub fn is_wrong_host(listing: &Listing, unplaced: &[Unplaced]) -> bool {
+/// Whether most of what is listed belongs to other hosts, and none of it to this one.
+pub fn lists_others(listing: &Listing, unplaced: &[Unplaced]) -> bool {
     let foreign = unplaced.iter().filter(|u| u.owner.is_some()).count();
     let own = listing.sandboxes.len() - unplaced.len();
     own == 0 && foreign * 2 > listing.sandboxes.len()
+}
+
+/// The host that has answered in place of this one. A few foreign sandboxes are strangers:
+/// beside its own, or where the host that they belong to shows many more (`shows`).
+pub fn wrong_host(
+    listing: &Listing,
+    unplaced: &[Unplaced],
+    shows: impl Fn(HostId) -> usize,
+) -> Option<HostId> {
+    if !lists_others(listing, unplaced) {
+        return None;
+    }
+    let mut owners: Vec<HostId> = unplaced.iter().filter_map(|u| u.owner).collect();
+    owners.sort_unstable();
+    let most = owners.chunk_by(|a, b| a == b).max_by_key(|ids| ids.len())?;
+    (most.len() * 2 >= shows(most[0])).then_some(most[0])
 }
 
 /// Plans for one host. `rows` are sorted by id; `unplaced` are those of [`unplaced`], with

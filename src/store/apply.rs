@@ -19,8 +19,8 @@ use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::observation::{
-    AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Transition, Unplaced, is_wrong_host,
-    plan_host, unplaced,
+    AskAgain, HostPlan, LookingFor, Question, Row, Stranger, Transition, Unplaced, lists_others,
+    plan_host, unplaced, wrong_host,
 };
 use crate::plan::operation::{has_made_template, is_expired, is_left_over};
 use crate::plan::reconcile::{Action, OperationState};
@@ -140,17 +140,15 @@ impl Writer {
     ) -> Result<Applied, StoreError> {
         let rows = self.rows_of(probed, listing, now)?;
         let unplaced = self.owners(host.id, unplaced(listing, &rows))?;
-        if is_wrong_host(listing, &unplaced) {
-            let theirs = unplaced.iter().find_map(|u| u.owner);
-            let detail = match theirs {
-                Some(other) => format!("most sandboxes in the answer belong to {other}"),
-                None => "most sandboxes in the answer belong to other hosts".to_owned(),
-            };
-            if !probed.proven {
-                self.observed_by_mistake(&unplaced);
+        // A connection that proves its host is none to another one.
+        if !probed.proven && lists_others(listing, &unplaced) {
+            self.observed_by_mistake(&unplaced);
+            let shows = |host| self.records.get(&host).and_then(|r| r.last).map_or(0, |l| l.own);
+            if let Some(other) = wrong_host(listing, &unplaced, shows) {
+                let detail = format!("most sandboxes in the answer belong to {other}");
+                let failure = ProbeFailure::new(FailureKind::WrongHost, detail);
+                return self.failed(host, failure, &listing.auto_paused, now);
             }
-            let failure = ProbeFailure::new(FailureKind::WrongHost, detail);
-            return self.failed(host, failure, &listing.auto_paused, now);
         }
         let may_apply = match (host.status(), self.policy.is_strict()) {
             (HostStatus::Online, _) | (HostStatus::Draining, false) => true,
@@ -185,7 +183,7 @@ impl Writer {
         self.apply(host, plan, listing, last, now)
     }
 
-    /// The host that these sandboxes belong to has answered in place of another: what it
+    /// The host that these sandboxes belong to may have answered in place of another: what it
     /// announced by that it will not say again, and who says so proves nothing here.
     fn observed_by_mistake(&mut self, unplaced: &[Unplaced]) {
         let mut owners: Vec<HostId> = unplaced.iter().filter_map(|u| u.owner).collect();

@@ -446,15 +446,28 @@ fn a_hostile_host_fills_no_more_than_its_part_of_the_database() {
 
 #[test]
 fn a_host_that_lists_none_of_its_own_but_those_of_others_is_the_wrong_one() {
-    let other = Some(HostId::from_u128(2));
+    let other = HostId::from_u128(2);
     let unplaced = |n, owner| Unplaced { id: id(n), owner, destroying: false };
     let answer = listing(&[1, 2, 3]);
-    let foreign = [1, 2, 3].map(|n| unplaced(n, other));
-    assert!(is_wrong_host(&answer, &foreign));
-    assert!(!is_wrong_host(&answer, &foreign[..2]), "the third is its own");
-    let unknown = [unplaced(1, None), unplaced(2, None), unplaced(3, other)];
-    assert!(!is_wrong_host(&answer, &unknown), "unknown, not foreign");
-    assert!(!is_wrong_host(&listing(&[]), &[]), "an empty answer says nothing of whose it is");
+    let wrong = |answer: &Listing, unplaced: &[Unplaced]| wrong_host(answer, unplaced, |_| 0);
+    let foreign = [1, 2, 3].map(|n| unplaced(n, Some(other)));
+    assert_eq!(wrong(&answer, &foreign), Some(other));
+    assert_eq!(wrong(&answer, &foreign[..2]), None, "the third is its own");
+    let unknown = [unplaced(1, None), unplaced(2, None), unplaced(3, Some(other))];
+    assert_eq!(wrong(&answer, &unknown), None, "unknown, not foreign");
+    assert_eq!(wrong(&listing(&[]), &[]), None, "an empty answer says nothing of whose it is");
+}
+
+/// A create that a host declined and made all the same is all that it has.
+#[test]
+fn a_few_foreign_sandboxes_do_not_make_a_host_the_wrong_one() {
+    let other = HostId::from_u128(2);
+    let answer = listing(&[1]);
+    let foreign = [Unplaced { id: id(1), owner: Some(other), destroying: false }];
+    for (shows, expected) in [(0, true), (1, true), (2, true), (3, false), (9, false)] {
+        let found = wrong_host(&answer, &foreign, |_| shows);
+        assert_eq!(found.is_some(), expected, "its owner shows {shows}");
+    }
 }
 
 /// Behind the gap an agent may have made the sandbox and paused it with all others; then it
