@@ -512,6 +512,11 @@ impl Agent {
         broken
     }
 
+    /// An operator removes these on the machine itself.
+    pub(crate) fn remove(&mut self, ids: &[SandboxId]) {
+        self.sandboxes.retain(|id, sandbox| sandbox.busy || !ids.contains(id));
+    }
+
     /// Everything is given up, snapshots too.
     pub(crate) fn destroy_all(&mut self) {
         self.sandboxes.clear();

@@ -73,9 +73,10 @@ impl World {
     /// A list of this host was taken in.
     pub(crate) fn observed(&mut self, host: HostId) {
         let at = self.machine_of(host);
-        let Machine { link, standing, .. } = &self.machines[at];
-        if link.taken_by.is_some() || standing.successor.is_some() {
-            // Another one has answered.
+        let Machine { link, standing, half_declined, .. } = &self.machines[at];
+        let like_another = !self.tls && !half_declined.is_empty();
+        if link.taken_by.is_some() || standing.successor.is_some() || like_another {
+            // Another one has answered, or may have by what is listed.
             return;
         }
         *self.bounds.observed.entry(host).or_default() += 1;

@@ -39,10 +39,12 @@ impl World {
 
     fn look_after(&mut self, stranger: &Recorded) {
         let now = self.now();
-        let Recorded { host, sandbox, kind, .. } = *stranger;
+        let Recorded { host, sandbox, kind, owner, .. } = *stranger;
         let adopts = match kind {
             StrangerKind::Zombie => self.stormy && self.chance.permille(100),
-            StrangerKind::Forgotten | StrangerKind::Misplaced => self.chance.permille(600),
+            StrangerKind::Forgotten => self.chance.permille(600),
+            // An operator looks at its own host first.
+            StrangerKind::Misplaced => !owner.is_some_and(|owner| self.is_there(owner, sandbox)),
         };
         if kind == StrangerKind::Misplaced {
             self.tally.struck(Fault::Misplaced);
@@ -63,6 +65,23 @@ impl World {
         });
         self.tally.struck(Fault::StrangerEnded);
         self.operator_destroys(host, sandbox);
+    }
+
+    fn is_there(&self, host: HostId, sandbox: SandboxId) -> bool {
+        self.machines[self.machine_of(host)].agent.truth(sandbox) != Truth::Nothing
+    }
+
+    /// Where nothing proves which host has answered, one that has nothing but a sandbox of
+    /// another cannot be told from that other one. An operator goes to the machine.
+    pub(crate) fn look_at_machines(&mut self) {
+        let tls = self.tls;
+        for machine in self.machines.iter_mut().filter(|_| !tls) {
+            let half = std::mem::take(&mut machine.half_declined);
+            let rows = self.history.iter().flat_map(|history| &history.rows);
+            let here = |id: &SandboxId| rows.clone().any(|(i, r)| i == id && r.host == machine.id);
+            let astray: Vec<SandboxId> = half.into_iter().filter(|id| !here(id)).collect();
+            machine.agent.remove(&astray);
+        }
     }
 
     /// Users destroy what runs, and then resume what is paused, one at a time on each host.

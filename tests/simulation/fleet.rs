@@ -121,6 +121,7 @@ pub(crate) fn machine(
         memory_mb: chance.pick(MEMORY_MB).copied().unwrap_or(65_536),
         refused: BTreeSet::new(),
         stale: BTreeSet::new(),
+        half_declined: BTreeSet::new(),
         gone: BTreeSet::new(),
         heard_ms: None,
         verdict: None,

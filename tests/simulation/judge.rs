@@ -107,7 +107,7 @@ impl World {
         let Standing { aside, forced, .. } = self.machines[host].standing;
         // Nothing runs on a host that was unreachable before it was set aside (rule 4).
         let is_down = *reason == Reason::HostUnreachable && self.is_unreachable(change.host);
-        if aside && is_seen(reason) && !is_down {
+        if aside && is_seen(reason) && !is_down && !change.by_user {
             self.wrong(format!("{id} went to {to} ({reason}) on a host that is set aside"));
         }
         let with_host = *reason == Reason::HostDeleted;
@@ -142,6 +142,9 @@ impl World {
         match (&change.reason, truth) {
             // The agent is asked to destroy it from then on; at the end it must have done so.
             (Reason::Requested, _) if from.is_over() => Some("a user ends what was over already"),
+            (Reason::OperationFailed, _) if machine.half_declined.contains(&id) => {
+                Some("its agent declined to make it, and made it all the same")
+            }
             (_, Truth::Failed) if to == SandboxStatus::Error => Some("it failed by itself"),
             (Reason::NotStarted, _) if from == SandboxStatus::Starting => {
                 Some("a create that outlives its deadline is reported as a zombie")
@@ -256,9 +259,11 @@ impl World {
 
     /// A sandbox is in one place. An agent has it once; Roost must not give it to two.
     pub(crate) fn judge_place(&mut self, id: SandboxId) {
-        // A machine that another one took the place of is no host any more.
+        // A machine that another one took the place of is no host any more; what a host has
+        // declined and makes all the same is destroyed there, or listed and reported.
         let has = |machine: &&Machine| {
-            machine.agent.truth(id) != Truth::Nothing && !machine.standing.superseded
+            let declined = machine.half_declined.contains(&id);
+            machine.agent.truth(id) != Truth::Nothing && !machine.standing.superseded && !declined
         };
         let there = self.machines.iter().filter(has).count();
         if there > 1 {
@@ -354,10 +359,13 @@ impl World {
         let rows = &history.rows;
         let current = |(_, m): &(usize, &Machine)| !m.standing.superseded;
         for (at, machine) in self.machines.iter().enumerate().filter(current) {
-            let known = |id: &SandboxId| rows.contains_key(id) || history.given_up.contains(id);
+            let is_here = |id: &SandboxId| rows.get(id).is_some_and(|row| row.host == machine.id);
+            let known = |id: &SandboxId| is_here(id) || history.given_up.contains(id);
             // What a restore has forgotten and what nobody lists an operator cannot see.
             let unseen = |id: &SandboxId, truth: Truth| {
-                self.restores.forgotten.contains(id) && truth == Truth::Paused
+                let forgotten = self.restores.forgotten.contains(id);
+                let misplaced = machine.half_declined.contains(id);
+                (forgotten || misplaced) && truth == Truth::Paused
             };
             let strangers =
                 machine.agent.all().filter(|(id, truth)| !known(id) && !unseen(id, *truth));

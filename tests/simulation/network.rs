@@ -200,6 +200,9 @@ impl World {
                 (true, false) => (ConnectCode::Unavailable, "starting"),
                 (false, false) => (ConnectCode::ResourceExhausted, "too many at once"),
             };
+            if !blind && !draining && call.kind == OperationKind::Create {
+                self.perhaps_begins(host, sandbox, call, now_unix);
+            }
             let error = CallError::Refused { code, message: message.to_owned() };
             return self.answer(host, call.number, Err(error));
         }
@@ -211,6 +214,18 @@ impl World {
             self.after(after, Event::AgentDies(host, boot));
         }
         self.comes_of(host, out);
+    }
+
+    /// An agent that declines a create may have begun it, and go on.
+    fn perhaps_begins(&mut self, host: usize, sandbox: SandboxId, call: Arrived, now_unix: i64) {
+        if self.stormy && self.chance.permille(600) {
+            self.tally.struck(Fault::DeclinedAndBegun);
+            let machine = &mut self.machines[host];
+            machine.half_declined.insert(sandbox);
+            let unheard = Arrived { number: 0, ..call };
+            let out = machine.agent.call(sandbox, unheard, now_unix, &mut self.chance);
+            self.comes_of(host, out);
+        }
     }
 
     pub(crate) fn answered(&mut self, life: u64, number: u64, probe: Probe) {

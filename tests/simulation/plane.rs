@@ -128,6 +128,8 @@ pub(crate) struct Plane {
     pub(crate) stopping: bool,
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
+    /// A connection proves which host has answered.
+    tls: bool,
     wal: PathBuf,
     /// What was ever announced, for the defect that forgets none of it.
     announced: BTreeMap<HostId, BTreeSet<SandboxId>>,
@@ -139,7 +141,7 @@ impl Plane {
     pub(crate) fn start(
         db: &Path,
         policy: &Policy,
-        (seed, life): (u64, u64),
+        (seed, life, tls): (u64, u64, bool),
         boot: &str,
         now: Now,
         defect: Option<Defect>,
@@ -201,6 +203,7 @@ impl Plane {
             held: false,
             stopping: false,
             acknowledged: 0,
+            tls,
             wal: wal_of(db),
             announced: BTreeMap::new(),
             defect,
@@ -507,7 +510,8 @@ impl Plane {
             revision = u64::MAX;
         }
         let age_cap = Some(self.presence.listening(now.mono));
-        let probed = Box::new(Probed { host, revision, asked_at, age_cap, probe, proven: false });
+        let probed =
+            Box::new(Probed { host, revision, asked_at, age_cap, probe, proven: self.tls });
         let reply = self.reply(move |result| Reply::Probed(host, took, result));
         // Its thread looked at the clock, and then waited before it handed the answer over.
         let waited = took.min(Duration::from_millis([0, 0, 3, 0, 40][(number % 5) as usize]));

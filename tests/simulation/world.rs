@@ -153,6 +153,8 @@ pub(crate) struct Machine {
     pub(crate) refused: BTreeSet<SandboxId>,
     /// Of which a notice arrived when it had been resumed since.
     pub(crate) stale: BTreeSet<SandboxId>,
+    /// What it began to make although it had declined to.
+    pub(crate) half_declined: BTreeSet<SandboxId>,
     /// Calls whose caller is gone.
     pub(crate) gone: BTreeSet<u64>,
     /// When it was last heard by the plane that runs.
@@ -435,6 +437,7 @@ impl World {
             self.after(SECOND, Event::Accept);
         }
         self.after(MINUTE, Event::Operator);
+        self.look_at_machines();
         for host in 0..self.machines.len() {
             self.machines[host].link = Link::GOOD;
             self.after(SECOND, Event::SetBack(host));
@@ -650,7 +653,7 @@ impl World {
         self.life += 1;
         let now = self.now();
         let boot = self.boots.to_string();
-        let ids = (self.seed, self.life);
+        let ids = (self.seed, self.life, self.tls);
         let plane = Plane::start(&self.db, &self.policy, ids, &boot, now, self.defect);
         match self.history.take() {
             None => self.history = Some(History::open(&self.db, &self.policy, self.defect)),
