@@ -12,8 +12,8 @@ use raw::{Step, answer, client, json, serve};
 use roost::agent::client::{BODY_BYTES_MAX, CallError};
 use roost::agent::listing::{self, AUTO_PAUSED_MAX, HOST_IP_BYTES_MAX, SANDBOXES_MAX};
 use roost::agent::wire::{
-    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, METADATA_BYTES_MAX, Method,
-    ResumeSandboxRequest, SERVICE_PATH, SandboxRef,
+    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest,
+    METADATA_BYTES_MAX, Method, ResumeSandboxRequest, SERVICE_PATH, SandboxRef, TemplateRef,
 };
 use roost::model::id::SandboxId;
 use roost::model::probe::{Details, FailureKind, Listed, ListedState, Listing, Probe};
@@ -311,6 +311,41 @@ fn every_call_asks_exactly_this() {
             {"sandboxId":"cl-0000000000000000000000010"}
             Ok(())"#]],
     );
+    let (team_id, template_id) = ("ee000000-0000-0000-0000-000000000001", "t");
+    let snapshot = CreateSnapshotRequest {
+        sandbox_id: id.as_str().into(),
+        name: "mine".into(),
+        team_id: team_id.into(),
+        template_id: template_id.into(),
+    };
+    check_call(
+        json(br#"{"name":"mine","sizeBytes":"1073741824"}"#),
+        |client, at| format!("{:?}", client.create_snapshot(raw::host(), at, &snapshot, MINUTE)),
+        expect![[r#"
+            POST /hostagent.v1.HostAgentService/CreateSnapshot HTTP/1.1
+            connect-timeout-ms: 60000
+            {"sandboxId":"cl-0000000000000000000000010","name":"mine","teamId":"ee000000-0000-0000-0000-000000000001","templateId":"t"}
+            Ok(1073741824)"#]],
+    );
+    let template = TemplateRef { team_id: team_id.into(), template_id: template_id.into() };
+    check_call(
+        json(b"{}"),
+        |client, at| format!("{:?}", client.delete_snapshot(raw::host(), at, &template, MINUTE)),
+        expect![[r#"
+            POST /hostagent.v1.HostAgentService/DeleteSnapshot HTTP/1.1
+            connect-timeout-ms: 60000
+            {"teamId":"ee000000-0000-0000-0000-000000000001","templateId":"t"}
+            Ok(())"#]],
+    );
+    check_call(
+        json(br#"{"size_bytes":7}"#),
+        |client, at| format!("{:?}", client.template_size(raw::host(), at, &template, MINUTE)),
+        expect![[r#"
+            POST /hostagent.v1.HostAgentService/GetTemplateSize HTTP/1.1
+            connect-timeout-ms: 60000
+            {"teamId":"ee000000-0000-0000-0000-000000000001","templateId":"t"}
+            Ok(7)"#]],
+    );
     check_call(
         json(b"{}"),
         |client, at| format!("{:?}", client.terminate(raw::host(), at, MINUTE)),
@@ -321,7 +356,7 @@ fn every_call_asks_exactly_this() {
             Ok(())"#]],
     );
     let paths: Vec<String> = Method::ALL.iter().map(|m| format!("{SERVICE_PATH}{m}")).collect();
-    assert_eq!(paths.len(), 7, "a new method needs a case above");
+    assert_eq!(paths.len(), 10, "a new method needs a case above");
 }
 
 #[test]

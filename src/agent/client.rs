@@ -10,8 +10,8 @@ use super::listing;
 use super::transport::{Connect, Failure, Wire};
 use super::trust::Trust;
 use super::wire::{
-    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, Empty, ErrorBody, Method,
-    ResumeSandboxRequest, SERVICE_PATH, SandboxRef,
+    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest, Empty,
+    ErrorBody, Method, ResumeSandboxRequest, SERVICE_PATH, SandboxRef, TemplateRef, TemplateSize,
 };
 use crate::model::UnknownWord;
 use crate::model::host::AgentAddress;
@@ -257,6 +257,49 @@ impl AgentClient {
         self.call(host, at, Method::Ping, &named(id), deadline, done)
     }
 
+    /// Makes a template of a running or paused sandbox; its size in bytes. Older agents have
+    /// destroyed the sandbox afterwards.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn create_snapshot(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        request: &CreateSnapshotRequest<'_>,
+        deadline: Duration,
+    ) -> Result<i64, CallError> {
+        self.call(host, at, Method::CreateSnapshot, request, deadline, size)
+    }
+
+    /// Removes a template. One that is not there is no error.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn delete_snapshot(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        template: &TemplateRef<'_>,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        self.call(host, at, Method::DeleteSnapshot, template, deadline, done)
+    }
+
+    /// Bytes of a template on a host; `unimplemented` by older agents.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn template_size(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        template: &TemplateRef<'_>,
+        deadline: Duration,
+    ) -> Result<i64, CallError> {
+        self.call(host, at, Method::TemplateSize, template, deadline, size)
+    }
+
     /// Makes an agent destroy everything it has and exit.
     ///
     /// # Errors
@@ -446,6 +489,11 @@ fn started(body: &[u8], asked: &str) -> Result<Details, String> {
         return Err(format!("asked for {asked}, answered for {sandbox_id:?}"));
     }
     listing::details(&host_ip, metadata)
+}
+
+fn size(body: &[u8]) -> Result<i64, String> {
+    let TemplateSize { size_bytes, .. } = message(body)?;
+    Ok(size_bytes)
 }
 
 fn done(body: &[u8]) -> Result<(), String> {
