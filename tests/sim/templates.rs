@@ -3,8 +3,8 @@
 use crate::world::LONG;
 use crate::world::{TEAM, TEMPLATE, World, new_id, newer, world_with};
 use roost::agent::client::CallError;
-use roost::agent::wire::{CreateSandboxRequest, CreateSnapshotRequest, TemplateRef};
-use roost::model::id::SandboxId;
+use roost::agent::wire::{CreateSandboxRequest, CreateSnapshotRequest};
+use roost::model::id::{SandboxId, TeamId, TemplateId};
 use roost::sim::{Habits, Initially, SimState};
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ fn create(world: &World, id: SandboxId, team_id: &str, template_id: &str) -> Res
     world.client.create(host, at, &request, LONG).map(|_| ())
 }
 
-fn snapshot(world: &World, id: SandboxId) -> Result<i64, CallError> {
+fn snapshot(world: &World, id: SandboxId) -> Result<Option<u64>, CallError> {
     let request = CreateSnapshotRequest {
         sandbox_id: Cow::Owned(id.to_string()),
         name: Cow::Borrowed("mine"),
@@ -37,16 +37,21 @@ fn snapshot(world: &World, id: SandboxId) -> Result<i64, CallError> {
 
 fn delete(world: &World) -> Result<(), CallError> {
     let (host, at) = (world.host(0).id(), world.host(0).agent_address());
-    world.client.delete_snapshot(host, at, &NAMED, LONG)
+    world.client.delete_snapshot(host, at, ids(), LONG)
 }
 
-fn size(world: &World) -> Result<i64, CallError> {
+fn size(world: &World) -> Result<Option<u64>, CallError> {
     let (host, at) = (world.host(0).id(), world.host(0).agent_address());
-    world.client.template_size(host, at, &NAMED, LONG)
+    world.client.template_size(host, at, ids(), LONG)
 }
 
-const NAMED: TemplateRef<'_> =
-    TemplateRef { team_id: Cow::Borrowed(TEAM), template_id: Cow::Borrowed(TEMPLATE) };
+/// What `TEAM` and `TEMPLATE` are to the control plane.
+fn ids() -> (TeamId, TemplateId) {
+    let team = TeamId::from_u128(0xee00_0000_0000_0000_0000_0000_0000_0001);
+    let template = TemplateId::from_u128(0x0ddb_a11c_0000_4000_8000_0000_0000_000a);
+    assert_eq!((team.to_uuid().as_str(), template.to_uuid().as_str()), (TEAM, TEMPLATE));
+    (team, template)
+}
 
 fn named() -> Vec<(String, String)> {
     vec![(TEAM.to_owned(), TEMPLATE.to_owned())]
@@ -111,12 +116,11 @@ fn a_snapshot_makes_a_template_and_older_agents_destroy_the_sandbox() {
         let world = world_with(1, 0, Initially::Running, habits);
         world.host(0).put(new_id(), state, LONG);
         let size_bytes = snapshot(&world, new_id()).unwrap();
-        assert_eq!(size_bytes, (512 + 512) << 20);
+        assert_eq!(size_bytes, Some((512 + 512) << 20));
         assert_eq!(world.host(0).state(new_id()), after, "{habits:?} {state:?}");
         assert_eq!(world.host(0).templates(), named());
         create(&world, SandboxId::from_u128(2), TEAM, TEMPLATE).unwrap();
-        let expected = if habits.lists_paused { Some(size_bytes) } else { None };
-        assert_eq!(size(&world).ok(), expected);
+        assert_eq!(size(&world).ok(), habits.lists_paused.then_some(size_bytes));
     }
 }
 
