@@ -279,7 +279,15 @@ impl Writer {
         let disk_size_mb =
             new.disk_size_mb.or(template.disk_size_mb).unwrap_or(DISK_SIZE_MB_DEFAULT);
         let need = Need { vcpus, memory_mb: u64::from(memory_mb) };
-        let host = match self.place(new.team, template_id, need, now)? {
+        // A host that refused of late is better than none.
+        let placed = match self.place(new.team, template_id, need, now)? {
+            Ok(host) => Ok(host),
+            Err(_) => {
+                self.avoided.clear();
+                self.place(new.team, template_id, need, now)?
+            }
+        };
+        let host = match placed {
             Ok(host) => host,
             Err(NoHost::NoneAvailable) if !template.hosts.is_empty() => {
                 return Ok(Err(NotMade::NoHostHas(template.name)));
