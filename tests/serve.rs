@@ -31,3 +31,5 @@ mod probes;
 mod reports;
 #[path = "serve/retention.rs"]
 mod retention;
+#[path = "serve/strangers.rs"]
+mod strangers;

@@ -21,6 +21,7 @@ pub mod page;
 mod query;
 mod routes;
 pub mod secret;
+mod strangers;
 mod stream;
 mod templates;
 pub mod token;

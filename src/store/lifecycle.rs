@@ -281,11 +281,11 @@ impl Writer {
         let need = Need { vcpus, memory_mb: u64::from(memory_mb) };
         // A host that refused of late is better than none.
         let placed = match self.place(new.team, template_id, need, now)? {
-            Ok(host) => Ok(host),
             Err(_) => {
                 self.avoided.clear();
                 self.place(new.team, template_id, need, now)?
             }
+            placed => placed,
         };
         let host = match placed {
             Ok(host) => host,

@@ -107,6 +107,10 @@ families! {
         "Transitions of sandboxes, and sandboxes made, by the status they came into.";
     ZOMBIES = Gauge "roost_zombies" []
         "Sandboxes that run on a host and should not, as the last observation of each host saw them.";
+    MISPLACED = Gauge "roost_misplaced_sandboxes" []
+        "Sandboxes that a host has although they belong to another host, as the last observation of each host saw them.";
+    FOREIGN = Counter "roost_foreign_notices_total" []
+        "Sandboxes that agents said they had paused although they belong to other hosts, or to none; ignored.";
     HELD = Gauge "roost_held_sandboxes" []
         "Sandboxes that vanished from a host together, whose stop is held for another look.";
     HEARTBEATS = Counter "roost_heartbeats_total" [label("answer", HEARTBEAT_ANSWERS)]

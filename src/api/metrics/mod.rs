@@ -179,6 +179,8 @@ fn watched(ready: &Ready, out: &mut Scrape, now: Now) {
     let all = ready.presence.overview(now, interval);
     out.one(&f::CONTACT_GAPS, all.contact_gaps);
     out.one(&f::ZOMBIES, all.zombies);
+    out.one(&f::MISPLACED, all.misplaced);
+    out.one(&f::FOREIGN, ready.figures.foreign.get());
     out.one(&f::HELD, all.held);
     out.one(&f::HEARTBEAT_AGE, seconds(all.heartbeat_age_max));
     out.one(&f::OBSERVATION_AGE, seconds(all.observation_age_max));
