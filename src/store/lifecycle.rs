@@ -660,7 +660,7 @@ impl Writer {
             if answer != Answer::Outstanding
                 && let Some(record) = self.records.get_mut(&work.host)
             {
-                record.looks.forget(work.sandbox);
+                record.looks.count_anew(work.sandbox);
             }
             self.looking.insert(op, Looking { since, answer, said });
         }
