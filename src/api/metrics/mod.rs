@@ -17,6 +17,7 @@ use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::notify;
 use crate::store::tally::{self, Base};
+use crate::store::templates;
 use families as f;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, TryLockError};
@@ -153,6 +154,8 @@ fn read(
     let hosts = tally::hosts(&reader)?;
     out.each(&f::HOSTS, hosts.by_status);
     out.one(&f::HOSTS_DEGRADED, hosts.degraded);
+    out.each(&f::TEMPLATES, templates::counts(&reader)?);
+    out.one(&f::TEMPLATES_DELETED, templates::to_delete(&reader)?);
     let unfinished = tally::unfinished(&reader)?;
     out.each(&f::OPERATIONS_UNFINISHED, unfinished.by_kind);
     let oldest = unfinished.oldest.map_or(Duration::ZERO, |at| now.wall.since(at));
