@@ -346,7 +346,8 @@ mod tests {
     fn requests_as_they_are_sent() {
         expect![[r#"{"sandboxId":"cl-0000000000000000000000010","vcpus":2,"memoryMb":512,"diskSizeMb":5120,"teamId":"00000000-0000-0000-0000-000000000000","templateId":"00000000-0000-0000-0000-000000000009","defaultUser":"app","defaultEnv":{"LANG":"C.UTF-8"}}"#]].assert_eq(&json(&create_request(&of_template(Some(PLATFORM_TEAM)))));
         expect![[r#"{"sandboxId":"cl-0000000000000000000000010","defaultUser":"app","defaultEnv":{"LANG":"C.UTF-8"},"kernelVersion":"6.1.102"}"#]].assert_eq(&json(&resume_request(&of_template(None))));
-        expect![[r#"{"sandboxId":"cl-0000000000000000000000010"}"#]].assert_eq(&json(&resume_request(&Work { metadata: None, ..work() })));
+        expect![[r#"{"sandboxId":"cl-0000000000000000000000010"}"#]]
+            .assert_eq(&json(&resume_request(&Work { metadata: None, ..work() })));
         let made = Some((TemplateId::from_u128(10), "deps".to_owned()));
         expect![[r#"{"sandboxId":"cl-0000000000000000000000010","name":"deps","teamId":"00000000-0000-0000-0000-000000000007","templateId":"00000000-0000-0000-0000-00000000000a"}"#]]
             .assert_eq(&json(&snapshot_request(&Work { makes: made, ..of_template(None) })));
