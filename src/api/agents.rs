@@ -43,7 +43,7 @@ struct Certificates {
 
 fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials {
     let now = ready.now().wall;
-    let token = token::sign(&ready.tokens, host.id, now);
+    let token = token::sign(&ready.tokens, host.id, host.registration, now);
     let certificates = certificates(ready, &host, now);
     // What a probe beside us found is no part of this answer.
     let host = super::view::HostView::stored(&Host { probe_failure: None, ..host });
@@ -234,6 +234,13 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
         Beat::Unknown => Err(unknown_host()),
         Beat::Known { .. } | Beat::Deleted if !claims.genuine => {
             Err(renew_or_wait(ready, "the host token is not genuine"))
+        }
+        // Another machine has registered as this host since, and only that one counts.
+        Beat::Known { .. } if ready.presence.is_superseded(claims.host, claims.registration) => {
+            Err(renew_or_wait(
+                ready,
+                "the host token belongs to an earlier registration of this host; register again",
+            ))
         }
         Beat::Known { .. } if expired && !ready.presence.clock_is_suspect() => {
             Err(renew_or_wait(ready, "the host token has expired"))

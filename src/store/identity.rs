@@ -211,8 +211,11 @@ impl Writer {
             metadata: &format!(r#"{{"address":{address}}}"#),
         })?;
         drop(journal);
-        let mut update =
-            self.conn.prepare_cached("UPDATE hosts SET revision = ?2 WHERE id = ?1")?;
+        // Revisions never repeat, not even after a restore from a backup.
+        host.registration = host.revision;
+        let mut update = self
+            .conn
+            .prepare_cached("UPDATE hosts SET revision = ?2, registration = ?2 WHERE id = ?1")?;
         update.execute(params![resource, host.revision as i64])?;
         Ok(host)
     }
