@@ -257,6 +257,9 @@ fn waiting_outlives_the_server() {
     let mut world = World::new();
     let slow = Duration::from_millis(1500);
     world.habits(Habits { pause_takes: slow, resume_takes: slow, ..Habits::default() });
+    // Else the agent undoes what the killed server asked for.
+    let finishes = Faults { finishes_orphans: true, ..Faults::default() };
+    world.fleet.set_faults(0, finishes).unwrap();
     let id = world.sandbox();
     for (what, method, ends) in
         [("pause", Method::Pause, "paused"), ("resume", Method::Resume, "running")]

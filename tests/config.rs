@@ -378,6 +378,9 @@ fn effective_settings_for_people_and_scripts() {
         zombies report default
         heartbeat_flush 10s default
         mass_guard_max 5m default
+        memory_overcommit 1 default
+        cpu_overcommit 8 default
+        stop_timeout 10m default
         events_keep_age 30d default
         events_keep_count 250000 default
         audit_keep_age 0s default

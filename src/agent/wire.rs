@@ -42,6 +42,12 @@ vocabulary! {
         Destroy = "DestroySandbox",
         /// Reset a sandbox's idle timer.
         Ping = "PingSandbox",
+        /// Make a template of a sandbox.
+        CreateSnapshot = "CreateSnapshot",
+        /// Remove a template.
+        DeleteSnapshot = "DeleteSnapshot",
+        /// Bytes of a template; newer agents only.
+        TemplateSize = "GetTemplateSize",
         /// Destroy everything and exit.
         Terminate = "Terminate",
     }
@@ -268,6 +274,84 @@ pub struct CreateSandboxResponse<'a> {
     pub metadata: Metadata<'a>,
 }
 
+/// Which sandbox to make a template of, and what the template is called.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
+pub struct CreateSnapshotRequest<'a> {
+    /// Id of the running or paused sandbox.
+    #[serde(
+        borrow,
+        alias = "sandbox_id",
+        deserialize_with = "text",
+        skip_serializing_if = "str::is_empty"
+    )]
+    pub sandbox_id: Cow<'a, str>,
+    /// Name of the template.
+    #[serde(borrow, deserialize_with = "text", skip_serializing_if = "str::is_empty")]
+    pub name: Cow<'a, str>,
+    /// Team that owns the template, as a hyphenated UUID.
+    #[serde(
+        borrow,
+        alias = "team_id",
+        deserialize_with = "text",
+        skip_serializing_if = "str::is_empty"
+    )]
+    pub team_id: Cow<'a, str>,
+    /// Template as a hyphenated UUID.
+    #[serde(
+        borrow,
+        alias = "template_id",
+        deserialize_with = "text",
+        skip_serializing_if = "str::is_empty"
+    )]
+    pub template_id: Cow<'a, str>,
+}
+
+/// Names a template: the one to remove, or whose size is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
+pub struct TemplateRef<'a> {
+    /// Team that owns the template, as a hyphenated UUID.
+    #[serde(
+        borrow,
+        alias = "team_id",
+        deserialize_with = "text",
+        skip_serializing_if = "str::is_empty"
+    )]
+    pub team_id: Cow<'a, str>,
+    /// Template as a hyphenated UUID.
+    #[serde(
+        borrow,
+        alias = "template_id",
+        deserialize_with = "text",
+        skip_serializing_if = "str::is_empty"
+    )]
+    pub template_id: Cow<'a, str>,
+}
+
+/// How large a template is. Answers `CreateSnapshot` and `GetTemplateSize`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
+pub struct TemplateSize<'a> {
+    /// Bytes on the host's disk.
+    #[serde(
+        alias = "size_bytes",
+        deserialize_with = "int",
+        serialize_with = "int64",
+        skip_serializing_if = "is_zero"
+    )]
+    pub size_bytes: i64,
+    #[serde(skip)]
+    nothing: PhantomData<&'a ()>,
+}
+
+impl TemplateSize<'_> {
+    /// Of so many bytes.
+    pub fn of(size_bytes: i64) -> Self {
+        TemplateSize { size_bytes, nothing: PhantomData }
+    }
+}
+
 /// What an agent has. Only written here; `listing` reads it, straight into the model.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -373,6 +457,9 @@ object_only!(
     CreateSandboxRequest,
     ResumeSandboxRequest,
     CreateSandboxResponse,
+    CreateSnapshotRequest,
+    TemplateRef,
+    TemplateSize,
     SandboxInfo,
 );
 

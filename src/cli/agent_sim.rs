@@ -10,24 +10,24 @@ use crate::clock::SystemClock;
 use crate::http::trust_in;
 use crate::model::sandbox::SandboxStatus;
 use crate::sim::{
-    Beater, BeaterOptions, Faults, FleetOptions, Habits, Heartbeats, Initially, SimFleet,
+    Beater, BeaterOptions, Faults, FleetOptions, HEARTBEAT_TIMEOUT, Habits, Heartbeats, Initially,
+    ReportFault, SimFleet, SimHost,
 };
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufWriter, Write};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Calls under way at the end may take this long. Larger: Ctrl-C seems not to work; smaller:
+/// Calls in flight at the end may take this long. Larger: Ctrl-C seems not to work; smaller:
 /// answers are cut that would have come.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
-
-/// For one heartbeat or registration, as in real agents.
-const BEAT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// File descriptors beside the listeners: connections and what every process has. Larger:
 /// fleets are refused that would work; smaller: they fail while they run.
@@ -47,10 +47,10 @@ pub fn run(options: &AgentSim) -> Result<Exit, Failure> {
             .exit_with(Exit::Usage)
     })?;
     // Before anything can be seen of us: a signal from then on is a clean end.
-    let mut signals = Signals::new([SIGINT, SIGTERM])
-        .map_err(|e| Failure::new("could not listen for signals").because(e))?;
+    let signals = signals().map_err(|e| Failure::new("could not listen for signals").because(e))?;
     allow_files(hosts)?;
     let fleet = start(options, hosts, &ports)?;
+    put_templates(options, &fleet)?;
     if let Some(path) = &options.fleet {
         write_fixture(&fleet, options.fleet_status, path)?;
     }
@@ -59,10 +59,87 @@ pub fn run(options: &AgentSim) -> Result<Exit, Failure> {
         None => None,
     };
     announce(&fleet)?;
-    signals.forever().next();
+    restart_until_signal(options, &fleet, &signals);
+    shut_down(Duration::from_millis(options.shutdown_ms), &fleet, &signals)?;
     drop(heartbeats);
     fleet.shutdown(SHUTDOWN_DEADLINE);
     Ok(Exit::Done)
+}
+
+/// SIGINT and SIGTERM as they come.
+fn signals() -> std::io::Result<Receiver<()>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let (came, comes) = crossbeam_channel::unbounded();
+    let watch = move || signals.forever().all(|_| came.send(()).is_ok());
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
+    Ok(comes)
+}
+
+/// Restarts one agent after the other until a signal comes.
+fn restart_until_signal(options: &AgentSim, fleet: &SimFleet, signals: &Receiver<()>) {
+    let hosts = fleet.hosts();
+    let every = Duration::from_secs(options.restart_every_s) / hosts.len().max(1) as u32;
+    if every.is_zero() {
+        // The thread that sends them lives as long as the process.
+        let _ = signals.recv();
+        return;
+    }
+    for host in hosts.iter().cycle() {
+        match signals.recv_timeout(every) {
+            Err(RecvTimeoutError::Timeout) => restart(host, options.index_ms),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// The agent takes a random time to read its disk.
+fn restart(host: &SimHost, index_ms: u64) {
+    let random = RandomState::new().build_hasher().finish();
+    let index_takes =
+        Duration::from_millis(random.checked_rem(index_ms.saturating_add(1)).unwrap_or(0));
+    log::debug!("{} restarts and reads its disk for {index_takes:?}", host.agent_address());
+    host.set_habits(Habits { index_takes, ..host.habits() });
+    host.restart();
+}
+
+/// Lets every agent shut down for so long, or until another signal comes.
+fn shut_down(takes: Duration, fleet: &SimFleet, signals: &Receiver<()>) -> Result<(), Failure> {
+    if takes.is_zero() {
+        return Ok(());
+    }
+    let until = Instant::now() + takes;
+    for host in fleet.hosts() {
+        host.shut_down(takes)
+            .map_err(|e| Failure::new("could not shut down in order").because(e))?;
+    }
+    let left = until.saturating_duration_since(Instant::now());
+    // Both ends of the wait mean the same.
+    let _ = signals.recv_timeout(left);
+    Ok(())
+}
+
+/// The templates of every host, from the options and from a file.
+fn put_templates(options: &AgentSim, fleet: &SimFleet) -> Result<(), Failure> {
+    let mut templates = options.template.clone();
+    if let Some(file) = &options.template_file {
+        let failed = || Failure::new(format!("could not read templates from {}", file.display()));
+        let text = std::fs::read_to_string(file).map_err(|e| failed().because(e))?;
+        templates.extend(text.split_whitespace().map(str::to_owned));
+    }
+    for template in &templates {
+        let failed = |why: String| {
+            Failure::new(format!("could not use template {template:?}"))
+                .because(why)
+                .advise("name it by its team and its id, as TEAM/ID, both UUIDs")
+                .exit_with(Exit::Usage)
+        };
+        let (team, id) =
+            template.split_once('/').ok_or_else(|| failed("it has no slash".to_owned()))?;
+        for host in fleet.hosts() {
+            host.put_template(team, id).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// The registration tokens, one for each host; none without `--join`.
@@ -79,7 +156,7 @@ fn tokens(options: &AgentSim) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// Registers every host and lets it beat.
+/// Registers every host and lets it send heartbeats.
 fn join(
     fleet: &SimFleet,
     url: &str,
@@ -93,7 +170,7 @@ fn join(
         return Err(failed("no certificate is known to trust".to_owned())
             .advise("name the control plane's, or its CA's, with --ca"));
     }
-    let beater_options = BeaterOptions { url: url.clone(), timeout: BEAT_PATIENCE, tls };
+    let beater_options = BeaterOptions { url: url.clone(), timeout: HEARTBEAT_TIMEOUT, tls };
     let heartbeats = Heartbeats::start(Duration::from_millis(options.heartbeat_ms))
         .map_err(|e| failed(e.to_string()))?;
     for (host, token) in fleet.hosts().iter().zip(tokens) {
@@ -111,11 +188,16 @@ fn start(
 ) -> Result<SimFleet, Failure> {
     let takes = Duration::from_millis(options.calls_ms);
     let habits = Habits {
-        lists_paused: options.paused,
+        lists_paused: options.paused || options.lists_paused,
+        reports: options.reports,
+        keeps_after_snapshot: options.keeps_after_snapshot,
+        clock_skew_ms: options.clock_skew_ms,
         create_takes: takes,
         pause_takes: takes,
         resume_takes: takes,
         destroy_takes: takes,
+        snapshot_takes: takes,
+        ..Habits::default()
     };
     let initially = match (options.paused, options.auto_paused) {
         (false, false) => Initially::Running,
@@ -138,9 +220,19 @@ fn start(
     let fleet = SimFleet::start(&fleet_options)
         .map_err(|e| failed(e).advise("choose another --base-port"))?;
     for number in 0..fleet.hosts().len() {
-        fleet.set_faults(number, Faults::slow(delay(options, number))).map_err(failed)?;
+        fleet.set_faults(number, faults(options, number)).map_err(failed)?;
     }
     Ok(fleet)
+}
+
+/// What is wrong with one host from the start.
+fn faults(options: &AgentSim, number: usize) -> Faults {
+    let late = Duration::from_millis(options.reports_late_ms);
+    Faults {
+        finishes_orphans: options.orphans_finish,
+        reports: if late.is_zero() { ReportFault::None } else { ReportFault::Late(late) },
+        ..Faults::slow(delay(options, number))
+    }
 }
 
 /// How late the answers of one host come.

@@ -4,6 +4,7 @@
 //! Never: does anything, reads a file, judges a setting (`config` does). Called by `main`,
 //! which parses, and by the commands, each of which gets its own struct.
 
+mod agent_sim;
 mod db;
 mod export;
 mod flags;
@@ -15,6 +16,7 @@ mod run;
 mod sandboxes;
 mod settings;
 
+pub use agent_sim::AgentSim;
 pub use db::{Db, DbAccept, DbFile, DbLoad, DbVerify};
 pub use export::{DbExport, ExportFormat};
 pub use flags::{Flags, KeySet};
@@ -24,7 +26,7 @@ pub use hosts::{
 };
 pub use keys::{Keys, KeysCreate, KeysList, KeysRevoke};
 pub use notify::{Notify, NotifyCommand, NotifyShow};
-pub use run::{AgentSim, Check, Demo, Serve};
+pub use run::{Check, Demo, Serve};
 pub use sandboxes::{
     Sandboxes, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow, SomeSandboxes,
     Waiting,
@@ -185,16 +187,19 @@ pub enum Command {
     /// Run simulated hosts, for trying out, tests and load
     ///
     /// Each host listens on a port of its own from --base-port on and answers the calls of
-    /// a host agent. With --join each registers with a control plane, beats, and obeys the
-    /// answers as real agents do, over TLS when certificates come with the registration.
-    /// Runs until SIGINT or SIGTERM.
+    /// a host agent, and refuses what a real one refuses. With --join each registers with a
+    /// control plane, sends heartbeats, and obeys the answers as real agents do, over TLS when
+    /// certificates come with the registration. Runs until SIGINT or SIGTERM; a second signal
+    /// forces.
     #[command(after_help = "Examples:
   roost agent-sim --hosts 10 --sandboxes 5 --fleet fleet.json
   roost agent-sim --hosts 1000 --sandboxes 50 --delay-ms 20
   roost agent-sim --hosts 1000 --sandboxes 50 --hang-every 10 --hang-ms 2000
   roost agent-sim --hosts 100 --sandboxes 500 --auto-paused --fleet fleet.json
   roost agent-sim --hosts 1000 --sandboxes 50 --fleet fleet.json --fleet-status missing
-  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --calls-ms 3000")]
+  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --calls-ms 3000
+  roost agent-sim --lists-paused --restart-every-s 60 --index-ms 5000 --shutdown-ms 2000
+  roost agent-sim --join http://127.0.0.1:8000 --token-file tokens --lists-paused --reports")]
     AgentSim(AgentSim),
     /// Show the effective settings and where each came from
     #[command(after_help = "Examples:
@@ -462,6 +467,9 @@ mod tests {
             "roost agent-sim --token abc",
             "roost agent-sim --join http://127.0.0.1:8000 --token abc --hosts 2",
             "roost agent-sim --fleet-status missing",
+            "roost agent-sim --reports",
+            "roost agent-sim --index-ms 100",
+            "roost agent-sim --join http://127.0.0.1:8000 --token abc --reports-late-ms 5",
             "roost status --workers 3",
             "roost completions tcsh",
         ] {

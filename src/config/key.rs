@@ -162,7 +162,7 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         default: "2m",
         rule: Rule::Span { min: s(1), max: HOUR, field: |c| &mut c.transient_grace },
         live: true,
-        about: "How long a sandbox may stay starting, resuming, pausing or stopping before roost steps in.",
+        about: "How long a sandbox may stay starting, resuming, pausing or stopping before roost steps in, and one that should not exist may run before it is reported.",
     },
     KeyInfo {
         key: Key::ConfirmDelay,

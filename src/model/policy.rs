@@ -40,7 +40,7 @@ pub struct Policy {
     pub startup_grace: Duration,
     /// Time between two probes of a healthy host.
     pub probe_interval: Duration,
-    /// How long a transient status is left alone.
+    /// How long a transient status is left alone, and a sandbox that should not be there.
     pub transient_grace: Duration,
     /// Time between two looks before an absence counts.
     pub confirm_delay: Duration,
@@ -104,10 +104,6 @@ pub const MASS_VANISH_MIN: usize = 3;
 
 /// Looks that must agree before an absence or an adoption counts.
 pub const CONFIRMATIONS: u32 = 2;
-
-/// A microVM younger than this by its agent's clock is no zombie: its create may be
-/// under way elsewhere.
-pub const ZOMBIE_AGE: Duration = Duration::from_secs(120);
 
 impl Default for Policy {
     fn default() -> Policy {

@@ -7,7 +7,7 @@ use super::operation::{Answer, Earlier, LOOK_EVERY, Outcome, after_look, transie
 use super::reconcile::{Action, Decision, Known, Look, OperationState, Report, reconcile};
 use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
-use crate::model::policy::{CONFIRMATIONS, MASS_VANISH_MIN, Policy, ZOMBIE_AGE, ZombiePolicy};
+use crate::model::policy::{CONFIRMATIONS, MASS_VANISH_MIN, Policy, ZombiePolicy};
 use crate::model::probe::{Listed, ListedState, Listing};
 use crate::model::sandbox::{Reason, SandboxStatus, StrangerKind};
 use crate::model::time::{Mono, Now, Wall};
@@ -479,7 +479,8 @@ impl Planner<'_> {
         revision: u64,
     ) {
         let sighting = self.sighting(id, Seen::Alive, revision, self.question.contact_gap);
-        let is_old = self.question.now.mono.since(sighting.first_at) > ZOMBIE_AGE;
+        let seen_for = self.question.now.mono.since(sighting.first_at);
+        let is_old = seen_for > self.policy.transient_grace;
         let is_confirmed = sighting.agreeing >= CONFIRMATIONS;
         let recorded = self.recorded_as(id);
         let kind = recorded.filter(|r| *r == StrangerKind::Forgotten).unwrap_or(kind);

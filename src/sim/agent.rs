@@ -1,94 +1,90 @@
 //! Owns what one simulated agent has, and how each call and each habit changes it.
 //!
-//! Never: I/O, threads, clocks: the moment is an argument. Called by `host`.
+//! Never: I/O, threads, clocks: the moment is an argument. Called by `host` and `calls`.
 //!
-//! The habits are those of real agents (behaviour.md sections 4 and 7): a sandbox is listed
-//! from when it is ready, and as `running` until it is gone; one that the agent pauses by
-//! itself leaves the list a moment before it is announced; what was announced is forgotten;
-//! a restart empties the list and keeps the snapshots.
+//! The behaviour is that of real agents (behaviour.md sections 4, 7 and 10), older and newer
+//! ones. An older agent knows only what has a microVM, calls it running until it is gone, and
+//! announces in a listing what it paused by itself. A newer one also knows what is paused and
+//! reads it from the disk after a restart. Either finds nothing until it has read its disk.
 
-use crate::agent::wire::{
-    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, ListSandboxesResponse, Metadata,
-    SandboxInfo,
-};
-use crate::model::id::{PLATFORM_TEAM, SandboxId};
+use super::listing::{Rendered, details, render};
+use super::refusal::{self, Refusal, internal};
+use super::sandbox::{SimSandbox, SimState};
+use super::template::Template;
+use crate::agent::wire::{ConnectCode, CreateSandboxRequest, CreateSandboxResponse};
+use crate::model::id::SandboxId;
 use crate::model::time::{Mono, Now};
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::io::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// From when a sandbox leaves the list because the agent pauses it by itself, to when it is
 /// announced. Larger: probes find neither more often than in reality; smaller: hardly ever.
-pub(super) const ANNOUNCED_AFTER: Duration = Duration::from_millis(100);
+const ANNOUNCED_AFTER: Duration = Duration::from_millis(100);
 
-/// What every simulated agent says of itself with each sandbox.
-pub(super) const METADATA: &str = r#"{"agent_version":"0.1.2","envd_version":"0.1.2","firecracker_version":"1.12.0","kernel_version":"6.1.102"}"#;
+/// Size of a template's disk. Larger or smaller: it only has to look like one.
+const ROOTFS_BYTES: i64 = 512 << 20;
 
-/// What a sandbox on a simulated host is doing: the truth, whatever anybody thinks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SimState {
-    /// Being made; not listed yet.
-    Creating,
-    /// Being started from its snapshot; not listed yet.
-    Resuming,
-    /// Has a microVM.
-    Running,
-    /// Being paused; still listed as running.
-    Pausing,
-    /// Has a snapshot; listed as paused by newer agents only.
-    Paused,
-    /// Has a snapshot from before the agent's restart; listed by none.
-    Shelved,
+/// What tells one version of the agent from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Version {
+    /// Knows paused sandboxes.
+    pub(super) newer: bool,
+    /// Announces in a listing what it paused by itself.
+    pub(super) announces: bool,
+    /// Leaves a sandbox as it was after a template was made of it, instead of destroying it.
+    pub(super) keeps_after_snapshot: bool,
 }
 
-/// One sandbox.
+/// A call that changes a sandbox, and what it needs.
+#[derive(Debug)]
+pub(super) enum Change<'a> {
+    Create(&'a CreateSandboxRequest<'a>, Template),
+    Resume { timeout_sec: i32 },
+    Pause,
+    Destroy,
+    Snapshot(Template),
+}
+
+/// A call that has begun; it is finished or undone, never both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SimSandbox {
-    pub(super) state: SimState,
-    /// Last two bytes of its address.
-    pub(super) slot: u16,
-    pub(super) vcpus: i32,
-    pub(super) memory_mb: i32,
-    pub(super) timeout_sec: i32,
-    pub(super) created_at_unix: i64,
-    pub(super) last_active_at_unix: i64,
+pub(super) enum Begun {
+    Create,
+    Resume { from: SimState },
+    Pause,
+    Destroy,
+    Snapshot { from: SimState, template: Template },
 }
 
-impl SimSandbox {
-    /// A usual one.
-    pub(super) fn new(state: SimState, slot: u16, created_at_unix: i64) -> SimSandbox {
-        SimSandbox {
-            state,
-            slot,
-            vcpus: 1,
-            memory_mb: 512,
-            timeout_sec: 300,
-            created_at_unix,
-            last_active_at_unix: created_at_unix,
-        }
-    }
-
-    /// Its address on the host's network.
-    pub(super) fn host_ip(&self) -> String {
-        let [high, low] = self.slot.to_be_bytes();
-        format!("10.11.{high}.{low}")
-    }
+/// What a call has become when it is not refused.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// The sandbox runs.
+    Started(CreateSandboxResponse<'static>),
+    /// The template has so many bytes.
+    Template(i64),
+    /// Nothing more to say.
+    Nothing,
 }
 
-/// Why a call is refused: code and message as a real agent words them.
-pub(super) type Refusal = (ConnectCode, String);
+/// How a call begins when it is not refused.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// It takes time.
+    Takes(Begun),
+    /// It finds its work done.
+    Done(Done),
+}
 
 /// What one agent has.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SimAgent {
-    /// Whether it is new enough to list paused sandboxes.
-    lists_paused: bool,
+    version: Version,
     sandboxes: BTreeMap<SandboxId, SimSandbox>,
+    /// Templates beside `minimal`, and their bytes.
+    templates: BTreeMap<Template, i64>,
+    /// Until when nothing of what is on the disk is found; `None`: the disk was read.
+    index_until: Option<Mono>,
     /// Off the list because the agent paused them, and from when they are announced.
     unannounced: Vec<(SandboxId, Mono)>,
     /// What the next listing announces.
@@ -100,8 +96,17 @@ pub(super) struct SimAgent {
 
 impl SimAgent {
     /// An agent that has nothing.
-    pub(super) fn new(lists_paused: bool) -> SimAgent {
-        SimAgent { lists_paused, next_slot: 2, ..SimAgent::default() }
+    pub(super) fn new(version: Version) -> SimAgent {
+        SimAgent {
+            version,
+            sandboxes: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            index_until: None,
+            unannounced: Vec::new(),
+            announced: Vec::new(),
+            rendered: None,
+            next_slot: 2,
+        }
     }
 
     /// Puts a sandbox there, as if it had come about long ago.
@@ -114,6 +119,18 @@ impl SimAgent {
     /// Makes the next listing announce a sandbox, which has its snapshot by now.
     pub(super) fn announce(&mut self, id: SandboxId) {
         self.announced.push(id);
+    }
+
+    /// Puts a template there.
+    pub(super) fn put_template(&mut self, template: Template) {
+        if template != Template::MINIMAL {
+            self.templates.insert(template, ROOTFS_BYTES);
+        }
+    }
+
+    /// Templates beside `minimal`.
+    pub(super) fn templates(&self) -> impl Iterator<Item = Template> {
+        self.templates.keys().copied()
     }
 
     fn take_slot(&mut self) -> u16 {
@@ -132,161 +149,380 @@ impl SimAgent {
         self.sandboxes.get(&id).map(|sandbox| sandbox.state)
     }
 
-    /// Begins to make a sandbox.
-    pub(super) fn begin_create(
+    /// Does what time alone does: the agent has read its disk; a newer one knows from then on
+    /// what is on it.
+    pub(super) fn pass(&mut self, now: Mono) {
+        if self.index_until.take_if(|until| *until <= now).is_none() || !self.version.newer {
+            return;
+        }
+        for sandbox in self.sandboxes.values_mut() {
+            if sandbox.state == SimState::Shelved {
+                sandbox.state = SimState::Paused;
+            }
+        }
+        self.rendered = None;
+    }
+
+    /// What the agent itself knows a sandbox to do.
+    fn known(&self, id: SandboxId) -> Option<SimState> {
+        self.state(id).filter(|state| self.status(*state).is_some())
+    }
+
+    /// The status that a listing says, if the agent knows such a sandbox at all.
+    fn status(&self, state: SimState) -> Option<&'static str> {
+        let newer = self.version.newer;
+        match state {
+            SimState::Running => Some("running"),
+            SimState::Pausing => Some(if newer { "pausing" } else { "running" }),
+            SimState::Paused | SimState::Resuming => newer.then_some("paused"),
+            SimState::Error => Some("error"),
+            SimState::Creating | SimState::Shelved => None,
+        }
+    }
+
+    /// Whether the agent finds a snapshot from which the sandbox can be started.
+    fn finds_snapshot(&self, state: SimState) -> bool {
+        match state {
+            SimState::Paused => true,
+            SimState::Shelved => self.index_until.is_none(),
+            SimState::Creating
+            | SimState::Resuming
+            | SimState::Running
+            | SimState::Pausing
+            | SimState::Error => false,
+        }
+    }
+
+    /// Begins a call, or refuses it.
+    pub(super) fn begin(
+        &mut self,
+        id: SandboxId,
+        change: &Change<'_>,
+        now: Now,
+    ) -> Result<Step, Refusal> {
+        match change {
+            Change::Create(request, template) => self.begin_create(id, request, *template, now),
+            Change::Resume { timeout_sec } => self.begin_resume(id, *timeout_sec),
+            Change::Pause => self.begin_pause(id),
+            Change::Destroy => self.begin_destroy(id),
+            Change::Snapshot(template) => self.begin_snapshot(id, *template),
+        }
+    }
+
+    fn begin_create(
         &mut self,
         id: SandboxId,
         request: &CreateSandboxRequest<'_>,
+        template: Template,
         now: Now,
-    ) -> Result<(), Refusal> {
-        let slot = self.take_slot();
-        let Entry::Vacant(place) = self.sandboxes.entry(id) else {
-            return Err(internal(format!("create sandbox: sandbox already exists: {id}")));
-        };
+    ) -> Result<Step, Refusal> {
+        if self.sandboxes.contains_key(&id) {
+            return Err(refusal::exists(id));
+        }
+        if !self.has_template(template) {
+            return Err(refusal::no_template(template));
+        }
         let or_usual = |asked: i32, usual: i32| if asked > 0 { asked } else { usual };
+        let slot = self.take_slot();
         let usual = SimSandbox::new(SimState::Creating, slot, now.wall.unix_seconds());
-        place.insert(SimSandbox {
+        let sandbox = SimSandbox {
             vcpus: or_usual(request.vcpus, usual.vcpus),
             memory_mb: or_usual(request.memory_mb, usual.memory_mb),
             timeout_sec: request.timeout_sec,
+            template: (template != Template::MINIMAL).then(|| Box::new(template)),
             ..usual
-        });
-        Ok(())
+        };
+        self.sandboxes.insert(id, sandbox);
+        Ok(Step::Takes(Begun::Create))
     }
 
-    /// Begins to start a sandbox from its snapshot.
-    pub(super) fn begin_resume(&mut self, id: SandboxId, timeout_sec: i32) -> Result<(), Refusal> {
-        match self.state(id) {
-            None => Err(internal(format!("resume sandbox: no snapshot found for {id}"))),
-            Some(SimState::Paused | SimState::Shelved) => {
-                self.change(id, SimState::Resuming);
-                if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-                    sandbox.timeout_sec = timeout_sec;
-                }
-                Ok(())
+    fn begin_resume(&mut self, id: SandboxId, timeout_sec: i32) -> Result<Step, Refusal> {
+        let from = match self.state(id) {
+            Some(state) if self.finds_snapshot(state) => state,
+            Some(SimState::Running) if self.version.newer => {
+                return Ok(Step::Done(Done::Started(self.started(id))));
             }
-            Some(
-                SimState::Creating | SimState::Resuming | SimState::Running | SimState::Pausing,
-            ) => Err(internal(format!("resume sandbox: sandbox is not paused: {id}"))),
+            state => return Err(self.cannot_resume(id, state)),
+        };
+        self.change(id, |sandbox| {
+            sandbox.state = SimState::Resuming;
+            sandbox.timeout_sec = timeout_sec;
+        });
+        Ok(Step::Takes(Begun::Resume { from }))
+    }
+
+    fn cannot_resume(&self, id: SandboxId, state: Option<SimState>) -> Refusal {
+        let known = self.known(id);
+        if self.version.newer {
+            return match known {
+                Some(state) => internal(refusal::not_paused(id, word(state))),
+                None => refusal::not_found(id),
+            };
+        }
+        // The snapshot of a sandbox that was paused before is still there, but not its disk.
+        let was_paused = self.sandboxes.get(&id).is_some_and(|s| s.paused_at_unix.is_some());
+        match state {
+            Some(SimState::Resuming) => refusal::disk_in_use(id),
+            Some(SimState::Running | SimState::Pausing | SimState::Error) if was_paused => {
+                refusal::disk_in_use(id)
+            }
+            None
+            | Some(
+                SimState::Creating
+                | SimState::Running
+                | SimState::Pausing
+                | SimState::Paused
+                | SimState::Shelved
+                | SimState::Error,
+            ) => internal(refusal::no_snapshot(id)),
         }
     }
 
-    /// A create or resume is done: the sandbox is listed from now on.
-    pub(super) fn finish_start(
+    fn begin_pause(&mut self, id: SandboxId) -> Result<Step, Refusal> {
+        match self.known(id) {
+            Some(SimState::Running) => {
+                self.change(id, |sandbox| sandbox.state = SimState::Pausing);
+                Ok(Step::Takes(Begun::Pause))
+            }
+            // Older agents no longer know it.
+            Some(SimState::Paused) => Ok(Step::Done(Done::Nothing)),
+            Some(state) => Err(internal(refusal::not_running(id, word(state)))),
+            None => Err(internal(refusal::no_sandbox(id))),
+        }
+    }
+
+    fn begin_destroy(&self, id: SandboxId) -> Result<Step, Refusal> {
+        let found = match self.state(id) {
+            None => false,
+            // An older agent learns of it when it is ready; the create continues.
+            Some(SimState::Creating) => self.version.newer,
+            Some(SimState::Shelved) => self.index_until.is_none(),
+            Some(
+                SimState::Resuming
+                | SimState::Running
+                | SimState::Pausing
+                | SimState::Paused
+                | SimState::Error,
+            ) => true,
+        };
+        if found { Ok(Step::Takes(Begun::Destroy)) } else { Err(refusal::not_found(id)) }
+    }
+
+    fn begin_snapshot(&mut self, id: SandboxId, template: Template) -> Result<Step, Refusal> {
+        let refused = |why: String| internal(format!("create snapshot: {why}"));
+        if self.version.newer && self.has_template(template) {
+            return Err(refusal::template_exists(template));
+        }
+        let from = match self.state(id) {
+            Some(SimState::Running) => SimState::Running,
+            Some(state) if self.finds_snapshot(state) => state,
+            Some(_) | None => {
+                let older = if self.version.newer { "" } else { "pause sandbox: " };
+                return Err(refused(match (self.known(id), self.version.newer) {
+                    (Some(state), _) => {
+                        format!("{older}{}", refusal::not_running(id, word(state)))
+                    }
+                    (None, true) => refusal::no_sandbox(id),
+                    (None, false) => refusal::no_snapshot(id),
+                }));
+            }
+        };
+        if from == SimState::Running {
+            self.change(id, |sandbox| sandbox.state = SimState::Pausing);
+        }
+        Ok(Step::Takes(Begun::Snapshot { from, template }))
+    }
+
+    /// Finishes a call, unless something else ended the sandbox meanwhile.
+    pub(super) fn finish(
         &mut self,
         id: SandboxId,
+        begun: Begun,
         now: Now,
-    ) -> Result<CreateSandboxResponse<'static>, Refusal> {
-        match self.state(id) {
-            Some(SimState::Creating | SimState::Resuming) => {}
-            // Destroyed, or the agent was restarted, meanwhile.
-            None
-            | Some(SimState::Running | SimState::Pausing | SimState::Paused | SimState::Shelved) => {
-                return Err(internal(format!("start sandbox: aborted: {id}")));
+    ) -> Result<Done, Refusal> {
+        match (begun, self.state(id)) {
+            (Begun::Create, Some(SimState::Creating)) => {
+                self.start(id, now, true);
+                Ok(Done::Started(self.started(id)))
             }
+            (Begun::Create, _) => Err(refusal::canceled("create sandbox: wait for envd")),
+            (Begun::Resume { .. }, Some(SimState::Resuming)) => {
+                self.start(id, now, !self.version.newer);
+                Ok(Done::Started(self.started(id)))
+            }
+            (Begun::Resume { .. }, _) => Err(refusal::canceled("wait for envd")),
+            (Begun::Pause, Some(SimState::Pausing)) => {
+                self.pause(id, now);
+                Ok(Done::Nothing)
+            }
+            // The agent paused everything meanwhile.
+            (Begun::Pause, Some(SimState::Paused)) => Ok(Done::Nothing),
+            (Begun::Pause, _) => Err(refusal::canceled("pause VM")),
+            (Begun::Destroy, Some(_)) => {
+                self.remove(id);
+                Ok(Done::Nothing)
+            }
+            (Begun::Destroy, None) => Err(refusal::not_found(id)),
+            (Begun::Snapshot { from, template }, Some(state)) if state == during(from) => {
+                Ok(Done::Template(self.copy(id, from, template)))
+            }
+            (Begun::Snapshot { .. }, _) => Err(refusal::canceled("create snapshot: vm.snapshot")),
         }
-        self.change(id, SimState::Running);
-        let mut host_ip = String::new();
-        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.created_at_unix = now.wall.unix_seconds();
-            sandbox.last_active_at_unix = sandbox.created_at_unix;
-            host_ip = sandbox.host_ip();
+    }
+
+    /// Undoes a call that was not finished, unless something else changed the sandbox.
+    pub(super) fn undo(&mut self, id: SandboxId, begun: Begun) {
+        let back_to = match (begun, self.state(id)) {
+            (Begun::Create, Some(SimState::Creating)) => return self.remove(id),
+            (Begun::Resume { from }, Some(SimState::Resuming)) => from,
+            (Begun::Pause, Some(SimState::Pausing)) => SimState::Running,
+            (Begun::Snapshot { from, .. }, Some(state)) if state == during(from) => from,
+            (
+                Begun::Create
+                | Begun::Resume { .. }
+                | Begun::Pause
+                | Begun::Destroy
+                | Begun::Snapshot { .. },
+                _,
+            ) => return,
+        };
+        self.change(id, |sandbox| sandbox.state = back_to);
+    }
+
+    /// A microVM runs from now on; `anew` when it counts as one that was just made.
+    fn start(&mut self, id: SandboxId, now: Now, anew: bool) {
+        let now_unix = now.wall.unix_seconds();
+        self.change(id, |sandbox| {
+            sandbox.state = SimState::Running;
+            sandbox.last_active_at_unix = now_unix;
+            sandbox.has_address = true;
+            if anew {
+                sandbox.created_at_unix = now_unix;
+                sandbox.has_versions = true;
+            }
+            if anew && sandbox.paused_at_unix.is_some() {
+                // Older agents do not keep with a snapshot what the sandbox was made from.
+                sandbox.template = None;
+            }
+        });
+    }
+
+    fn pause(&mut self, id: SandboxId, now: Now) {
+        self.change(id, |sandbox| {
+            sandbox.state = SimState::Paused;
+            sandbox.paused_at_unix = Some(now.wall.unix_seconds());
+        });
+    }
+
+    /// Makes the template; its size in bytes.
+    fn copy(&mut self, id: SandboxId, from: SimState, template: Template) -> i64 {
+        let memory_mb = self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.memory_mb);
+        let size_bytes = ROOTFS_BYTES + (i64::from(memory_mb) << 20);
+        self.templates.insert(template, size_bytes);
+        if self.version.keeps_after_snapshot {
+            self.change(id, |sandbox| sandbox.state = from);
+        } else {
+            self.remove(id);
         }
-        Ok(CreateSandboxResponse {
+        size_bytes
+    }
+
+    fn started(&self, id: SandboxId) -> CreateSandboxResponse<'static> {
+        let newer = self.version.newer;
+        let known = self.sandboxes.get(&id).map(|sandbox| details(sandbox, newer));
+        let (host_ip, metadata) = known.unwrap_or_default();
+        CreateSandboxResponse {
             sandbox_id: Cow::Owned(id.to_string()),
             status: Cow::Borrowed("running"),
             host_ip: Cow::Owned(host_ip),
-            metadata: Metadata::from_compact(METADATA),
-        })
-    }
-
-    /// Begins to pause a sandbox; it stays listed as running.
-    pub(super) fn begin_pause(&mut self, id: SandboxId) -> Result<(), Refusal> {
-        match self.state(id) {
-            Some(SimState::Running) => {
-                self.change(id, SimState::Pausing);
-                Ok(())
-            }
-            None
-            | Some(
-                SimState::Creating
-                | SimState::Resuming
-                | SimState::Pausing
-                | SimState::Paused
-                | SimState::Shelved,
-            ) => Err(internal(format!("pause sandbox: sandbox not running: {id}"))),
+            metadata,
         }
-    }
-
-    /// A pause is done.
-    pub(super) fn finish_pause(&mut self, id: SandboxId) -> Result<(), Refusal> {
-        match self.state(id) {
-            Some(SimState::Pausing) => {
-                self.change(id, SimState::Paused);
-                Ok(())
-            }
-            None
-            | Some(
-                SimState::Creating
-                | SimState::Resuming
-                | SimState::Running
-                | SimState::Paused
-                | SimState::Shelved,
-            ) => Err(internal(format!("pause sandbox: aborted: {id}"))),
-        }
-    }
-
-    /// Refuses what is not there.
-    pub(super) fn find(&self, id: SandboxId) -> Result<(), Refusal> {
-        self.state(id).map(|_| ()).ok_or_else(|| not_found(id))
-    }
-
-    /// Removes a sandbox and its snapshot.
-    pub(super) fn destroy(&mut self, id: SandboxId) -> Result<(), Refusal> {
-        let removed = self.sandboxes.remove(&id);
-        self.rendered = None;
-        removed.map(|_| ()).ok_or_else(|| not_found(id))
     }
 
     /// Resets the idle timer.
     pub(super) fn ping(&mut self, id: SandboxId, now: Now) -> Result<(), Refusal> {
-        let running = self.state(id) == Some(SimState::Running);
-        let sandbox = self.sandboxes.get_mut(&id).filter(|_| running);
-        let sandbox = sandbox.ok_or_else(|| not_found(id))?;
-        sandbox.last_active_at_unix = now.wall.unix_seconds();
-        self.rendered = None;
+        match self.known(id) {
+            Some(SimState::Running) => {
+                let now_unix = now.wall.unix_seconds();
+                self.change(id, |sandbox| sandbox.last_active_at_unix = now_unix);
+                Ok(())
+            }
+            Some(state) => {
+                Err((ConnectCode::FailedPrecondition, refusal::not_running(id, word(state))))
+            }
+            None => Err(refusal::not_found(id)),
+        }
+    }
+
+    fn has_template(&self, template: Template) -> bool {
+        template == Template::MINIMAL || self.templates.contains_key(&template)
+    }
+
+    /// Removes a template; one that is not there was removed before.
+    pub(super) fn delete_template(&mut self, template: Template) -> Result<(), Refusal> {
+        let users = self
+            .all()
+            .filter(|(id, sandbox)| self.known(*id).is_some() && sandbox.template() == template);
+        let users: Vec<SandboxId> = users.map(|(id, _)| id).collect();
+        if self.version.newer && !users.is_empty() {
+            return Err(refusal::template_in_use(template, &users));
+        }
+        self.templates.remove(&template);
         Ok(())
     }
 
+    /// Bytes of a template.
+    pub(super) fn template_size(&self, template: Template) -> Result<i64, Refusal> {
+        match self.templates.get(&template) {
+            Some(size_bytes) => Ok(*size_bytes),
+            None if template == Template::MINIMAL => Ok(ROOTFS_BYTES),
+            None => Err(refusal::no_size(template)),
+        }
+    }
+
     /// Pauses a running sandbox on the agent's own account. False when it does not run.
-    pub(super) fn auto_pause(&mut self, id: SandboxId, now: Mono) -> bool {
+    pub(super) fn auto_pause(&mut self, id: SandboxId, now: Now) -> bool {
         let running = self.state(id) == Some(SimState::Running);
         if running {
-            self.change(id, SimState::Paused);
-            self.unannounced.push((id, now.after(ANNOUNCED_AFTER)));
+            self.pause(id, now);
+        }
+        if running && self.version.announces {
+            self.unannounced.push((id, now.mono.after(ANNOUNCED_AFTER)));
         }
         running
     }
 
-    /// Pauses whatever runs and announces nothing, as after three lost heartbeats. Says how
-    /// many.
-    pub(super) fn pause_all(&mut self) -> usize {
-        let mut paused = 0;
-        for sandbox in self.sandboxes.values_mut() {
-            if matches!(sandbox.state, SimState::Running | SimState::Pausing) {
-                sandbox.state = SimState::Paused;
-                paused += 1;
-            }
-        }
-        self.rendered = None;
-        paused
+    /// Pauses whatever has a microVM and announces nothing, as after three lost heartbeats.
+    /// Says which.
+    pub(super) fn pause_all(&mut self, now: Now) -> Vec<SandboxId> {
+        let runs = |state| matches!(state, SimState::Running | SimState::Pausing);
+        let running = self.all().filter(|(_, sandbox)| runs(sandbox.state));
+        let running: Vec<SandboxId> = running.map(|(id, _)| id).collect();
+        running.iter().for_each(|id| self.pause(*id, now));
+        running
     }
 
-    /// The agent starts anew: what ran is gone, what had a snapshot keeps it, nothing is
-    /// listed, nothing is left to announce.
-    pub(super) fn restart(&mut self) {
+    /// A microVM breaks and stays. False when there is none.
+    pub(super) fn fail(&mut self, id: SandboxId) -> bool {
+        let runs = matches!(self.state(id), Some(SimState::Running | SimState::Pausing));
+        if runs {
+            self.change(id, |sandbox| sandbox.state = SimState::Error);
+        }
+        runs
+    }
+
+    /// Removes a sandbox and its snapshot without a call. False when there is none.
+    pub(super) fn lose(&mut self, id: SandboxId) -> bool {
+        let known = self.sandboxes.contains_key(&id);
+        self.remove(id);
+        known
+    }
+
+    /// The agent's process ends: what has a microVM is gone, what has a snapshot keeps it,
+    /// nothing is left to announce.
+    pub(super) fn stop(&mut self) {
         self.sandboxes.retain(|_, sandbox| match sandbox.state {
-            SimState::Creating | SimState::Running | SimState::Pausing => false,
+            SimState::Creating | SimState::Running | SimState::Pausing | SimState::Error => false,
             SimState::Resuming | SimState::Paused | SimState::Shelved => {
                 sandbox.state = SimState::Shelved;
                 true
@@ -297,13 +533,21 @@ impl SimAgent {
         self.rendered = None;
     }
 
+    /// The agent's process starts, and takes so long to read what is on the disk.
+    pub(super) fn start_up(&mut self, now: Mono, index_takes: Duration) {
+        self.index_until = Some(now.after(index_takes));
+        if self.version.newer {
+            self.sandboxes.values_mut().for_each(as_on_disk);
+        }
+    }
+
     /// Removes everything, snapshots included.
     pub(super) fn destroy_all(&mut self) {
         self.sandboxes.clear();
-        self.restart();
+        self.stop();
     }
 
-    /// The answer to `ListSandboxes` as JSON. What it announces is forgotten.
+    /// The answer to `ListSandboxes`. What it announces is forgotten.
     pub(super) fn list(&mut self, now: Mono) -> Rendered {
         let due = |&mut (_, at): &mut (SandboxId, Mono)| at <= now;
         self.announced.extend(self.unannounced.extract_if(.., due).map(|(id, _)| id));
@@ -320,73 +564,47 @@ impl SimAgent {
     }
 
     fn render(&self, announced: &[SandboxId]) -> Rendered {
-        let listed = self.all().filter_map(|(id, sandbox)| {
-            Some(info(id, sandbox, listed_as(sandbox.state, self.lists_paused)?))
-        });
-        let auto_paused = announced.iter().map(|id| Cow::Owned(id.to_string()));
-        let answer = ListSandboxesResponse {
-            sandboxes: listed.collect(),
-            auto_paused_sandbox_ids: auto_paused.collect(),
-        };
-        // Strings and numbers can always be written.
-        let json = serde_json::to_vec(&answer).unwrap_or_default();
-        Rendered { gzipped: gzip(&json).into(), json: json.into() }
+        let listed = self.all();
+        let listed = listed.filter_map(|(id, s)| Some((id, s, self.status(s.state)?)));
+        render(listed, announced, self.version.newer)
     }
 
-    fn change(&mut self, id: SandboxId, state: SimState) {
+    fn change(&mut self, id: SandboxId, act: impl FnOnce(&mut SimSandbox)) {
         if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.state = state;
+            act(sandbox);
             self.rendered = None;
         }
     }
+
+    fn remove(&mut self, id: SandboxId) {
+        self.sandboxes.remove(&id);
+        self.rendered = None;
+    }
 }
 
-/// An answer's body in both forms that real agents send it in.
-#[derive(Debug, Clone)]
-pub(super) struct Rendered {
-    pub(super) json: Arc<[u8]>,
-    pub(super) gzipped: Arc<[u8]>,
+/// What a sandbox does while a template is made of it.
+fn during(from: SimState) -> SimState {
+    if from == SimState::Running { SimState::Pausing } else { from }
 }
 
-/// A body as agents send it to whoever takes it so.
-pub(super) fn gzip(body: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    // Memory takes everything.
-    let _ = encoder.write_all(body);
-    encoder.finish().unwrap_or_default()
+/// A newer agent keeps with a snapshot when it was made, and neither address nor versions.
+fn as_on_disk(sandbox: &mut SimSandbox) {
+    if let Some(paused_at_unix) = sandbox.paused_at_unix {
+        sandbox.created_at_unix = paused_at_unix;
+        sandbox.last_active_at_unix = paused_at_unix;
+    }
+    sandbox.has_address = false;
+    sandbox.has_versions = false;
 }
 
-/// The status that a listing says, if it says anything.
-fn listed_as(state: SimState, lists_paused: bool) -> Option<&'static str> {
+/// What an agent calls a state when it refuses a call because of it.
+fn word(state: SimState) -> &'static str {
     match state {
-        SimState::Running | SimState::Pausing => Some("running"),
-        SimState::Paused => lists_paused.then_some("paused"),
-        SimState::Creating | SimState::Resuming | SimState::Shelved => None,
+        SimState::Creating => "starting",
+        SimState::Resuming => "resuming",
+        SimState::Running => "running",
+        SimState::Pausing => "pausing",
+        SimState::Paused | SimState::Shelved => "paused",
+        SimState::Error => "error",
     }
-}
-
-fn info(id: SandboxId, sandbox: &SimSandbox, status: &'static str) -> SandboxInfo<'static> {
-    SandboxInfo {
-        sandbox_id: Cow::Owned(id.to_string()),
-        status: Cow::Borrowed(status),
-        template: Cow::Borrowed(""),
-        vcpus: sandbox.vcpus,
-        memory_mb: sandbox.memory_mb,
-        host_ip: Cow::Owned(sandbox.host_ip()),
-        created_at_unix: sandbox.created_at_unix,
-        last_active_at_unix: sandbox.last_active_at_unix,
-        timeout_sec: sandbox.timeout_sec,
-        team_id: Cow::Owned(PLATFORM_TEAM.to_uuid()),
-        template_id: Cow::Owned(PLATFORM_TEAM.to_uuid()),
-        metadata: Metadata::from_compact(METADATA),
-    }
-}
-
-/// Agents say this for nearly every failure.
-fn internal(message: String) -> Refusal {
-    (ConnectCode::Internal, message)
-}
-
-fn not_found(id: SandboxId) -> Refusal {
-    (ConnectCode::NotFound, format!("sandbox not found: {id}"))
 }

@@ -1,14 +1,20 @@
 //! Owns how a simulated agent answers calls: the wire of interfaces.md section 4, and the
 //! faults that spoil it.
 //!
-//! Never: changes a sandbox itself (`agent` does). Called by the server's workers.
+//! Never: changes a sandbox itself (`calls` does), lets a worker wait. Called by the server's
+//! workers, and by threads of its own for calls that take time.
 
-use super::agent::{self, Refusal};
+use super::agent::{Change, Done};
+use super::calls::End;
 use super::fault::AnswerFault;
 use super::host::SimHost;
+use super::listing;
+use super::refusal::{self, Refusal, invalid};
+use super::template::Template;
+use super::wait::Client;
 use crate::agent::wire::{
-    ConnectCode, CreateSandboxRequest, Empty, ErrorBody, Method, ResumeSandboxRequest,
-    SERVICE_PATH, SandboxRef,
+    ConnectCode, CreateSandboxRequest, CreateSnapshotRequest, Empty, ErrorBody, Method,
+    ResumeSandboxRequest, SERVICE_PATH, SandboxRef, TemplateRef, TemplateSize,
 };
 use crate::http::{Body, Handler, Method as HttpMethod, Request, Response};
 use crate::model::id::SandboxId;
@@ -16,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// Answers for all hosts; the listener tells which one is asked.
+/// Answers for all hosts; the listener tells which one is called.
 pub(super) struct Agents {
     pub(super) hosts: Vec<Arc<SimHost>>,
 }
@@ -24,10 +30,17 @@ pub(super) struct Agents {
 impl Handler for Agents {
     fn handle(&self, request: Request) -> Response {
         let Some(host) = self.hosts.get(request.listener) else { return Response::cut() };
-        match route(&request) {
-            Ok(method) => call(host, method, &request.body, request.accepts_gzip()),
-            Err(response) => response,
+        let method = match route(&request) {
+            Ok(method) => method,
+            Err(response) => return response,
+        };
+        let call = Call { method, gzip: request.accepts_gzip(), body: request.body };
+        host.count_call(method, call.named());
+        if !host.takes_time(method) {
+            return call.answer(host, &mut Client::Brief);
         }
+        let host = Arc::clone(host);
+        Response::deferred(move |caller| call.answer(&host, &mut Client::Waiting(caller)))
     }
 }
 
@@ -48,91 +61,133 @@ fn route(request: &Request) -> Result<Method, Response> {
     Ok(method)
 }
 
-fn call(host: &SimHost, method: Method, body: &[u8], gzip: bool) -> Response {
-    let named = named_in(body);
-    if let Some(id) = named {
-        log::debug!("{}: {method} {id}", host.agent_address());
-    }
-    host.count_call(method, named);
-    host.be_slow(method);
-    let faults = host.faults();
-    if faults.closed || host.has_exited() {
-        return Response::cut();
-    }
-    let fault = if faults.concern(method) { faults.answers } else { AnswerFault::None };
-    match fault {
-        AnswerFault::None => carry_out(host, method, body, gzip),
-        AnswerFault::Refused(code) => refused((code, "as simulated".to_owned())),
-        AnswerFault::Malformed => halved(carry_out(host, method, body, gzip)),
-        AnswerFault::Dropped => {
-            carry_out(host, method, body, gzip);
-            Response::cut()
-        }
-        AnswerFault::Severed => Response::cut(),
-        AnswerFault::Held => {
-            let response = carry_out(host, method, body, gzip);
-            host.hold_answer(method);
-            response
-        }
-    }
+/// One call.
+struct Call {
+    method: Method,
+    body: Vec<u8>,
+    gzip: bool,
 }
 
-/// The sandbox that a call names, if it names one.
-fn named_in(body: &[u8]) -> Option<SandboxId> {
-    serde_json::from_slice::<SandboxRef<'_>>(body).ok()?.sandbox_id.parse().ok()
-}
+impl Call {
+    /// The sandbox that it names, if it names one.
+    fn named(&self) -> Option<SandboxId> {
+        serde_json::from_slice::<SandboxRef<'_>>(&self.body).ok()?.sandbox_id.parse().ok()
+    }
 
-/// Real agents pack whatever is no error, for those who take it so.
-fn carry_out(host: &SimHost, method: Method, body: &[u8], gzip: bool) -> Response {
-    let done = match method {
-        Method::List => {
-            return match message(body) {
-                Ok(Empty { .. }) if gzip => packed(host.list().gzipped.to_vec()),
+    fn answer(&self, host: &SimHost, client: &mut Client<'_>) -> Response {
+        let method = self.method;
+        if !host.be_slow(method, client) {
+            return Response::cut();
+        }
+        let faults = host.faults();
+        if faults.closed || host.has_exited() {
+            return Response::cut();
+        }
+        if host.is_shutting_down() && method != Method::List {
+            return refused(refusal::shutting_down());
+        }
+        match if faults.concern(method) { faults.answers } else { AnswerFault::None } {
+            AnswerFault::None => self.carry_out(host, client),
+            AnswerFault::Refused(code) => self.refuse(host, code),
+            AnswerFault::Malformed => halved(self.carry_out(host, client)),
+            AnswerFault::Dropped => {
+                self.carry_out(host, client);
+                Response::cut()
+            }
+            AnswerFault::Severed => Response::cut(),
+            AnswerFault::Held => {
+                let response = self.carry_out(host, client);
+                host.hold_answer(method, client);
+                response
+            }
+        }
+    }
+
+    fn refuse(&self, host: &SimHost, code: ConnectCode) -> Response {
+        let refusal = (code, "as simulated".to_owned());
+        if let Some(id) = self.named() {
+            host.report_failure(id, self.method, &refusal);
+        }
+        refused(refusal)
+    }
+
+    /// Real agents compress every answer that is not an error, for clients that accept it.
+    fn carry_out(&self, host: &SimHost, client: &mut Client<'_>) -> Response {
+        if let Some(id) = self.named() {
+            log::debug!("{}: {} {id}", host.agent_address(), self.method);
+        }
+        if self.method == Method::List {
+            return match message(&self.body) {
+                Ok(Empty { .. }) if self.gzip => gzipped(host.list().gzipped.to_vec()),
                 Ok(Empty { .. }) => Response::json(200, host.list().json.to_vec()),
                 Err(refusal) => refused(refusal),
             };
         }
-        Method::Create => create(host, body),
-        Method::Resume => resume(host, body),
-        Method::Pause => named(body, |id| host.pause(id)),
-        Method::Destroy => named(body, |id| host.destroy(id)),
-        Method::Ping => named(body, |id| host.ping(id)),
-        Method::Terminate => {
-            host.terminate();
-            Ok(b"{}".to_vec())
+        match self.done(host, client) {
+            Ok(json) if self.gzip => gzipped(listing::gzip(&json)),
+            Ok(json) => Response::json(200, json),
+            Err(End::Refused(refusal)) => refused(refusal),
+            Err(End::Cut) => Response::cut(),
         }
-    };
-    match done {
-        Ok(json) if gzip => packed(agent::gzip(&json)),
-        Ok(json) => Response::json(200, json),
-        Err(refusal) => refused(refusal),
+    }
+
+    /// The JSON of what the call has become.
+    fn done(&self, host: &SimHost, client: &mut Client<'_>) -> Result<Vec<u8>, End> {
+        let mut change = |id, change| answer_of(host.carry_out(id, &change, client)?);
+        match self.method {
+            Method::Create => {
+                let request: CreateSandboxRequest<'_> = message(&self.body)?;
+                let template = template(&request.team_id, &request.template_id)?;
+                change(id(&request.sandbox_id)?, Change::Create(&request, template))
+            }
+            Method::Resume => {
+                let request: ResumeSandboxRequest<'_> = message(&self.body)?;
+                let timeout_sec = request.timeout_sec;
+                change(id(&request.sandbox_id)?, Change::Resume { timeout_sec })
+            }
+            Method::Pause => change(self.sandbox()?, Change::Pause),
+            Method::Destroy => change(self.sandbox()?, Change::Destroy),
+            Method::CreateSnapshot => {
+                let request: CreateSnapshotRequest<'_> = message(&self.body)?;
+                let template = template(&request.team_id, &request.template_id)?;
+                change(id(&request.sandbox_id)?, Change::Snapshot(template))
+            }
+            Method::Ping => Ok(host.ping(self.sandbox()?).map(|()| EMPTY.to_vec())?),
+            Method::DeleteSnapshot => {
+                Ok(host.delete_template(self.template()?).map(|()| EMPTY.to_vec())?)
+            }
+            Method::TemplateSize => json(&TemplateSize::of(host.template_size(self.template()?)?)),
+            Method::Terminate => {
+                host.terminate();
+                Ok(EMPTY.to_vec())
+            }
+            Method::List => Ok(host.list().json.to_vec()),
+        }
+    }
+
+    fn sandbox(&self) -> Result<SandboxId, Refusal> {
+        let request: SandboxRef<'_> = message(&self.body)?;
+        id(&request.sandbox_id)
+    }
+
+    fn template(&self) -> Result<Template, Refusal> {
+        let request: TemplateRef<'_> = message(&self.body)?;
+        template(&request.team_id, &request.template_id)
     }
 }
 
-fn packed(gzipped: Vec<u8>) -> Response {
-    Response::json(200, gzipped).with_header("content-encoding", "gzip")
+const EMPTY: &[u8] = b"{}";
+
+fn answer_of(done: Done) -> Result<Vec<u8>, End> {
+    match done {
+        Done::Started(started) => json(&started),
+        Done::Template(size_bytes) => json(&TemplateSize::of(size_bytes)),
+        Done::Nothing => Ok(EMPTY.to_vec()),
+    }
 }
 
-fn create(host: &SimHost, body: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let request: CreateSandboxRequest<'_> = message(body)?;
-    let started = host.create(id(&request.sandbox_id)?, &request)?;
-    json(&started)
-}
-
-fn resume(host: &SimHost, body: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let request: ResumeSandboxRequest<'_> = message(body)?;
-    let started = host.resume(id(&request.sandbox_id)?, &request)?;
-    json(&started)
-}
-
-/// A call whose request only names a sandbox and whose answer is empty.
-fn named(
-    body: &[u8],
-    act: impl FnOnce(SandboxId) -> Result<(), Refusal>,
-) -> Result<Vec<u8>, Refusal> {
-    let request: SandboxRef<'_> = message(body)?;
-    act(id(&request.sandbox_id)?)?;
-    Ok(b"{}".to_vec())
+fn gzipped(body: Vec<u8>) -> Response {
+    Response::json(200, body).with_header("content-encoding", "gzip")
 }
 
 fn message<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
@@ -143,12 +198,13 @@ fn id(text: &str) -> Result<SandboxId, Refusal> {
     text.parse().map_err(|e| invalid(format!("sandbox id {text:?}: {e}")))
 }
 
-fn json(message: &impl Serialize) -> Result<Vec<u8>, Refusal> {
-    serde_json::to_vec(message).map_err(|e| (ConnectCode::Internal, e.to_string()))
+fn template(team_id: &str, template_id: &str) -> Result<Template, Refusal> {
+    Template::parse(team_id, template_id).map_err(invalid)
 }
 
-fn invalid(message: String) -> Refusal {
-    (ConnectCode::InvalidArgument, message)
+fn json(message: &impl Serialize) -> Result<Vec<u8>, End> {
+    let json = serde_json::to_vec(message);
+    json.map_err(|e| End::Refused((ConnectCode::Internal, e.to_string())))
 }
 
 fn refused((code, message): Refusal) -> Response {

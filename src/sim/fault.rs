@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Faults {
     /// What becomes of its heartbeats.
     pub heartbeats: HeartbeatFault,
-    /// Nobody listens on its port: whoever connects is refused.
+    /// Nothing listens on its port: connections are refused.
     pub closed: bool,
     /// Every answer comes this much later; beyond the caller's patience it hangs. A call
     /// that waits notices when this is changed.
@@ -19,6 +19,10 @@ pub struct Faults {
     pub answers: AnswerFault,
     /// The only method whose calls are slow and whose answers are spoiled; `None`: all.
     pub only: Option<Method>,
+    /// A call whose caller has left is finished all the same.
+    pub finishes_orphans: bool,
+    /// What becomes of its reports.
+    pub reports: ReportFault,
 }
 
 impl Faults {
@@ -81,4 +85,16 @@ pub enum AnswerFault {
     Severed,
     /// The call is carried out, and the answer does not come before this fault is over.
     Held,
+}
+
+/// What becomes of reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReportFault {
+    /// They are sent at once.
+    #[default]
+    None,
+    /// None is sent.
+    Lost,
+    /// Each is sent so much later, with the time of what it reports.
+    Late(Duration),
 }

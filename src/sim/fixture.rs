@@ -3,8 +3,9 @@
 //! Never: keeps the whole of it in memory: a fleet may have a million sandboxes. Called by
 //! `fleet`.
 
-use super::agent::{METADATA, SimSandbox};
 use super::host::SimHost;
+use super::listing::METADATA;
+use super::sandbox::SimSandbox;
 use crate::model::host::AgentAddress;
 use crate::model::id::{HostId, SandboxId};
 use crate::model::sandbox::SandboxStatus;

@@ -1,6 +1,6 @@
 //! Owns what a simulated agent says to the control plane, and how it obeys the answers.
 //!
-//! Never: decides when to beat (`pulse` does). The answers mean what they mean to real
+//! Never: decides when (`pulse` does). The answers mean what they mean to real
 //! agents, who take status codes literally (behaviour.md section 6): only 204 is success;
 //! 401 and 403 call for one refresh, and a refresh that fails in any way is the end of all
 //! beating; 404 is the end of every sandbox; anything else is harmless; three beats without
@@ -8,14 +8,18 @@
 
 use super::fault::HeartbeatFault;
 use super::host::SimHost;
+use super::report::{Report, TRIES_MAX, pause_after};
 use super::tls::Certificates;
 use crate::agent::transport::Connect;
 use crate::model::id::HostId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::unversioned::resolver::DefaultResolver;
+
+/// How long a real agent waits for the answer to a heartbeat or a report.
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Beats without any answer after which an agent pauses everything; fixed in the agents.
 const FAILURES_MAX: u32 = 3;
@@ -54,7 +58,8 @@ impl fmt::Debug for Credentials {
 pub struct BeaterOptions {
     /// The control plane's URL without a closing slash.
     pub url: String,
-    /// For one whole request; 15 s in real agents.
+    /// For the answer to a heartbeat or a report, [`HEARTBEAT_TIMEOUT`] in real agents. A
+    /// renewal may take half as long again, a registration three times as long.
     pub timeout: Duration,
     /// Whom it trusts to be a control plane with an `https` URL.
     pub tls: Option<Arc<rustls::ClientConfig>>,
@@ -79,6 +84,17 @@ pub enum Beat {
     Expelled,
     /// There was none.
     NotSent,
+}
+
+/// What became of one try to send a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reported {
+    /// Any 2xx status.
+    Accepted,
+    /// Another status; the agent tries again, with a new token after 401 and 403.
+    Refused(u16),
+    /// No answer; the agent tries again.
+    Unanswered,
 }
 
 /// Why a host is not registered.
@@ -109,6 +125,7 @@ impl std::error::Error for RegisterError {}
 pub struct Beater {
     http: ureq::Agent,
     url: String,
+    timeout: Duration,
     credentials: Credentials,
     failures: u32,
     over: bool,
@@ -122,6 +139,16 @@ struct RegisterRequest<'a> {
     memory_mb: u32,
     disk_gb: u32,
     address: &'a str,
+}
+
+#[derive(Serialize)]
+struct ReportRequest<'a> {
+    event: &'a str,
+    sandbox_id: String,
+    host_id: String,
+    timestamp: i64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    error: &'a str,
 }
 
 #[derive(Serialize)]
@@ -148,8 +175,8 @@ struct Claims {
 impl Beater {
     /// For a host that was registered before.
     pub fn new(options: &BeaterOptions, credentials: Credentials) -> Beater {
-        let (http, url) = (http_client(options), options.url.clone());
-        Beater { http, url, credentials, failures: 0, over: false }
+        let (http, url, timeout) = (http_client(options), options.url.clone(), options.timeout);
+        Beater { http, url, timeout, credentials, failures: 0, over: false }
     }
 
     /// Registers a host with a registration token.
@@ -170,7 +197,9 @@ impl Beater {
             disk_gb: 1000,
             address: host.agent_address().as_str(),
         };
-        let answer = post(&http, &format!("{}/v1/hosts/register", options.url), &request)?;
+        let request =
+            Post { url: format!("{}/v1/hosts/register", options.url), token: None, request };
+        let answer = request.send(&http, options.timeout * 3)?;
         let credentials = answer.credentials(201, host)?;
         Ok(Beater::new(options, credentials))
     }
@@ -206,6 +235,7 @@ impl Beater {
     fn send(&self) -> Result<u16, ureq::Error> {
         let url = format!("{}/v1/hosts/{}/heartbeat", self.url, self.credentials.host_id);
         let request = self.http.post(url).header("X-Host-Token", &self.credentials.token);
+        let request = request.config().timeout_global(Some(self.timeout)).build();
         let mut response = request.send_empty()?;
         // Read to the end, so that the connection can be kept.
         response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
@@ -238,18 +268,67 @@ impl Beater {
     }
 
     fn refresh(&mut self, host: &SimHost) -> Beat {
+        if self.renew(host) {
+            return Beat::Refreshed;
+        }
+        self.over = true;
+        host.pause_all();
+        Beat::Expelled
+    }
+
+    /// Gets new credentials; false when that fails in any way.
+    fn renew(&mut self, host: &SimHost) -> bool {
         let request = RefreshRequest { refresh_token: &self.credentials.refresh_token };
-        let answer = post(&self.http, &format!("{}/v1/hosts/auth/refresh", self.url), &request);
+        let url = format!("{}/v1/hosts/auth/refresh", self.url);
+        let answer = Post { url, token: None, request }.send(&self.http, self.timeout * 3 / 2);
         match answer.and_then(|answer| answer.credentials(200, host)) {
-            Ok(credentials) => {
-                self.credentials = credentials;
-                Beat::Refreshed
-            }
+            Ok(credentials) => self.credentials = credentials,
             Err(error) => {
                 log::debug!("the refresh of {} failed: {error}", host.id());
-                self.over = true;
-                host.pause_all();
-                Beat::Expelled
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Sends what `host` has to report, each up to three times with the pauses of real agents
+    /// between. What is to come late is waited for.
+    pub fn send_reports(&mut self, host: &SimHost) {
+        for report in host.take_reports() {
+            std::thread::sleep(report.due.saturating_duration_since(Instant::now()));
+            for tries in 1..=TRIES_MAX {
+                if self.report(host, &report) == Reported::Accepted || tries == TRIES_MAX {
+                    break;
+                }
+                std::thread::sleep(pause_after(tries));
+            }
+        }
+    }
+
+    /// Sends a report of `host` once.
+    pub fn report(&mut self, host: &SimHost, report: &Report) -> Reported {
+        if host.faults().heartbeats == HeartbeatFault::CutOff {
+            return Reported::Unanswered;
+        }
+        let request = ReportRequest {
+            event: report.event.as_str(),
+            sandbox_id: report.sandbox.to_string(),
+            host_id: self.credentials.host_id.to_string(),
+            timestamp: report.at_unix,
+            error: &report.error,
+        };
+        let url = format!("{}/v1/hosts/sandbox-events", self.url);
+        let token = Some(self.credentials.token.as_str());
+        match (Post { url, token, request }).send(&self.http, self.timeout) {
+            Ok(Answer { status: 200..=299, .. }) => Reported::Accepted,
+            Ok(Answer { status: status @ (401 | 403), .. }) => {
+                self.renew(host);
+                Reported::Refused(status)
+            }
+            Ok(Answer { status, .. }) => Reported::Refused(status),
+            Err(error) => {
+                log::debug!("a report of {} got no answer: {error}", host.id());
+                Reported::Unanswered
             }
         }
     }
@@ -269,7 +348,6 @@ fn http_client(options: &BeaterOptions) -> ureq::Agent {
         .max_idle_connections_per_host(1)
         .max_idle_age(KEEP_ALIVE)
         .no_delay(true)
-        .timeout_global(Some(options.timeout))
         .build();
     match &options.tls {
         None => ureq::Agent::new_with_config(config),
@@ -286,14 +364,28 @@ struct Answer {
     body: Vec<u8>,
 }
 
-fn post(http: &ureq::Agent, url: &str, request: &impl Serialize) -> Result<Answer, RegisterError> {
-    let unanswered = |e: ureq::Error| RegisterError::Unanswered(e.to_string());
-    let body = serde_json::to_vec(request).map_err(|e| RegisterError::Unusable(e.to_string()))?;
-    let request = http.post(url).header("Content-Type", "application/json");
-    let mut response = request.send(&body[..]).map_err(unanswered)?;
-    let status = response.status().as_u16();
-    let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
-    Ok(Answer { status, body: body.map_err(unanswered)? })
+/// One request with a body.
+struct Post<'a, T> {
+    url: String,
+    token: Option<&'a str>,
+    request: T,
+}
+
+impl<T: Serialize> Post<'_, T> {
+    fn send(&self, http: &ureq::Agent, timeout: Duration) -> Result<Answer, RegisterError> {
+        let unanswered = |e: ureq::Error| RegisterError::Unanswered(e.to_string());
+        let body = serde_json::to_vec(&self.request);
+        let body = body.map_err(|e| RegisterError::Unusable(e.to_string()))?;
+        let mut request = http.post(&self.url).header("Content-Type", "application/json");
+        if let Some(token) = self.token {
+            request = request.header("X-Host-Token", token);
+        }
+        let request = request.config().timeout_global(Some(timeout)).build();
+        let mut response = request.send(&body[..]).map_err(unanswered)?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        Ok(Answer { status, body: body.map_err(unanswered)? })
+    }
 }
 
 impl Answer {

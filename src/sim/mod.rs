@@ -9,21 +9,31 @@
 
 mod agent;
 mod answer;
+mod calls;
+mod door;
 mod fault;
 mod fixture;
 mod fleet;
 mod heartbeat;
-mod hold;
 mod host;
+mod listing;
 mod pulse;
+mod refusal;
+mod report;
+mod sandbox;
+mod template;
 mod tls;
+mod wait;
 
-pub use agent::SimState;
-pub use fault::{AnswerFault, Faults, HeartbeatFault};
+pub use fault::{AnswerFault, Faults, HeartbeatFault, ReportFault};
 pub use fleet::{FleetOptions, Initially, SimFleet};
-pub use heartbeat::{Beat, Beater, BeaterOptions, Credentials, RegisterError};
+pub use heartbeat::{
+    Beat, Beater, BeaterOptions, Credentials, HEARTBEAT_TIMEOUT, RegisterError, Reported,
+};
 pub use host::{Habits, SimHost};
 pub use pulse::Heartbeats;
+pub use report::{Report, ReportEvent};
+pub use sandbox::SimState;
 pub use tls::{Callers, Certificates};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

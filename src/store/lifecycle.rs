@@ -251,7 +251,15 @@ impl Writer {
         now: Now,
     ) -> Result<Result<(Sandbox, Work), NoHost>, StoreError> {
         let need = Need { vcpus: new.vcpus, memory_mb: u64::from(new.memory_mb) };
-        let host = match self.place(new.team, need, now)? {
+        // A host that refused of late is better than none.
+        let placed = match self.place(new.team, need, now)? {
+            Ok(host) => Ok(host),
+            Err(_) => {
+                self.avoided.clear();
+                self.place(new.team, need, now)?
+            }
+        };
+        let host = match placed {
             Ok(host) => host,
             Err(no_host) => return Ok(Err(no_host)),
         };

@@ -268,7 +268,7 @@ fn what_a_restore_has_forgotten_is_reported_and_never_destroyed() {
     let home = Home::with(&json!({"hosts": [{"id": agent.id().to_string(), "status": "online",
         "address": agent.address().to_string(), "heartbeat_age_s": 5}],
         "sandboxes": [{"id": sandbox(1), "host_id": agent.id().to_string(), "status": "stopped",
-            "status_age_s": 600}]}));
+            "status_reason": "requested", "status_age_s": 600}]}));
     let out = tempfile::tempdir().unwrap();
     let copy = out.path().join("copy");
     let copy = copy.to_str().unwrap();
@@ -280,14 +280,14 @@ fn what_a_restore_has_forgotten_is_reported_and_never_destroyed() {
     let [stopped, forgotten] = [1, 2].map(SandboxId::from_u128);
     [stopped, forgotten].into_iter().for_each(|id| agent.put(id, SimState::Running, old));
 
-    let flags = [&FLAGS[..], &["--zombies", "destroy"]].concat();
+    let flags = [&FLAGS[..], &["--zombies", "destroy", "--transient-grace", "1s"]].concat();
     let serving = home.serve(&flags);
     assert!(agent.wait_state(stopped, None, PATIENCE), "what is known to be over is destroyed");
     let reported = eventually("a report", || {
         let events = home.json(&["events", "--limit", "100", "--sandbox", &sandbox(2)]);
         events.get(0).cloned()
     });
-    assert_eq!(reported["kind"], json!("sandbox.zombie"), "{reported}");
+    assert_eq!(reported["kind"], json!("sandbox.forgotten"), "{reported}");
     assert!(reported["reason"].as_str().unwrap().contains("restore"), "{reported}");
     let asked = agent.calls(Method::List);
     assert!(agent.wait_calls(Method::List, asked + 3, PATIENCE));
@@ -296,12 +296,15 @@ fn what_a_restore_has_forgotten_is_reported_and_never_destroyed() {
     serving.stop();
     assert_eq!(agent.state(forgotten), Some(SimState::Running));
 
-    // Had the restore been accepted before it was made, nothing would have forgotten it.
+    // A day later what is recorded stays forgotten; what turns up only then is a zombie.
     let conn = Connection::open(home.path("roost.db")).unwrap();
-    conn.execute_batch("UPDATE restores SET accepted_at = accepted_at - 3600000").unwrap();
+    conn.execute_batch("UPDATE restores SET accepted_at = accepted_at - 90000000").unwrap();
     drop(conn);
+    let late = SandboxId::from_u128(3);
+    agent.put(late, SimState::Running, old);
     let serving = home.serve(&flags);
-    assert!(agent.wait_state(forgotten, None, PATIENCE));
+    assert!(agent.wait_state(late, None, PATIENCE));
+    assert_eq!(agent.state(forgotten), Some(SimState::Running));
     serving.stop();
     home.verify();
 }

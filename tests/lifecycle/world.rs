@@ -291,6 +291,23 @@ impl World {
         self.server.take().unwrap().stop();
     }
 
+    /// Tells the server to end in order, without waiting for that.
+    pub fn terminate(&self) {
+        self.server.as_ref().unwrap().signal(Signal::TERM);
+    }
+
+    /// Waits until a server that was told to end has ended.
+    pub fn wait_end(&mut self) {
+        self.server.take().unwrap().wait();
+    }
+
+    /// Sends a heartbeat of host number `n`; gives the status of the answer.
+    pub fn beat(&self, n: usize) -> u16 {
+        let path = format!("{}/v1/hosts/{}/heartbeat", self.api.url, self.host_id(n));
+        let request = self.api.http.post(path).header("X-Host-Token", &self.hosts[n].token);
+        request.send_empty().unwrap().status().as_u16()
+    }
+
     /// Starts the server again on what the last one left.
     pub fn start(&mut self) {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
@@ -321,8 +338,7 @@ impl World {
     }
 
     /// Every capsule, as the database has it. Checks that the database is whole, that its
-    /// history is without gaps and says what the rows say, and that no host was asked to
-    /// create anything twice.
+    /// history is without gaps and says what the rows say.
     pub fn rows(&self) -> BTreeMap<SandboxId, Value> {
         self.home.verify();
         let rows = self.home.json(&["sandboxes", "list", "--all"]);
@@ -330,10 +346,6 @@ impl World {
         let rows: BTreeMap<SandboxId, Value> =
             rows.as_array().unwrap().iter().map(|row| (id(row), row.clone())).collect();
         check_history(&self.home, &rows);
-        for (host, id) in self.fleet.hosts().iter().flat_map(|h| rows.keys().map(move |id| (h, id)))
-        {
-            assert!(host.calls_of(Method::Create, *id) <= 1, "{id} was created more than once");
-        }
         rows
     }
 

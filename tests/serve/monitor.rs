@@ -60,7 +60,10 @@ fn a_missing_sandbox_that_is_listed_is_restored_at_the_start() {
     let capsule = serving.get(&format!("/v1/capsules/{}", sandbox(1))).json();
     assert_eq!(capsule["host_ip"], json!("10.11.0.2"), "filled from the report");
     assert_eq!(capsule["metadata"], json!({"vmm": "1.2"}));
-    let probe = &host_now(&serving, 1)["last_probe"];
+    let probe = eventually("the probe to be shown", || {
+        let probe = host_now(&serving, 1)["last_probe"].clone();
+        (!probe.is_null()).then_some(probe)
+    });
     assert_eq!((&probe["outcome"], &probe["sandboxes"]), (&json!("observation"), &json!(1)));
     assert_eq!(events(&home), ["sandbox.running missing→running restored"]);
     assert_eq!(audit(&home), ["restore success"]);

@@ -50,10 +50,6 @@ fn what_an_agent_reports_is_believed_of_its_own_sandboxes_only() {
     assert_eq!(report(&home, &serving, &event("sandbox.failed", 1)), 204);
     assert_eq!(status(&serving, 1), "error");
 
-    let late = json!({"event": "sandbox.stopped", "sandbox_id": sandbox(2), "host_id": host(1),
-        "timestamp": 1});
-    assert_eq!(report(&home, &serving, &late), 204);
-    assert_eq!(status(&serving, 2), "paused", "older than its status");
     assert_eq!(report(&home, &serving, &event("sandbox.started", 3)), 204);
     assert_eq!(status(&serving, 3), "stopped", "over is over");
 
@@ -71,6 +67,55 @@ fn what_an_agent_reports_is_believed_of_its_own_sandboxes_only() {
     assert_eq!(status(&serving, 2), "paused");
     serving.stop();
     home.verify();
+}
+
+/// A host's clock may show anything: it is compared with none of ours.
+#[test]
+fn the_time_of_a_report_means_nothing_here() {
+    for timestamp in [json!(1), json!(1_900_000_000), json!("2001-02-03T04:05:06Z")] {
+        let (home, agents) = world(&["running"]);
+        let serving = home.serve(&[]);
+        agents.say(0, Says::lists(&[]));
+        let mut paused = event("sandbox.auto_paused", 0);
+        paused["timestamp"] = timestamp;
+        assert_eq!(report(&home, &serving, &paused), 204);
+        eventually("it to be paused", || (status(&serving, 0) == "paused").then_some(()));
+        serving.stop();
+    }
+}
+
+/// Whatever ended a sandbox, but a user's request.
+#[test]
+fn a_report_of_a_pause_brings_back_what_no_user_ended() {
+    for (from, reason, comes_back) in [
+        ("stopped", "vanished", true),
+        ("stopped", "reported", true),
+        ("stopped", "snapshot_gone", true),
+        ("error", "not_started", true),
+        ("error", "operation_failed", true),
+        ("stopped", "requested", false),
+        ("stopped", "operation_succeeded", false),
+        ("stopped", "destroy_finished", false),
+    ] {
+        let agents = Agents::start(vec![Says::lists(&[])]);
+        let home = Home::with(&json!({
+            "hosts": [{"id": host(1), "status": "online", "address": agents.address(0),
+                "heartbeat_age_s": 5}],
+            "sandboxes": [{"id": sandbox(0), "host_id": host(1), "status": from,
+                "status_reason": reason}],
+        }));
+        let serving = home.serve(&["--probe-interval", "1s", "--probe-timeout", "1s"]);
+        assert_eq!(report(&home, &serving, &event("sandbox.auto_paused", 0)), 204);
+        if comes_back {
+            eventually("it to be paused", || (status(&serving, 0) == "paused").then_some(()));
+        } else {
+            let asked = agents.calls(0);
+            eventually("two probes", || (agents.calls(0) >= asked + 2).then_some(()));
+            assert_eq!(status(&serving, 0), from, "{reason}");
+        }
+        serving.stop();
+        home.verify();
+    }
 }
 
 #[test]

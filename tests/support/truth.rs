@@ -27,7 +27,8 @@ pub fn fits(status: &str, really: Option<SimState>) -> bool {
     match status {
         "running" => really == Some(SimState::Running),
         "paused" => matches!(really, Some(SimState::Paused | SimState::Shelved)),
-        "stopped" | "error" => really.is_none(),
+        "stopped" => really.is_none(),
+        "error" => matches!(really, None | Some(SimState::Error)),
         _ => false,
     }
 }

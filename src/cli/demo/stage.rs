@@ -41,13 +41,14 @@ const BEAT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a simulated host takes for a create, a pause or a resume. Larger: repairs take
 /// longer; smaller: transient statuses are never seen.
-const HABITS: Habits = Habits {
-    lists_paused: false,
-    create_takes: Duration::from_millis(150),
-    pause_takes: Duration::from_millis(100),
-    resume_takes: Duration::from_millis(150),
-    destroy_takes: Duration::ZERO,
-};
+fn habits() -> Habits {
+    Habits {
+        create_takes: Duration::from_millis(150),
+        pause_takes: Duration::from_millis(100),
+        resume_takes: Duration::from_millis(150),
+        ..Habits::default()
+    }
+}
 
 /// How long each part may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -73,7 +74,7 @@ impl Stage {
             sandboxes: 0,
             base_port: 0,
             initially: Initially::Running,
-            habits: HABITS,
+            habits: habits(),
             seed: 0,
             clock: clock(),
         });

@@ -99,7 +99,8 @@ pub(super) fn disagreement(
         Some(SandboxStatus::Paused) => {
             matches!(truth, Some(SimState::Paused | SimState::Shelved))
         }
-        Some(SandboxStatus::Stopped | SandboxStatus::Error) | None => truth.is_none(),
+        Some(SandboxStatus::Error) => matches!(truth, None | Some(SimState::Error)),
+        Some(SandboxStatus::Stopped) | None => truth.is_none(),
         Some(
             SandboxStatus::Pending
             | SandboxStatus::Starting
@@ -117,6 +118,7 @@ pub(super) fn disagreement(
         Some(SimState::Running) => "runs it",
         Some(SimState::Pausing) => "is pausing it",
         Some(SimState::Paused | SimState::Shelved) => "has its snapshot",
+        Some(SimState::Error) => "lists it as error",
         None => "has nothing of it",
     };
     (!agrees).then(|| format!("the database says {known} of {id}, {host} {truth}"))
@@ -182,6 +184,7 @@ mod tests {
             Some(SimState::Pausing),
             Some(SimState::Paused),
             Some(SimState::Shelved),
+            Some(SimState::Error),
         ];
         let (id, host) = (SandboxId::from_u128(1), HostId::from_u128(1));
         let known = S::ALL.iter().map(|status| Some(*status)).chain([None]);
@@ -197,6 +200,7 @@ mod tests {
                 (Some(S::Paused), Some(SimState::Shelved)),
                 (Some(S::Stopped), None),
                 (Some(S::Error), None),
+                (Some(S::Error), Some(SimState::Error)),
                 (None, None),
             ]
         );
