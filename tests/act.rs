@@ -122,7 +122,7 @@ fn a_sandbox_is_created_paused_resumed_and_destroyed() {
         "sandboxes",
         "create",
         "--template",
-        "python",
+        "minimal",
         "--vcpus",
         "2",
         "--memory-mb",
@@ -137,7 +137,7 @@ fn a_sandbox_is_created_paused_resumed_and_destroyed() {
     ]);
     let capsule: Value = serde_json::from_str(&made.ok()).unwrap();
     let id = capsule["id"].as_str().unwrap();
-    let wanted = json!({"status": "running", "template": "python", "vcpus": 2,
+    let wanted = json!({"status": "running", "template": "minimal", "vcpus": 2,
         "memory_mb": 1024, "timeout_sec": 60, "disk_size_mb": 2048});
     for (name, value) in wanted.as_object().unwrap() {
         assert_eq!(capsule[name], *value, "{name}");

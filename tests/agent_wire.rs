@@ -12,10 +12,11 @@ use raw::{Step, answer, client, json, serve};
 use roost::agent::client::{BODY_BYTES_MAX, CallError};
 use roost::agent::listing::{self, AUTO_PAUSED_MAX, HOST_IP_BYTES_MAX, SANDBOXES_MAX};
 use roost::agent::wire::{
-    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, METADATA_BYTES_MAX, Method,
-    ResumeSandboxRequest, SERVICE_PATH, SandboxRef,
+    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest,
+    METADATA_BYTES_MAX, Method, ResumeSandboxRequest, SERVICE_PATH, SandboxRef, TemplateRef,
+    TemplateSize,
 };
-use roost::model::id::SandboxId;
+use roost::model::id::{SandboxId, TeamId, TemplateId};
 use roost::model::probe::{Details, FailureKind, Listed, ListedState, Listing, Probe};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -250,6 +251,7 @@ fn every_call_asks_exactly_this() {
     let created = br#"{"sandboxId":"cl-0000000000000000000000010","status":"running",
         "hostIp":"10.11.0.2","metadata":{"kernel_version":"6.1"}}"#;
     let id = some_id().to_string();
+    let (team, template) = (TeamId::from_u128(255), TemplateId::from_u128(7));
     let create = CreateSandboxRequest {
         sandbox_id: id.as_str().into(),
         template: "base".into(),
@@ -320,8 +322,64 @@ fn every_call_asks_exactly_this() {
             {}
             Ok(())"#]],
     );
+    let snapshot = CreateSnapshotRequest {
+        sandbox_id: id.as_str().into(),
+        name: "with-deps".into(),
+        team_id: team.to_uuid().into(),
+        template_id: template.to_uuid().into(),
+    };
+    check_call(
+        json(br#"{"name":"with-deps","sizeBytes":"5368709120"}"#),
+        |client, at| format!("{:?}", client.create_snapshot(raw::host(), at, &snapshot, MINUTE)),
+        expect![[r#"
+            POST /hostagent.v1.HostAgentService/CreateSnapshot HTTP/1.1
+            connect-timeout-ms: 60000
+            {"sandboxId":"cl-0000000000000000000000010","name":"with-deps","teamId":"00000000-0000-0000-0000-0000000000ff","templateId":"00000000-0000-0000-0000-000000000007"}
+            Ok(Some(5368709120))"#]],
+    );
+    check_call(
+        json(b"{}"),
+        |client, at| {
+            format!("{:?}", client.delete_snapshot(raw::host(), at, (team, template), MINUTE))
+        },
+        expect![[r#"
+            POST /hostagent.v1.HostAgentService/DeleteSnapshot HTTP/1.1
+            connect-timeout-ms: 60000
+            {"teamId":"00000000-0000-0000-0000-0000000000ff","templateId":"00000000-0000-0000-0000-000000000007"}
+            Ok(())"#]],
+    );
+    check_call(
+        json(br#"{"sizeBytes":7}"#),
+        |client, at| {
+            format!("{:?}", client.template_size(raw::host(), at, (team, template), MINUTE))
+        },
+        expect![[r#"
+            POST /hostagent.v1.HostAgentService/GetTemplateSize HTTP/1.1
+            connect-timeout-ms: 60000
+            {"teamId":"00000000-0000-0000-0000-0000000000ff","templateId":"00000000-0000-0000-0000-000000000007"}
+            Ok(Some(7))"#]],
+    );
     let paths: Vec<String> = Method::ALL.iter().map(|m| format!("{SERVICE_PATH}{m}")).collect();
-    assert_eq!(paths.len(), 7, "a new method needs a case above");
+    assert_eq!(paths.len(), 10, "a new method needs a case above");
+}
+
+#[test]
+fn a_size_is_a_positive_number_or_none() {
+    let outcome = |body: &[u8]| {
+        let server = serve(vec![Step::Read, Step::Send(json(body))]);
+        let template = (TeamId::from_u128(0), TemplateId::from_u128(1));
+        let size = client(LONG).template_size(raw::host(), &server.address, template, LONG);
+        server.request();
+        size.map_err(|error| error.to_string())
+    };
+    assert_eq!(outcome(br#"{"sizeBytes":"9223372036854775807"}"#), Ok(Some(i64::MAX as u64)));
+    for none in [&br#"{}"#[..], br#"{"sizeBytes":null}"#, br#"{"sizeBytes":"0"}"#] {
+        assert_eq!(outcome(none), Ok(None));
+    }
+    let wrong = [&br#"{"sizeBytes":-1}"#[..], br#"{"sizeBytes":"9223372036854775808"}"#, b"[]"];
+    for body in wrong {
+        assert!(outcome(body).unwrap_err().starts_with("outcome unknown, malformed: "));
+    }
 }
 
 #[test]
@@ -661,6 +719,20 @@ fn requests_are_read_as_they_are_written() {
     let response = CreateSandboxResponse { sandbox_id: A.into(), ..Default::default() };
     let json = serde_json::to_string(&response).unwrap();
     assert_eq!(serde_json::from_str::<CreateSandboxResponse<'_>>(&json).unwrap(), response);
+    let snapshot = CreateSnapshotRequest {
+        sandbox_id: A.into(),
+        name: "n".into(),
+        team_id: "t".into(),
+        template_id: "u".into(),
+    };
+    let json = serde_json::to_string(&snapshot).unwrap();
+    assert_eq!(serde_json::from_str::<CreateSnapshotRequest<'_>>(&json).unwrap(), snapshot);
+    let template = TemplateRef { team_id: "t".into(), template_id: "u".into() };
+    let json = serde_json::to_string(&template).unwrap();
+    assert_eq!(serde_json::from_str::<TemplateRef<'_>>(&json).unwrap(), template);
+    let size = TemplateSize::of(1 << 40);
+    let json = serde_json::to_string(&size).unwrap();
+    assert_eq!(serde_json::from_str::<TemplateSize<'_>>(&json).unwrap(), size);
     // Zero values may be written out, numbers be strings, and null stands for them.
     let lenient =
         r#"{"sandbox_id":null,"vcpus":"2","memoryMb":null,"timeoutSec":0,"defaultEnv":null}"#;

@@ -65,6 +65,11 @@ fn capsules_are_answered_as_ever() {
 }
 
 #[test]
+fn templates_are_answered_as_ever() {
+    check("templates.txt", &[]);
+}
+
+#[test]
 fn what_is_wrong_is_refused_as_ever() {
     check("refusals.txt", &[]);
 }

@@ -46,7 +46,7 @@ fn says(method: Method, code: ConnectCode) -> Faults {
 fn a_capsule_lives() {
     let world = World::new(1);
     let api = &world.api;
-    let wanted = json!({"template": "python", "vcpus": 2, "memory_mb": 1024, "timeout_sec": 60,
+    let wanted = json!({"template": "minimal", "vcpus": 2, "memory_mb": 1024, "timeout_sec": 60,
         "disk_size_mb": 2048, "unheard_of": true});
     let (code, capsule) = api.create(&wanted);
     assert_eq!(code, 202, "{capsule}");

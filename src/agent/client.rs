@@ -10,12 +10,12 @@ use super::listing;
 use super::transport::{Connect, Failure, Wire};
 use super::trust::Trust;
 use super::wire::{
-    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, Empty, ErrorBody, Method,
-    ResumeSandboxRequest, SERVICE_PATH, SandboxRef,
+    ConnectCode, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest, Empty,
+    ErrorBody, Method, ResumeSandboxRequest, SERVICE_PATH, SandboxRef, TemplateRef, TemplateSize,
 };
 use crate::model::UnknownWord;
 use crate::model::host::AgentAddress;
-use crate::model::id::{HostId, SandboxId};
+use crate::model::id::{HostId, SandboxId, TeamId, TemplateId};
 use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -257,6 +257,52 @@ impl AgentClient {
         self.call(host, at, Method::Ping, &named(id), deadline, done)
     }
 
+    /// Makes a template of a running or paused sandbox; gives its size in bytes when the
+    /// agent says it. Older agents destroy the sandbox, newer ones leave it as it was.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn create_snapshot(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        request: &CreateSnapshotRequest<'_>,
+        deadline: Duration,
+    ) -> Result<Option<u64>, CallError> {
+        self.call(host, at, Method::CreateSnapshot, request, deadline, size)
+    }
+
+    /// Removes a template. The ids are those that it was made with; agents do not read its
+    /// name. Newer agents refuse while one of their sandboxes was made from it.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn delete_snapshot(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        (team, template): (TeamId, TemplateId),
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        let request = template_ref(team, template);
+        self.call(host, at, Method::DeleteSnapshot, &request, deadline, done)
+    }
+
+    /// Bytes of a template on the agent's disk; only newer agents say.
+    ///
+    /// # Errors
+    /// See [`CallError`]; older agents refuse with `unimplemented`.
+    pub fn template_size(
+        &self,
+        host: HostId,
+        at: &AgentAddress,
+        (team, template): (TeamId, TemplateId),
+        deadline: Duration,
+    ) -> Result<Option<u64>, CallError> {
+        let request = template_ref(team, template);
+        self.call(host, at, Method::TemplateSize, &request, deadline, size)
+    }
+
     /// Makes an agent destroy everything it has and exit.
     ///
     /// # Errors
@@ -355,6 +401,10 @@ fn named(id: SandboxId) -> SandboxRef<'static> {
     SandboxRef { sandbox_id: Cow::Owned(id.to_string()) }
 }
 
+fn template_ref(team: TeamId, template: TemplateId) -> TemplateRef<'static> {
+    TemplateRef { team_id: Cow::Owned(team.to_uuid()), template_id: Cow::Owned(template.to_uuid()) }
+}
+
 /// A whole answer, decoded.
 struct Answer<'a> {
     status: u16,
@@ -450,6 +500,13 @@ fn started(body: &[u8], asked: &str) -> Result<Details, String> {
 
 fn done(body: &[u8]) -> Result<(), String> {
     message(body).map(|Empty { .. }| ())
+}
+
+/// Zero is not written, so it is no size.
+fn size(body: &[u8]) -> Result<Option<u64>, String> {
+    let TemplateSize { size_bytes, .. } = message(body)?;
+    let size = u64::try_from(size_bytes).map_err(|_| format!("a size of {size_bytes} bytes"))?;
+    Ok((size > 0).then_some(size))
 }
 
 fn message<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {

@@ -125,6 +125,43 @@ impl Fields {
             || Problem::invalid(format!("{name} must be a whole number from {least} to {most}"));
         count.filter(|count| range.contains(count)).map(Some).ok_or_else(wrong)
     }
+
+    /// A list of strings that must each say a `T`; empty when missing.
+    pub(super) fn list<T: FromStr>(&self, name: &str) -> Result<Vec<T>, Problem>
+    where
+        T::Err: Display,
+    {
+        let wrong = |what: String| Problem::invalid(format!("{name}{what}"));
+        let values = match self.get(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) if values.len() > LIST_MAX => {
+                return Err(wrong(format!(" has more than {LIST_MAX} entries")));
+            }
+            Some(Value::Array(values)) => values,
+            Some(_) => return Err(wrong(" must be a list of strings".to_owned())),
+        };
+        let parsed = |(at, value): (usize, &Value)| {
+            let text = value.as_str().ok_or_else(|| wrong(format!("[{at}] must be a string")))?;
+            text.parse().map_err(|e| wrong(format!("[{at}]: {e}")))
+        };
+        values.iter().enumerate().map(parsed).collect()
+    }
+
+    /// An object of strings, such as an environment; `None` when missing or empty.
+    pub(super) fn strings(&self, name: &str) -> Result<Option<&Map<String, Value>>, Problem> {
+        let fields = match self.get(name) {
+            None => return Ok(None),
+            Some(Value::Object(fields)) => fields,
+            Some(_) => {
+                return Err(Problem::invalid(format!("{name} must be an object of strings")));
+            }
+        };
+        if let Some((key, _)) = fields.iter().find(|(_, value)| !value.is_string()) {
+            let key = key.escape_debug();
+            return Err(Problem::invalid(format!("{name}.{key} must be a string")));
+        }
+        Ok(Some(fields).filter(|fields| !fields.is_empty()))
+    }
 }
 
 /// A number without a fraction, also when it is written `4.0`, as some languages do.
@@ -144,6 +181,10 @@ fn whole_seconds(value: &Value) -> Option<i64> {
 /// is refused.
 const TEXT_BYTES_MAX: usize = 1024;
 
+/// Longest list. Larger and one request occupies the writer; smaller and a fleet's hosts do
+/// not fit.
+const LIST_MAX: usize = 10_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +198,31 @@ mod tests {
         for wrong in ["4.5", "-1.0", "-1", "4294967296", "4294967296.0", "1e300", "true"] {
             assert!(count(&format!(r#"{{"n": {wrong}}}"#)).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_list_or_object_is_named() {
+        let read = |json: &str| Fields::parse(json.as_bytes()).unwrap();
+        let list = |json: &str| read(json).list::<u32>("l").map_err(|e| e.message);
+        assert_eq!(list(r#"{"l": ["1", "2"]}"#), Ok(vec![1, 2]));
+        assert_eq!(list(r#"{"l": null}"#), Ok(vec![]));
+        assert_eq!(list(r#"{"l": "1"}"#), Err("l must be a list of strings".to_owned()));
+        assert_eq!(list(r#"{"l": ["1", 2]}"#), Err("l[1] must be a string".to_owned()));
+        let not_parsed = "l[0]: invalid digit found in string".to_owned();
+        assert_eq!(list(r#"{"l": ["x"]}"#), Err(not_parsed));
+        let long = vec!["1"; LIST_MAX + 1];
+        let long = serde_json::json!({"l": long}).to_string();
+        assert_eq!(list(&long), Err("l has more than 10000 entries".to_owned()));
+
+        let strings =
+            |json: &str| read(json).strings("o").map(|o| o.map(Map::len)).map_err(|e| e.message);
+        assert_eq!(strings(r#"{"o": {"a": "b"}}"#), Ok(Some(1)));
+        assert_eq!(strings(r#"{"o": {}}"#), Ok(None));
+        assert_eq!(strings("{}"), Ok(None));
+        let wrong = Err("o must be an object of strings".to_owned());
+        assert_eq!(strings(r#"{"o": ["a"]}"#), wrong);
+        assert_eq!(strings(r#"{"o": "a=b"}"#), wrong);
+        assert_eq!(strings(r#"{"o": {"a": 1}}"#), Err("o.a must be a string".to_owned()));
     }
 
     #[test]

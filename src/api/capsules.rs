@@ -5,6 +5,7 @@
 use super::access::Caller;
 use super::body::Fields;
 use super::query::Query;
+use super::templates::unknown_template;
 use super::view::CapsuleView;
 use super::waiting::deferred;
 use super::when_done::{self, Accepted};
@@ -12,25 +13,22 @@ use super::{Problem, Ready, Wake, json, secret};
 use crate::agent::client::CallError;
 use crate::agent::wire::ConnectCode;
 use crate::http::{Request, Response};
+use crate::model::host::HostStatus;
 use crate::model::id::SandboxId;
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
+use crate::model::template::MINIMAL;
 use crate::plan::placement::{Free, NoHost};
 use crate::store::idempotency::{Once, OnceKey};
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
+use crate::store::templates::NotMade;
 use crate::store::writer::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a sandbox is made from when nobody says.
-const TEMPLATE_DEFAULT: &str = "minimal";
-const VCPUS_DEFAULT: u32 = 1;
-const MEMORY_MB_DEFAULT: u32 = 512;
-const DISK_SIZE_MB_DEFAULT: u32 = 5120;
-
 /// Largest number that the agents' wire can say.
-const WIRE_NUMBER_MAX: u32 = i32::MAX as u32;
+pub(super) const WIRE_NUMBER_MAX: u32 = i32::MAX as u32;
 
 /// Longest `Idempotency-Key`.
 const ONCE_KEY_BYTES_MAX: usize = 255;
@@ -52,13 +50,11 @@ pub(super) fn create(
     }
     let new = NewSandbox {
         team: caller.owner(fields.optional("team_id")?)?,
-        template: fields.text("template")?.unwrap_or_else(|| TEMPLATE_DEFAULT.to_owned()),
-        vcpus: fields.count_in("vcpus", 1..=WIRE_NUMBER_MAX)?.unwrap_or(VCPUS_DEFAULT),
-        memory_mb: fields.count_in("memory_mb", 1..=WIRE_NUMBER_MAX)?.unwrap_or(MEMORY_MB_DEFAULT),
+        template: fields.text("template")?.unwrap_or_else(|| MINIMAL.to_owned()),
+        vcpus: fields.count_in("vcpus", 1..=WIRE_NUMBER_MAX)?,
+        memory_mb: fields.count_in("memory_mb", 1..=WIRE_NUMBER_MAX)?,
         timeout_sec: fields.count_in("timeout_sec", 0..=WIRE_NUMBER_MAX)?.unwrap_or(0),
-        disk_size_mb: fields
-            .count_in("disk_size_mb", 1..=WIRE_NUMBER_MAX)?
-            .unwrap_or(DISK_SIZE_MB_DEFAULT),
+        disk_size_mb: fields.count_in("disk_size_mb", 1..=WIRE_NUMBER_MAX)?,
         actor: caller.actor(),
     };
     let once = once_key(caller, request)?;
@@ -68,6 +64,7 @@ pub(super) fn create(
 }
 
 fn create_now(ready: &Ready, new: NewSandbox, once: Option<OnceKey>) -> Result<Accepted, Problem> {
+    let wanted = new.template.clone();
     let new = Box::new(new);
     let created = match once {
         None => ready.write(|reply| Command::CreateSandbox(new, reply))?,
@@ -85,7 +82,7 @@ fn create_now(ready: &Ready, new: NewSandbox, once: Option<OnceKey>) -> Result<A
             }
         },
     };
-    let (sandbox, work) = created.map_err(no_host)?;
+    let (sandbox, work) = created.map_err(|why| not_made(&wanted, why))?;
     (ready.wake)(Wake::Work(Box::new(work)));
     Ok(Accepted::InFlight(Box::new(sandbox)))
 }
@@ -108,11 +105,21 @@ fn once_key(caller: &Caller, request: &Request) -> Result<Option<OnceKey>, Probl
     Ok(Some(OnceKey { scope, key, body_hash: secret::hash_bytes(&request.body) }))
 }
 
-fn no_host(why: NoHost) -> Problem {
+fn not_made(wanted: &str, why: NotMade) -> Problem {
     let message = match why {
-        NoHost::NoneAvailable => "no host takes new capsules right now; see GET /v1/hosts",
-        NoHost::TooBig => "the capsule is bigger than any host; ask for less memory or fewer vcpus",
-        NoHost::AllFull => "every host is full; destroy or pause a capsule, or add a host",
+        NotMade::NoTemplate(unknown) => return unknown_template(wanted, &unknown),
+        NotMade::NoHostHas(name) => {
+            format!("no host that has the template {name} takes new capsules right now")
+        }
+        NotMade::NoHost(NoHost::NoneAvailable) => {
+            "no host takes new capsules right now; see GET /v1/hosts".to_owned()
+        }
+        NotMade::NoHost(NoHost::TooBig) => {
+            "the capsule is bigger than any host; ask for less memory or fewer vcpus".to_owned()
+        }
+        NotMade::NoHost(NoHost::AllFull) => {
+            "every host is full; destroy or pause a capsule, or add a host".to_owned()
+        }
     };
     Problem::new(503, "no_hosts_available", message)
 }
@@ -146,11 +153,7 @@ fn begin_now(ready: &Ready, wish: Wish) -> Result<Accepted, Problem> {
         }
         Begun::NoRoom(free) => Err(no_room(free)),
         Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
-        Begun::HostAway(status) => Err(Problem::new(
-            503,
-            "host_unavailable",
-            format!("the capsule's host is {status}; try again when it is online"),
-        )),
+        Begun::HostAway(status) => Err(host_away(status)),
         Begun::NotFound => Err(Problem::not_found("capsule")),
     }
 }
@@ -166,7 +169,12 @@ fn no_room(free: Free) -> Problem {
     Problem::new(503, "no_room", message)
 }
 
-fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
+pub(super) fn host_away(status: HostStatus) -> Problem {
+    let message = format!("the capsule's host is {status}; try again when it is online");
+    Problem::new(503, "host_unavailable", message)
+}
+
+pub(super) fn invalid_state(what: &str, status: SandboxStatus) -> Problem {
     Problem::new(409, "invalid_state", format!("cannot {what} a capsule that is {status}"))
 }
 

@@ -22,6 +22,7 @@ mod query;
 mod routes;
 pub mod secret;
 mod stream;
+mod templates;
 pub mod token;
 pub mod view;
 pub mod waiting;
@@ -64,6 +65,8 @@ pub enum Wake {
     Work(Box<Work>),
     /// A restored database was accepted.
     Accepted,
+    /// Hosts may have a template to delete.
+    Erase,
 }
 
 /// What the engine shows of itself; read by `/readyz` and `/metrics`.

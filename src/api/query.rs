@@ -26,6 +26,15 @@ impl Query {
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
+    /// A parameter that says yes or no; false when missing or empty.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, Problem> {
+        match self.text(name) {
+            Some("true" | "1") => Ok(true),
+            Some("false" | "0") | None => Ok(false),
+            Some(_) => Err(Problem::invalid(format!("{name} must be true or false"))),
+        }
+    }
+
     /// A parameter that must say a `T`; `None` when missing or empty.
     pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Problem>
     where

@@ -5,12 +5,13 @@
 use super::access::Caller;
 use super::{
     Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
-    notify, page, stream,
+    notify, page, stream, templates,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
+use crate::store::templates::Disposal;
 use Door::{Admin, Agent, Key, Open};
 use std::sync::Arc;
 
@@ -117,6 +118,20 @@ const ROUTES: &[(Method, &str, Door)] = &[
         Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume, a.request)),
     ),
     (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
+    (Get, "v1/snapshots", Key(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Post, "v1/snapshots", Key(|a| templates::snapshot(a.ready, &a.caller, a.request))),
+    (
+        Delete,
+        "v1/snapshots/{id}",
+        Key(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Delete)),
+    ),
+    (Get, "v1/templates", Admin(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Post, "v1/templates", Admin(|a| templates::add(a.ready, a.request))),
+    (
+        Delete,
+        "v1/templates/{id}",
+        Admin(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Forget)),
+    ),
     (Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
     (Get, "v1/history", Admin(|a| history::history(a.ready))),
     (Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),

@@ -1,13 +1,14 @@
-//! Owns how hosts, sandboxes, keys, events and audit entries look as JSON, to clients and on
+//! Owns how hosts, sandboxes, templates, keys, events and audit entries look as JSON, to clients and on
 //! the command line alike. Empty fields are left out.
 //!
 //! Never: reads anything itself.
 
 use crate::model::event::{AuditEntry, Event};
 use crate::model::host::{Host, HostStatus, Intent, Liveness};
-use crate::model::id::{HostId, KeyId, LogId, SandboxId, TeamId};
+use crate::model::id::{HostId, KeyId, LogId, SandboxId, TeamId, TemplateId};
 use crate::model::probe::LastProbe;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::template::{Template, TemplateKind};
 use crate::model::time::Wall;
 use crate::store::keys::ApiKey;
 use crate::store::presence::Presence;
@@ -207,6 +208,63 @@ impl From<Sandbox> for CapsuleView {
             status_reason: sandbox.status_reason,
             status_detail: sandbox.status_detail,
         }
+    }
+}
+
+/// A template.
+#[derive(Debug, Clone, Serialize)]
+pub struct TemplateView {
+    id: TemplateId,
+    team_id: TeamId,
+    name: String,
+    #[serde(rename = "type")]
+    kind: TemplateKind,
+    platform: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpus: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_size_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_env: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hosts: Vec<HostId>,
+    created_at: Wall,
+}
+
+impl From<Template> for TemplateView {
+    fn from(template: Template) -> TemplateView {
+        let object = |json: Option<String>| json.and_then(|json| RawValue::from_string(json).ok());
+        TemplateView {
+            id: template.id,
+            team_id: template.team_id,
+            platform: template.is_platform(),
+            name: template.name.to_string(),
+            kind: template.kind,
+            vcpus: template.vcpus,
+            memory_mb: template.memory_mb,
+            disk_size_mb: template.disk_size_mb,
+            size_bytes: template.size_bytes,
+            default_user: template.default_user,
+            default_env: object(template.default_env),
+            metadata: object(template.metadata),
+            hosts: template.hosts,
+            created_at: template.created_at,
+        }
+    }
+}
+
+impl TemplateView {
+    /// The same for a team that does not see the hosts of others.
+    pub fn without_hosts(self) -> TemplateView {
+        TemplateView { hosts: Vec::new(), ..self }
     }
 }
 

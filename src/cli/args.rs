@@ -15,6 +15,7 @@ mod notify;
 mod run;
 mod sandboxes;
 mod settings;
+mod templates;
 
 pub use agent_sim::AgentSim;
 pub use db::{Db, DbAccept, DbFile, DbLoad, DbVerify};
@@ -32,6 +33,10 @@ pub use sandboxes::{
     Waiting,
 };
 pub use settings::{CheckKeys, DemoKeys, GlobalKeys, ServeKeys};
+pub use templates::{
+    Snapshots, SnapshotsCommand, SnapshotsCreate, SnapshotsList, Templates, TemplatesAdd,
+    TemplatesCommand, TemplatesList, TemplatesRm,
+};
 
 use crate::config::{
     API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, Key, URL_VARIABLE,
@@ -139,9 +144,25 @@ pub enum Command {
   roost sandboxes
   roost sandboxes --status missing --host host-0000000000000000000000001
   roost sandboxes --all --format json
-  roost sandboxes create --template python --wait
+  roost sandboxes create --template minimal --wait
   roost sandboxes pause cl-0000000000000000000000001 --wait")]
     Sandboxes(Sandboxes),
+    /// List what sandboxes are made from, or add a template that hosts have
+    ///
+    /// Looking reads the database; acting asks the running server.
+    #[command(after_help = "Examples:
+  roost templates
+  roost templates add python3.12 --memory-mb 1024
+  roost templates rm python3.12")]
+    Templates(Templates),
+    /// List snapshots, make one of a sandbox, or delete one
+    ///
+    /// A snapshot is a template. Looking reads the database; acting asks the running server.
+    #[command(after_help = "Examples:
+  roost snapshots
+  roost snapshots create cl-0000000000000000000000001 with-deps
+  roost snapshots rm with-deps")]
+    Snapshots(Snapshots),
     /// Show what is announced to whom, or test it
     #[command(after_help = "Examples:
   roost notify
@@ -238,6 +259,8 @@ impl Command {
             | Command::Hosts(_)
             | Command::Probe(_)
             | Command::Sandboxes(_)
+            | Command::Templates(_)
+            | Command::Snapshots(_)
             | Command::Keys(_)
             | Command::Notify(_)
             | Command::Health(_)
@@ -456,6 +479,17 @@ mod tests {
             "roost sandboxes pause cl-0000000000000000000000001 --timeout 1m",
             "roost sandboxes create --vcpus 0",
             "roost hosts rm cl-0000000000000000000000001",
+            "roost templates add",
+            "roost templates add Python",
+            "roost templates add minimal",
+            "roost templates add py --id python",
+            "roost templates add py --vcpus 0",
+            "roost templates add py --memory-mb 2147483648",
+            "roost templates add py -e =x",
+            "roost templates list --type other",
+            "roost snapshots create",
+            "roost snapshots create cl-0000000000000000000000001 --overwrite",
+            "roost snapshots rm",
             "roost keys create",
             "roost keys revoke host-0000000000000000000000001",
             "roost probe",

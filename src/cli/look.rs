@@ -1,4 +1,4 @@
-//! Owns the commands that look: status, hosts, sandboxes, audit. They read the database
+//! Owns the commands that look: status, hosts, sandboxes, templates, audit. They read the database
 //! directly, with or without a running server; `health` asks only the server.
 //!
 //! Never: writes; asks the server for anything but what only it knows.
@@ -9,15 +9,17 @@ use super::args::{
 };
 use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, wrapped};
 use super::{clock, open, paths, unreadable};
-use crate::api::view::{AuditView, CapsuleView, HostView};
+use crate::api::view::{AuditView, CapsuleView, HostView, TemplateView};
 use crate::config::Config;
 use crate::model::host::{Host, HostStatus};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::template::{Template, TemplateKind};
 use crate::model::time::Wall;
 use crate::store::acceptance;
 use crate::store::notify::maintenance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
-use crate::store::{Connection, StoreError};
+use crate::store::templates::Scope;
+use crate::store::{self, Connection, StoreError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -265,6 +267,65 @@ pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit
     print(options.printing.format, &views, &text)
 }
 
+pub(super) fn templates(
+    config: &Config,
+    database: &Database,
+    kind: Option<TemplateKind>,
+    format: Format,
+) -> Result<Exit, Failure> {
+    let conn = connect(config, database)?;
+    let found = store::templates::list(&conn, Scope::Any, kind).map_err(unreadable)?;
+    let mut table = Table::new(&[
+        Column::id("NAME"),
+        Column::left("TYPE").leaves(4),
+        Column::right("VCPUS").leaves(3),
+        Column::right("MEMORY").leaves(3),
+        Column::right("DISK").leaves(3),
+        Column::right("SIZE").leaves(2),
+        Column::other_id("TEAM").leaves(1),
+        Column::flexible("HOSTS").at_least(12).leaves(5),
+    ]);
+    for template in &found {
+        let team = (!template.is_platform()).then(|| template.team_id.to_string());
+        table.row([
+            Cell::from(template.name.as_str()),
+            Cell::from(template.kind.as_str()),
+            Cell::from(template.vcpus.map_or(String::new(), |n| n.to_string())),
+            Cell::from(mebibytes(template.memory_mb)),
+            Cell::from(mebibytes(template.disk_size_mb)),
+            Cell::from(template.size_bytes.map_or(String::new(), bytes)),
+            Cell::from(team.as_deref().unwrap_or("platform")),
+            Cell::from(hosts_of(template)),
+        ]);
+    }
+    let text = table.render(Screen::of_stdout());
+    let views: Vec<TemplateView> = found.into_iter().map(TemplateView::from).collect();
+    print(format, &views, &text)
+}
+
+fn hosts_of(template: &Template) -> String {
+    match template.hosts.as_slice() {
+        [] => "all".to_owned(),
+        [one] => one.to_string(),
+        several => format!("{} hosts", several.len()),
+    }
+}
+
+fn mebibytes(size_mb: Option<u32>) -> String {
+    size_mb.map_or(String::new(), |mb| bytes(u64::from(mb) << 20))
+}
+
+/// A size for people, in its largest binary unit with at most one decimal.
+fn bytes(size: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (1..UNITS.len()).take_while(|at| size >> (10 * at) > 0).last().unwrap_or(0);
+    let tenths = u128::from(size) * 10 / (1u128 << (10 * unit));
+    match tenths % 10 {
+        0 => format!("{} {}", tenths / 10, UNITS[unit]),
+        tenth => format!("{}.{tenth} {}", tenths / 10, UNITS[unit]),
+    }
+}
+
 fn sandbox_tone(status: SandboxStatus) -> Tone {
     match status {
         SandboxStatus::Running => Tone::Good,
@@ -327,4 +388,17 @@ pub(super) fn audit(config: &Config, options: &Audit) -> Result<Exit, Failure> {
     let text = table.render(Screen::of_stdout());
     let views: Vec<AuditView> = entries.into_iter().map(AuditView::from).collect();
     print(options.printing.format, &views, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let sizes = [0, 1023, 1024, 1536, 512 << 20, (5 << 30) + (1 << 28), u64::MAX];
+        let expected =
+            ["0 B", "1023 B", "1 KiB", "1.5 KiB", "512 MiB", "5.2 GiB", "16777215.9 TiB"];
+        assert_eq!(sizes.map(bytes), expected);
+    }
 }

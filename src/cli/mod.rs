@@ -20,6 +20,7 @@ use crate::config::{Config, KEYS, Key, Paths, Source};
 use crate::logging;
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
+use crate::model::template::TemplateKind;
 use args::{Cli, Command, Database, Format};
 use output::{Exit, Failure, Out};
 use std::path::Path;
@@ -41,6 +42,8 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Hosts(options) => hosts(&config, options),
         Command::Probe(options) => act::probe(&config, &options),
         Command::Sandboxes(options) => sandboxes(&config, options),
+        Command::Templates(options) => templates(&config, options),
+        Command::Snapshots(options) => snapshots(&config, options),
         Command::Keys(command) => act::keys(&config, &command),
         Command::Notify(options) => act::notify(&config, &options),
         Command::Health(options) => look::health(&config, &options),
@@ -74,6 +77,8 @@ fn log_filter<'a>(command: &Command, config: &'a Config) -> &'a str {
         | Command::Hosts(_)
         | Command::Probe(_)
         | Command::Sandboxes(_)
+        | Command::Templates(_)
+        | Command::Snapshots(_)
         | Command::Keys(_)
         | Command::Notify(_)
         | Command::Health(_)
@@ -115,6 +120,29 @@ fn sandboxes(config: &Config, options: args::Sandboxes) -> Result<Exit, Failure>
         SandboxesCommand::Destroy(options) => {
             act::operate(config, OperationKind::Destroy, &options)
         }
+    }
+}
+
+fn templates(config: &Config, options: args::Templates) -> Result<Exit, Failure> {
+    use args::TemplatesCommand;
+    match options.into_command() {
+        TemplatesCommand::List(options) => {
+            look::templates(config, &options.database, options.kind, options.printing.format)
+        }
+        TemplatesCommand::Add(options) => act::add_template(config, &options),
+        TemplatesCommand::Rm(options) => act::forget_template(config, &options),
+    }
+}
+
+fn snapshots(config: &Config, options: args::Snapshots) -> Result<Exit, Failure> {
+    use args::SnapshotsCommand;
+    match options.into_command() {
+        SnapshotsCommand::List(options) => {
+            let kind = Some(TemplateKind::Snapshot);
+            look::templates(config, &options.database, kind, options.printing.format)
+        }
+        SnapshotsCommand::Create(options) => act::create_snapshot(config, &options),
+        SnapshotsCommand::Rm(options) => act::delete_snapshot(config, &options),
     }
 }
 

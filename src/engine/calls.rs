@@ -7,17 +7,19 @@ use super::monitor;
 use super::operations::{Called, Effect, Input, Job, Operations, Outcome, call_of};
 use super::pool::Pool;
 use super::scheduler::Mail;
-use crate::agent::client::{AgentClient, CallError};
-use crate::agent::wire::{ConnectCode, CreateSandboxRequest, ResumeSandboxRequest};
+use crate::agent::client::AgentClient;
+use crate::agent::wire::{CreateSandboxRequest, CreateSnapshotRequest, ResumeSandboxRequest};
 use crate::clock::Clock;
-use crate::model::id::PLATFORM_TEAM;
+use crate::model::id::{PLATFORM_TEAM, TeamId};
 use crate::model::operation::OperationKind;
+use crate::model::template::MINIMAL_ID;
 use crate::model::time::Now;
 use crate::plan::operation::Call;
 use crate::store::lifecycle::{Said, Work};
 use crate::store::presence::Presence;
 use crate::store::writer::{Command, WriterHandle};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,23 +168,21 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
     let Some(at) = presence.get(work.host).and_then(|host| host.address) else {
         return not_asked("the host has no address".to_owned());
     };
-    let left = call_deadline(work, now);
+    let (host, left) = (work.host, call_deadline(work, now));
+    let running = |details| (Some(details), Said::default());
+    let done = |()| (None, Said::default());
+    let made = |size_bytes| (None, Said { error: None, size_bytes });
     let result = match work.kind {
-        OperationKind::Create => {
-            agent.create(work.host, &at, &create_request(work), left).map(Some)
+        OperationKind::Create => agent.create(host, &at, &create_request(work), left).map(running),
+        OperationKind::Resume => agent.resume(host, &at, &resume_request(work), left).map(running),
+        OperationKind::Pause => agent.pause(host, &at, work.sandbox, left).map(done),
+        OperationKind::Destroy => agent.destroy(host, &at, work.sandbox, left).map(done),
+        OperationKind::Snapshot => {
+            agent.create_snapshot(host, &at, &snapshot_request(work), left).map(made)
         }
-        OperationKind::Resume => {
-            agent.resume(work.host, &at, &resume_request(work), left).map(Some)
-        }
-        OperationKind::Pause => agent.pause(work.host, &at, work.sandbox, left).map(|()| None),
-        OperationKind::Destroy => agent.destroy(work.host, &at, work.sandbox, left).map(|()| None),
-        OperationKind::Snapshot => Err(CallError::Refused {
-            code: ConnectCode::Unimplemented,
-            message: "snapshots are not supported yet".to_owned(),
-        }),
     };
     match result {
-        Ok(details) => Outcome::Told(Call::Succeeded, details, Said::default()),
+        Ok((details, said)) => Outcome::Told(Call::Succeeded, details, said),
         Err(error) => {
             log::info!("{} of {} on {}: {error}", work.kind, work.sandbox, work.host);
             let said = Said { error: Some(error.to_string()), size_bytes: None };
@@ -219,18 +219,49 @@ fn create_request(work: &Work) -> CreateSandboxRequest<'_> {
         timeout_sec: small(work.timeout_sec),
         disk_size_mb: small(work.disk_size_mb.and_then(|n| i64::try_from(n).ok())),
         // Both name the template, not who owns the sandbox.
-        team_id: PLATFORM_TEAM.to_uuid().into(),
-        template_id: PLATFORM_TEAM.to_uuid().into(),
+        team_id: template_team(work).to_uuid().into(),
+        template_id: work.template_id.unwrap_or(MINIMAL_ID).to_uuid().into(),
+        default_user: work.default_user.as_deref().unwrap_or_default().into(),
+        default_env: default_env(work),
         ..CreateSandboxRequest::default()
     }
+}
+
+/// A team's own when the template was removed since: the platform's are not made of
+/// sandboxes by its users.
+fn template_team(work: &Work) -> TeamId {
+    match work.template_id {
+        None => PLATFORM_TEAM,
+        Some(_) => work.template_team.unwrap_or(work.team),
+    }
+}
+
+fn default_env(work: &Work) -> BTreeMap<String, String> {
+    let env = work.default_env.as_deref().and_then(|json| serde_json::from_str(json).ok());
+    env.unwrap_or_default()
 }
 
 fn resume_request(work: &Work) -> ResumeSandboxRequest<'_> {
     ResumeSandboxRequest {
         sandbox_id: work.sandbox.to_string().into(),
         timeout_sec: small(work.timeout_sec),
+        default_user: work.default_user.as_deref().unwrap_or_default().into(),
+        default_env: default_env(work),
         kernel_version: kernel_version(work).unwrap_or_default().into(),
-        ..ResumeSandboxRequest::default()
+    }
+}
+
+fn snapshot_request(work: &Work) -> CreateSnapshotRequest<'_> {
+    let (id, name) = match &work.makes {
+        Some((id, name)) => (*id, name.as_str()),
+        None => (MINIMAL_ID, ""),
+    };
+    CreateSnapshotRequest {
+        sandbox_id: work.sandbox.to_string().into(),
+        name: name.into(),
+        // Of the template, which is the sandbox's team's.
+        team_id: work.team.to_uuid().into(),
+        template_id: id.to_uuid().into(),
     }
 }
 

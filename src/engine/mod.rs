@@ -5,6 +5,7 @@
 mod calls;
 pub mod check;
 mod deliver;
+mod erasures;
 mod https;
 pub mod monitor;
 mod notify;

@@ -5,6 +5,7 @@
 //! not pause its sandboxes.
 
 use super::calls::OpMail;
+use super::erasures::EraseMail;
 use super::https::{Https, HttpsError};
 use super::monitor::Input;
 use super::notify::NotifyMail;
@@ -105,6 +106,8 @@ pub struct Running {
     scheduler_thread: JoinHandle<bool>,
     operations: Sender<OpMail>,
     operations_thread: JoinHandle<bool>,
+    erasures: Sender<EraseMail>,
+    erasures_thread: JoinHandle<()>,
     notify: Sender<NotifyMail>,
     notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
@@ -135,6 +138,7 @@ pub fn serve(
     let gate = Gate::new();
     let scheduler_thread = parts.start_monitor(config, mail.scheduler, held, &gate)?;
     let operations_thread = parts.start_operations(unfinished, mail.operations, held, &gate)?;
+    let erasures_thread = parts.start_erasures(mail.erasures, &gate)?;
     let (notify, desk, notify_thread) = parts.start_notifications(config, mail.bell, &gate)?;
     door.api.open(parts.ready(core, &door, desk));
     // Only now: whoever is asked first takes the processor from the start.
@@ -149,6 +153,8 @@ pub fn serve(
         scheduler_thread,
         operations: parts.operations,
         operations_thread,
+        erasures: parts.erasures,
+        erasures_thread,
         notify,
         notify_thread,
         clock: parts.clock,
@@ -252,8 +258,10 @@ impl Running {
         let ended = self.operations_thread.join().unwrap_or(false);
         let until = self.clock.now().mono.after(patience);
         drop(self.scheduler.send(Mail::Stop));
+        drop(self.erasures.send(EraseMail::Stop));
         drop(self.notify.send(NotifyMail::Stop));
         let ended = self.scheduler_thread.join().unwrap_or(false) && ended;
+        let ended = self.erasures_thread.join().is_ok() && ended;
         let ended = self.notify_thread.join().is_ok() && ended;
         let flushed = self.writer.call(self.clock.now(), Command::Flush);
         if let Err(error) = &flushed {

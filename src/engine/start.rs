@@ -5,6 +5,7 @@
 //! nobody behind who asks or writes.
 
 use super::calls::{self, Calls, OpMail};
+use super::erasures::{self, EraseMail, Eraser};
 use super::https::Https;
 use super::monitor::{self, Input, Monitor};
 use super::notify::{Desk, Notifier, NotifyMail, Roll, Sources};
@@ -224,8 +225,10 @@ pub(super) struct Parts {
     pub(super) pulse: Arc<Pulse>,
     pub(super) scheduler: Sender<Mail>,
     pub(super) operations: Sender<OpMail>,
+    pub(super) erasures: Sender<EraseMail>,
     pub(super) waiters: Arc<Waiters>,
     presence: Arc<Presence>,
+    acceptance: Arc<Acceptance>,
     readers: Readers,
     agent: AgentClient,
     /// Wakes who announces.
@@ -236,6 +239,7 @@ pub(super) struct Parts {
 pub(super) struct Mailboxes {
     pub(super) scheduler: Receiver<Mail>,
     pub(super) operations: Receiver<OpMail>,
+    pub(super) erasures: Receiver<EraseMail>,
     pub(super) bell: Receiver<()>,
 }
 
@@ -248,6 +252,7 @@ impl Parts {
     ) -> (Parts, Mailboxes) {
         let (scheduler, scheduler_mail) = crossbeam_channel::unbounded();
         let (operations, operations_mail) = crossbeam_channel::unbounded();
+        let (erasures, erasures_mail) = crossbeam_channel::unbounded();
         let (bell, rung) = crossbeam_channel::bounded(1);
         core.revision.ring(bell.clone());
         let parts = Parts {
@@ -257,13 +262,20 @@ impl Parts {
             pulse: Arc::default(),
             scheduler,
             operations,
+            erasures,
             waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
             presence: Arc::clone(&core.presence),
+            acceptance: Arc::clone(&core.acceptance),
             readers: core.readers.clone(),
             agent: door.agent.clone(),
             bell,
         };
-        let mail = Mailboxes { scheduler: scheduler_mail, operations: operations_mail, bell: rung };
+        let mail = Mailboxes {
+            scheduler: scheduler_mail,
+            operations: operations_mail,
+            erasures: erasures_mail,
+            bell: rung,
+        };
         (parts, mail)
     }
 
@@ -360,6 +372,24 @@ impl Parts {
         gate.spawn("operations", move || calls.run())
     }
 
+    /// Starts the thread that has hosts delete templates.
+    pub(super) fn start_erasures(
+        &self,
+        mail: Receiver<EraseMail>,
+        gate: &Gate,
+    ) -> Result<JoinHandle<()>, StartError> {
+        let eraser = Eraser {
+            clock: Arc::clone(&self.clock),
+            readers: self.readers.clone(),
+            writer: self.writer.clone(),
+            presence: Arc::clone(&self.presence),
+            acceptance: Arc::clone(&self.acceptance),
+            pool: erasures::pool(self.agent.clone(), self.erasures.clone()),
+            mail,
+        };
+        gate.spawn("erasures", move || eraser.run())
+    }
+
     /// Starts the thread that announces.
     pub(super) fn start_notifications(
         &self,
@@ -401,12 +431,16 @@ impl Parts {
             agent: self.agent.clone(),
             authority: door.authority.clone(),
             notify: Box::new(desk),
-            wake: wake(self.scheduler.clone(), self.operations.clone()),
+            wake: wake(self.scheduler.clone(), self.operations.clone(), self.erasures.clone()),
         }
     }
 }
 
-fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + Sync> {
+fn wake(
+    post: Sender<Mail>,
+    calls: Sender<OpMail>,
+    erasures: Sender<EraseMail>,
+) -> Box<dyn Fn(Wake) + Send + Sync> {
     Box::new(move |wake| {
         let input = match wake {
             Wake::Work(work) => {
@@ -422,6 +456,7 @@ fn wake(post: Sender<Mail>, calls: Sender<OpMail>) -> Box<dyn Fn(Wake) + Send + 
             Wake::Heard(host) => Input::Heard(host),
             Wake::Changed(host) => Input::Changed(host),
             Wake::Accepted => Input::Accepted,
+            Wake::Erase => return drop(erasures.send(EraseMail::Look)),
         };
         // After the scheduler has ended nobody needs to be woken.
         drop(post.send(Mail::input(input)));

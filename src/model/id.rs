@@ -85,6 +85,17 @@ impl<K: Kind> Id<K> {
         format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..])
     }
 
+    /// The id with the value of a hyphenated UUID; `None` when the text is none.
+    pub fn from_uuid(text: &str) -> Option<Self> {
+        let hyphenated = text.len() == 36
+            && text.bytes().enumerate().all(|(at, byte)| match at {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => byte.is_ascii_hexdigit(),
+            });
+        let value = hyphenated.then(|| u128::from_str_radix(&text.replace('-', ""), 16));
+        value?.ok().map(Id::from_u128)
+    }
+
     fn digits(self) -> [u8; DIGITS] {
         const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
         let mut out = [b'0'; DIGITS];
@@ -274,6 +285,16 @@ mod tests {
         assert_eq!(refused("CL-0000000000000000000000000"), IdError::Prefix { expected: "cl-" });
         assert_eq!(refused(""), IdError::Prefix { expected: "cl-" });
         assert_eq!(refused("cl-00000000000000000000000é"), IdError::Digit, "25 bytes, 24 letters");
+        for no_uuid in [
+            "",
+            "ee0000000000000000000000000000000001",
+            "ee000000-0000-0000-0000-00000000000g",
+            "+e000000-0000-0000-0000-000000000001",
+            "ee00000-00000-0000-0000-000000000001",
+            "{ee000000-0000-0000-0000-00000000001}",
+        ] {
+            assert_eq!(TemplateId::from_uuid(no_uuid), None, "{no_uuid}");
+        }
     }
 
     proptest! {
@@ -284,6 +305,13 @@ mod tests {
         }
 
         #[test]
+        fn round_trip_by_uuid(value: u128) {
+            let id = TemplateId::from_u128(value);
+            prop_assert_eq!(Id::from_uuid(&id.to_uuid()), Some(id));
+            prop_assert_eq!(Id::from_uuid(&id.to_uuid().to_uppercase()), Some(id));
+        }
+
+        #[test]
         fn order_of_text_is_order_of_value(a: u128, b: u128) {
             let (a, b) = (OpId::from_u128(a), OpId::from_u128(b));
             prop_assert_eq!(a.cmp(&b), a.to_string().cmp(&b.to_string()));
@@ -291,6 +319,7 @@ mod tests {
 
         #[test]
         fn any_text_is_parsed_or_refused(text in "\\PC{0,40}") {
+            prop_assert_eq!(SandboxId::from_uuid(&text), None);
             if let Ok(id) = text.parse::<SandboxId>() {
                 prop_assert_eq!(id.to_string(), text);
             }

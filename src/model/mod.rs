@@ -10,6 +10,7 @@ pub mod operation;
 pub mod policy;
 pub mod probe;
 pub mod sandbox;
+pub mod template;
 pub mod time;
 
 /// A word that is not in a closed vocabulary, with what would have been.

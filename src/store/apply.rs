@@ -466,7 +466,7 @@ impl Writer {
         drop(mover);
         for t in plan.transitions.iter().filter(|t| t.ends_operation) {
             if let Some(work) = self.open_operation(host.id, t.id)? {
-                self.end_by_observation(&work, &t.reason, now)?;
+                self.end_by_observation(&work, (t.to, &t.reason), now)?;
             }
         }
         Ok(written)
@@ -488,7 +488,7 @@ impl Writer {
     fn end_by_observation(
         &mut self,
         work: &Work,
-        reason: &Reason,
+        (to, reason): (SandboxStatus, &Reason),
         now: Now,
     ) -> Result<(), StoreError> {
         let said = self.looking.get(&work.op).map(|looking| looking.said.clone());
@@ -496,6 +496,9 @@ impl Writer {
         let made = has_made_template(work.kind, reason);
         if made {
             self.template_made(work, said.size_bytes, now)?;
+        } else if to == SandboxStatus::Running {
+            // It was listed, so what the agent may have begun is not all that is left of it.
+            self.template_not_made(work, now)?;
         }
         let error = said.error.unwrap_or_else(|| reason.as_str().to_owned());
         self.close_operation(work.op, (!made).then_some(error.as_str()), now.wall)?;

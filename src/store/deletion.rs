@@ -38,7 +38,6 @@ const FORGET: &[&str] = &[
     "DELETE FROM refresh_tokens WHERE host_id = ?1",
     "DELETE FROM host_maintenance WHERE host_id = ?1",
     "DELETE FROM strangers WHERE host_id = ?1",
-    "DELETE FROM template_hosts WHERE host_id = ?1",
     "DELETE FROM sandboxes WHERE host_id = ?1",
     "DELETE FROM hosts WHERE id = ?1",
 ];
@@ -62,6 +61,7 @@ impl Writer {
         }
         self.in_savepoint(|w| {
             w.close_operations_of(id, now)?;
+            w.drop_templates_of(id, actor, now)?;
             let left = sandboxes.iter().filter(|s| s.status != SandboxStatus::Stopped);
             let mut destroyed = 0;
             for sandbox in left {

@@ -4,6 +4,10 @@
 //! Never: guesses. A wrong id, an unknown status or a missing host is refused with its
 //! place. Used by `roost db`, `demo`, tests and benches.
 
+mod templates;
+
+pub use templates::FleetTemplate;
+
 use super::StoreError;
 use super::read;
 use super::rows;
@@ -51,6 +55,8 @@ pub struct Fleet {
     pub hosts: Vec<Host>,
     /// Sandboxes, with the operation that owns them and whether the agent announced them.
     pub sandboxes: Vec<FleetSandbox>,
+    /// What sandboxes are made from.
+    pub templates: Vec<FleetTemplate>,
     /// Ids of deleted hosts.
     pub tombstones: Vec<HostId>,
     /// Until when a server listened; `None`: until now.
@@ -110,6 +116,7 @@ impl From<rusqlite::Error> for LoadError {
 trait Rows {
     fn host(&mut self, host: Host) -> Result<(), StoreError>;
     fn sandbox(&mut self, sandbox: FleetSandbox) -> Result<(), StoreError>;
+    fn template(&mut self, template: FleetTemplate) -> Result<(), StoreError>;
     /// Ids of deleted hosts, and until when a server listened.
     fn rest(&mut self, tombstones: Vec<HostId>, listened: Option<Wall>) -> Result<(), StoreError>;
 }
@@ -122,6 +129,11 @@ impl Rows for Fleet {
 
     fn sandbox(&mut self, sandbox: FleetSandbox) -> Result<(), StoreError> {
         self.sandboxes.push(sandbox);
+        Ok(())
+    }
+
+    fn template(&mut self, template: FleetTemplate) -> Result<(), StoreError> {
+        self.templates.push(template);
         Ok(())
     }
 
@@ -148,6 +160,10 @@ impl Rows for Counts {
 
     fn sandbox(&mut self, _sandbox: FleetSandbox) -> Result<(), StoreError> {
         self.sandboxes += 1;
+        Ok(())
+    }
+
+    fn template(&mut self, _template: FleetTemplate) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -269,9 +285,14 @@ impl<R: Rows> Reading<'_, R> {
     /// What may only be said once all hosts are known.
     fn finish(mut self, rest: &Value) -> Result<(), LoadError> {
         let root = Object::new(rest, "fixture".to_owned())?;
-        root.warn_unknown(&["hosts", "sandboxes", "tombstones", "listened_age_s"]);
+        root.warn_unknown(&["hosts", "sandboxes", "templates", "tombstones", "listened_age_s"]);
         for (at, value) in std::mem::take(&mut self.early).iter().enumerate() {
             self.sandbox(at, value)?;
+        }
+        let mut seen = templates::Seen::default();
+        for (at, value) in root.array("templates")?.iter().enumerate() {
+            let template = seen.parse(value, format!("templates[{at}]"), &self.known, self.now)?;
+            self.rows.template(template)?;
         }
         let mut tombstones = Vec::new();
         for (place, text) in root.strings("tombstones")? {
@@ -652,6 +673,7 @@ pub fn load(conn: &mut Connection, fleet: &Fleet) -> Result<bool, StoreError> {
     let done = filled(conn, |inserts| {
         fleet.hosts.iter().try_for_each(|host| inserts.host(host))?;
         fleet.sandboxes.iter().try_for_each(|sandbox| inserts.sandbox(sandbox))?;
+        fleet.templates.iter().try_for_each(|template| inserts.template(template))?;
         inserts.rest(&fleet.tombstones, fleet.listened_until)
     })?;
     Ok(done.is_some())
@@ -719,6 +741,10 @@ impl Inserts<'_> {
         Ok(())
     }
 
+    fn template(&self, template: &FleetTemplate) -> Result<(), StoreError> {
+        super::templates::insert(self.0, &template.row, template.deleted_at)
+    }
+
     fn rest(&self, tombstones: &[HostId], listened: Option<Wall>) -> Result<(), StoreError> {
         for host in tombstones {
             self.0.execute(
@@ -748,6 +774,10 @@ impl Rows for IntoDatabase<'_, '_> {
         self.counts.sandbox(sandbox)
     }
 
+    fn template(&mut self, template: FleetTemplate) -> Result<(), StoreError> {
+        self.inserts.template(&template)
+    }
+
     fn rest(&mut self, tombstones: Vec<HostId>, listened: Option<Wall>) -> Result<(), StoreError> {
         self.inserts.rest(&tombstones, listened)
     }
@@ -763,6 +793,8 @@ pub fn dump(conn: &Connection, now: Wall) -> Result<Value, StoreError> {
     }
     let tombstones: Vec<String> = read::tombstones(conn)?.iter().map(ToString::to_string).collect();
     let mut root = json!({"hosts": hosts, "sandboxes": sandboxes});
+    let templates = templates::dump(conn, now)?;
+    put(&mut root, "templates", (!templates.is_empty()).then_some(templates));
     if !tombstones.is_empty() {
         root["tombstones"] = json!(tombstones);
     }

@@ -6,11 +6,11 @@
 use super::StoreError;
 use super::lifecycle::{NewSandbox, Work};
 use super::read;
+use super::templates::NotMade;
 use super::writer::Writer;
 use crate::model::id::SandboxId;
 use crate::model::sandbox::Sandbox;
 use crate::model::time::{Now, Wall};
-use crate::plan::placement::NoHost;
 use rusqlite::{OptionalExtension, params};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub struct OnceKey {
 }
 
 /// What a create comes to.
-pub type Created = Result<(Sandbox, Work), NoHost>;
+pub type Created = Result<(Sandbox, Work), NotMade>;
 
 /// What came of a create that its client may repeat.
 #[derive(Debug)]

@@ -4,8 +4,10 @@
 //! Never: calls an agent; lets two unfinished operations own one sandbox.
 
 use super::StoreError;
+use super::idempotency::Created;
 use super::journal::Actor;
 use super::rows;
+use super::templates::NotMade;
 use super::transition::Move;
 use super::writer::{After, Writer};
 use crate::model::host::{HostStatus, Liveness};
@@ -13,6 +15,7 @@ use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId, TemplateI
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::template::{DISK_SIZE_MB_DEFAULT, MEMORY_MB_DEFAULT, VCPUS_DEFAULT};
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::history::audit_of_wish;
 use crate::plan::liveness::landing;
@@ -58,6 +61,14 @@ pub struct Work {
     pub disk_size_mb: Option<u64>,
     /// What the agent said of it.
     pub metadata: Option<String>,
+    /// Id of the template that it is made from; `None` for `minimal`.
+    pub template_id: Option<TemplateId>,
+    /// The team that owns that template; `None` when the template is gone.
+    pub template_team: Option<TeamId>,
+    /// User that its commands run as.
+    pub default_user: Option<String>,
+    /// Environment of its commands: a JSON object of strings.
+    pub default_env: Option<String>,
 }
 
 /// A sandbox that somebody wants.
@@ -65,16 +76,16 @@ pub struct Work {
 pub struct NewSandbox {
     /// Who owns it.
     pub team: TeamId,
-    /// What it is made from.
+    /// Name or id of the template that it is made from.
     pub template: String,
-    /// Virtual processors.
-    pub vcpus: u32,
-    /// Memory in MiB.
-    pub memory_mb: u32,
+    /// Virtual processors; `None` for the template's.
+    pub vcpus: Option<u32>,
+    /// Memory in MiB; `None` for the template's.
+    pub memory_mb: Option<u32>,
     /// Idle seconds before the agent pauses it; 0 is never.
     pub timeout_sec: u32,
-    /// Disk in MiB.
-    pub disk_size_mb: u32,
+    /// Disk in MiB; `None` for the template's.
+    pub disk_size_mb: Option<u32>,
     /// Who wants it.
     pub actor: Actor,
 }
@@ -149,7 +160,7 @@ pub struct Said {
     /// Why not, for people; bounded.
     pub error: Option<String>,
     /// Size of the template that was made, in bytes.
-    pub size_bytes: Option<i64>,
+    pub size_bytes: Option<u64>,
 }
 
 /// An operation whose outcome an observation of the host must tell.
@@ -195,8 +206,11 @@ const AVOID_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 /// Columns of [`Work`].
 const WORK: &str = "o.id, o.kind, o.sandbox_id, o.host_id, o.deadline_at, o.sent_at, o.settle_at, \
     coalesce(s.team_id, h.team_id), s.template, s.vcpus, s.memory_mb, s.timeout_sec, \
-    s.disk_size_mb, s.metadata, o.from_status, o.template_id, o.template_name FROM operations o JOIN hosts h ON h.id = o.host_id \
-    LEFT JOIN sandboxes s ON s.host_id = o.host_id AND s.id = o.sandbox_id";
+    s.disk_size_mb, s.metadata, o.from_status, o.template_id, o.template_name, s.template_id, \
+    t.team_id, s.default_user, s.default_env \
+    FROM operations o JOIN hosts h ON h.id = o.host_id \
+    LEFT JOIN sandboxes s ON s.host_id = o.host_id AND s.id = o.sandbox_id \
+    LEFT JOIN templates t ON t.id = s.template_id";
 
 fn work(row: &Row<'_>) -> rusqlite::Result<Work> {
     Ok(Work {
@@ -217,6 +231,10 @@ fn work(row: &Row<'_>) -> rusqlite::Result<Work> {
         timeout_sec: row.get(11)?,
         disk_size_mb: row.get::<_, Option<u32>>(12)?.map(u64::from),
         metadata: row.get(13)?,
+        template_id: rows::parsed_opt(row, 17)?,
+        template_team: rows::parsed_opt(row, 18)?,
+        default_user: row.get(19)?,
+        default_env: row.get(20)?,
     })
 }
 
@@ -244,24 +262,37 @@ fn candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
 }
 
 impl Writer {
-    /// Makes a sandbox on the least loaded host and begins its create.
+    /// Makes a sandbox of a template, on the least loaded host that has it, and begins its
+    /// create.
     pub(super) fn create_sandbox(
         &mut self,
         new: NewSandbox,
         now: Now,
-    ) -> Result<Result<(Sandbox, Work), NoHost>, StoreError> {
-        let need = Need { vcpus: new.vcpus, memory_mb: u64::from(new.memory_mb) };
+    ) -> Result<Created, StoreError> {
+        let template = match self.template_for(new.team, &new.template)? {
+            Ok(template) => template,
+            Err(unknown) => return Ok(Err(NotMade::NoTemplate(unknown))),
+        };
+        let template_id = (!template.is_minimal()).then_some(template.id);
+        let vcpus = new.vcpus.or(template.vcpus).unwrap_or(VCPUS_DEFAULT);
+        let memory_mb = new.memory_mb.or(template.memory_mb).unwrap_or(MEMORY_MB_DEFAULT);
+        let disk_size_mb =
+            new.disk_size_mb.or(template.disk_size_mb).unwrap_or(DISK_SIZE_MB_DEFAULT);
+        let need = Need { vcpus, memory_mb: u64::from(memory_mb) };
         // A host that refused of late is better than none.
-        let placed = match self.place(new.team, need, now)? {
-            Ok(host) => Ok(host),
+        let placed = match self.place(new.team, template_id, need, now)? {
             Err(_) => {
                 self.avoided.clear();
-                self.place(new.team, need, now)?
+                self.place(new.team, template_id, need, now)?
             }
+            placed => placed,
         };
         let host = match placed {
             Ok(host) => host,
-            Err(no_host) => return Ok(Err(no_host)),
+            Err(NoHost::NoneAvailable) if !template.hosts.is_empty() => {
+                return Ok(Err(NotMade::NoHostHas(template.name)));
+            }
+            Err(no_host) => return Ok(Err(NotMade::NoHost(no_host))),
         };
         self.in_savepoint(|w| {
             let (status, reason) = (SandboxStatus::Starting, Reason::Requested);
@@ -269,11 +300,15 @@ impl Writer {
             let sandbox = Sandbox {
                 status_reason: Some(reason.clone()),
                 revision: w.revision + 1,
-                template: Some(new.template),
-                vcpus: Some(new.vcpus),
-                memory_mb: Some(u64::from(new.memory_mb)),
+                template: Some(template.name.to_string()),
+                vcpus: Some(vcpus),
+                memory_mb: Some(u64::from(memory_mb)),
                 timeout_sec: Some(i64::from(new.timeout_sec)),
-                disk_size_mb: Some(u64::from(new.disk_size_mb)),
+                disk_size_mb: Some(u64::from(disk_size_mb)),
+                template_id,
+                // Copied, so that a resume does not need the template any more.
+                default_user: template.default_user,
+                default_env: template.default_env,
                 ..Sandbox::new(id, host, new.team, status, now.wall)
             };
             rows::insert_sandbox(&w.conn, &sandbox)?;
@@ -290,15 +325,17 @@ impl Writer {
         })
     }
 
-    /// The least loaded host that takes a new sandbox of this team.
+    /// The least loaded host that takes a new sandbox of this team and has this template
+    /// (`None`: `minimal`).
     fn place(
         &mut self,
         team: TeamId,
+        template: Option<TemplateId>,
         need: Need,
         now: Now,
     ) -> Result<Result<HostId, NoHost>, StoreError> {
         self.avoided.retain(|_, until| *until > now.mono);
-        let (hosts, candidates) = self.candidates(team)?;
+        let (hosts, candidates) = self.candidates(team, template)?;
         Ok(place(&candidates, need, self.overcommit()).map(|at| hosts[at]))
     }
 
@@ -327,7 +364,8 @@ impl Writer {
             vcpus: sandbox.vcpus.unwrap_or_default(),
             memory_mb: sandbox.memory_mb.unwrap_or_default(),
         };
-        let Ok(host) = self.place(sandbox.team_id, need, now)? else { return Ok(Placed::NoHost) };
+        let (team, template) = (sandbox.team_id, sandbox.template_id);
+        let Ok(host) = self.place(team, template, need, now)? else { return Ok(Placed::NoHost) };
         self.in_savepoint(|w| w.move_create(&work, sandbox, host, clean, now))
     }
 
@@ -355,16 +393,27 @@ impl Writer {
         Ok(Placed::At(Box::new(work), cleaning.map(Box::new)))
     }
 
-    /// Hosts that take new sandboxes of a team, its own and the platform's, and what is on
-    /// them.
-    fn candidates(&self, team: TeamId) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
+    /// Hosts that take new sandboxes of a team, its own and the platform's, and have this
+    /// template (`None`: `minimal`), and what is on them.
+    fn candidates(
+        &self,
+        team: TeamId,
+        template: Option<TemplateId>,
+    ) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
         let sql = format!(
             "SELECT {CANDIDATE} WHERE h.registered_at IS NOT NULL AND h.intent = 'active' \
              AND h.liveness = 'alive' AND h.rejoining = 0 AND h.degraded = 0 \
-             AND h.address IS NOT NULL AND h.team_id IN (?1, ?2) GROUP BY h.id ORDER BY h.id"
+             AND h.address IS NOT NULL AND h.team_id IN (?1, ?2) \
+             AND (?3 IS NULL OR NOT EXISTS \
+                 (SELECT 1 FROM template_hosts WHERE template_id = ?3) \
+             OR EXISTS \
+                 (SELECT 1 FROM template_hosts WHERE template_id = ?3 AND host_id = h.id)) \
+             GROUP BY h.id ORDER BY h.id"
         );
         let mut select = self.conn.prepare_cached(&sql)?;
-        let mut rows_of = select.query([team.to_string(), PLATFORM_TEAM.to_string()])?;
+        let (team, platform) = (team.to_string(), PLATFORM_TEAM.to_string());
+        let template = template.map(|id| id.to_string());
+        let mut rows_of = select.query(params![team, platform, template])?;
         let (mut hosts, mut candidates) = (Vec::new(), Vec::new());
         while let Some(row) = rows_of.next()? {
             let host = rows::id(row, 0)?;
@@ -444,7 +493,7 @@ impl Writer {
     }
 
     /// A destroy waits for its host; a pause or a resume is wanted now.
-    fn host_is_away(
+    pub(super) fn host_is_away(
         &self,
         sandbox: &Sandbox,
         kind: OperationKind,
@@ -472,6 +521,7 @@ impl Writer {
                 matches!(work.kind, OperationKind::Create | OperationKind::Resume);
             overtook = makes_a_microvm && work.sent;
             self.close_operation(work.op, Some("overtaken by a destroy"), now.wall)?;
+            self.template_not_made(&work, now)?;
         }
         if wish.kind == OperationKind::Pause {
             // It may have paused itself already; then the agent will refuse.

@@ -28,6 +28,7 @@ pub mod reports;
 pub mod restore;
 pub mod retention;
 mod rows;
+pub mod snapshots;
 pub mod strangers;
 pub mod tally;
 pub mod templates;

@@ -42,6 +42,9 @@ const OVER: &[&str] = &[
      (SELECT hash FROM registration_tokens WHERE expires_at < ?1 LIMIT ?2)",
     "DELETE FROM refresh_tokens WHERE hash IN \
      (SELECT hash FROM refresh_tokens WHERE expires_at < ?1 LIMIT ?2)",
+    "DELETE FROM templates WHERE id IN \
+     (SELECT id FROM templates t WHERE t.deleted_at < ?1 AND NOT EXISTS \
+         (SELECT 1 FROM template_hosts h WHERE h.template_id = t.id) LIMIT ?2)",
 ];
 
 /// Creates that can no longer be repeated.

@@ -18,8 +18,10 @@ use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
+use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
+use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
@@ -73,6 +75,14 @@ pub enum Command {
         /// What came of it.
         reply: Reply<Option<Host>>,
     },
+    /// An operator adds a template that is on hosts.
+    AddTemplate(Box<NewTemplate>, Reply<Added>),
+    /// A template is no longer wanted.
+    RemoveTemplate(Box<Removal>, Reply<Removed>),
+    /// A user wants a template made of a sandbox.
+    Snapshot(Box<NewSnapshot>, Reply<SnapshotBegun>),
+    /// A host has deleted a template.
+    Erased(Erasure, Reply<()>),
     /// A user wants a sandbox.
     CreateSandbox(Box<NewSandbox>, Reply<Created>),
     /// The same, by a client that may repeat it.
@@ -710,6 +720,17 @@ impl Task {
             Command::CreateSandbox(new, reply) => {
                 Task::durable(reply, move |w| w.create_sandbox(*new, now))
             }
+            Command::AddTemplate(new, reply) => {
+                Task::durable(reply, move |w| w.add_template(*new, now))
+            }
+            Command::RemoveTemplate(removal, reply) => {
+                Task::durable(reply, move |w| w.remove_template(&removal, now))
+            }
+            Command::Snapshot(new, reply) => {
+                Task::durable(reply, move |w| w.begin_snapshot(*new, now))
+            }
+            // After power loss the host is asked again, and has nothing to delete.
+            Command::Erased(erasure, reply) => Task::quick(reply, move |w| w.erased(erasure)),
             Command::CreateOnce(new, once, reply) => {
                 Task::durable(reply, move |w| w.create_once(*new, &once, now))
             }

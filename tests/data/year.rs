@@ -128,11 +128,11 @@ impl Year {
     fn create(&mut self) -> Vec<SandboxId> {
         let new = || NewSandbox {
             team: PLATFORM_TEAM,
-            template: "python".to_owned(),
-            vcpus: 2,
-            memory_mb: 512,
+            template: "minimal".to_owned(),
+            vcpus: Some(2),
+            memory_mb: Some(512),
             timeout_sec: 3600,
-            disk_size_mb: 5120,
+            disk_size_mb: Some(5120),
             actor: Actor::SYSTEM,
         };
         let made = self.all((0..SANDBOXES).map(|_| -> Box<dyn FnOnce(Reply<_>) -> Command> {

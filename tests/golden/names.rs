@@ -73,7 +73,7 @@ impl Names {
 
 /// What a word is, if it differs from run to run.
 fn kind(word: &str) -> Option<&'static str> {
-    const PREFIXES: [&str; 6] = ["cl", "host", "key", "log", "op", "team"];
+    const PREFIXES: [&str; 7] = ["cl", "host", "key", "log", "op", "team", "tmpl"];
     if let Some((prefix, digits)) = word.split_once('-')
         && let Some(kind) = PREFIXES.into_iter().find(|known| *known == prefix)
     {

@@ -539,7 +539,7 @@ async function operations(page) {
   await page.locator('#status-chips').getByRole('button', { name: 'stopped' }).click();
   await want('create');
   await shows(page, 6);
-  await says(rows(page), 'tall');
+  await says(rows(page), '7 vCPU');
 }
 
 async function hostActions(page) {

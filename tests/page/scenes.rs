@@ -58,7 +58,7 @@ fn the_page_follows_filters_and_acts() {
     let (_fleet, home) = fleet(2, 3, &|_| {});
     play("act", &home, &PATIENT, |serving, what| match what {
         "create" => {
-            let answer = serving.post("/v1/capsules", &json!({"template": "tall"}));
+            let answer = serving.post("/v1/capsules", &json!({"vcpus": 7}));
             assert_eq!(answer.status, 202);
         }
         other => nothing(serving, other),

@@ -233,10 +233,10 @@ impl Script {
         let new = NewSandbox {
             team: PLATFORM_TEAM,
             template: "minimal".to_owned(),
-            vcpus: 1,
-            memory_mb: 128,
+            vcpus: Some(1),
+            memory_mb: Some(128),
             timeout_sec: 0,
-            disk_size_mb: 1,
+            disk_size_mb: Some(1),
             actor: actor(),
         };
         let reply = self.reply(|made: Result<_, _>| match made {

@@ -43,10 +43,10 @@ impl World {
                 let new = NewSandbox {
                     team: PLATFORM_TEAM,
                     template: "minimal".to_owned(),
-                    vcpus,
-                    memory_mb: 512,
+                    vcpus: Some(vcpus),
+                    memory_mb: Some(512),
                     timeout_sec: if timeout < 120 { 0 } else { timeout as u32 },
-                    disk_size_mb: 1024,
+                    disk_size_mb: Some(1024),
                     actor: somebody(),
                 };
                 let told = Told::Created;

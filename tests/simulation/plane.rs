@@ -19,7 +19,6 @@ use roost::model::probe::{Details, Probe};
 use roost::model::sandbox::Sandbox;
 use roost::model::time::{Mono, Now};
 use roost::plan::operation::Call;
-use roost::plan::placement::NoHost;
 use roost::store::StoreError;
 use roost::store::apply::{Applied, Probed};
 use roost::store::deletion::Deletion;
@@ -28,6 +27,7 @@ use roost::store::lifecycle::{self, Begun, Ended, Placed, Said, Work};
 use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
+use roost::store::templates::NotMade;
 use roost::store::writer::{Command, Envelope, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ pub(crate) enum Want {
 
 /// What the writer answered to others than the plane itself.
 pub(crate) enum Told {
-    Created(Result<(Sandbox, Work), NoHost>),
+    Created(Result<(Sandbox, Work), NotMade>),
     Begun(Begun),
     Refreshed(usize, [u8; 32], Result<Option<Host>, StoreError>),
     /// Whether the host was found.

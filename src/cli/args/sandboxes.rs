@@ -43,7 +43,7 @@ pub enum SandboxesCommand {
     /// Create a sandbox on the least loaded host
     #[command(after_help = "Examples:
   roost sandboxes create --wait
-  roost sandboxes create --template python --vcpus 2 --memory-mb 1024 --format json")]
+  roost sandboxes create --template minimal --vcpus 2 --memory-mb 1024 --format json")]
     Create(SandboxesCreate),
     /// Pause sandboxes: keep a snapshot, free the memory
     #[command(after_help = "Examples:
@@ -98,7 +98,7 @@ pub struct SandboxesShow {
 /// Options of `roost sandboxes create`; what is left out is the server's default.
 #[derive(Debug, Args)]
 pub struct SandboxesCreate {
-    /// What it is started from
+    /// Template that it is made from, by name or id; see `roost templates`
     #[arg(long, value_name = "NAME")]
     pub template: Option<String>,
     /// Virtual CPUs

@@ -38,6 +38,10 @@ fn work(n: u128, kind: OperationKind) -> Work {
         timeout_sec: None,
         disk_size_mb: None,
         metadata: None,
+        template_id: None,
+        template_team: None,
+        default_user: None,
+        default_env: None,
     }
 }
 
