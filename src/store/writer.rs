@@ -9,7 +9,7 @@ use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
 use super::idempotency::{Created, Once, OnceKey};
-use super::identity::{NewHost, Registration, TokenHash};
+use super::identity::{NewHost, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Placed, Said, Wish, Work};
@@ -63,7 +63,7 @@ pub enum Command {
     /// An operator wants another registration token for a host.
     NewRegistrationToken(HostId, TokenHash, Reply<Option<Host>>),
     /// An agent registers.
-    Register(Box<Registration>, Reply<Option<Host>>),
+    Register(Box<Registration>, Reply<Registered>),
     /// An agent renews its tokens.
     Refresh {
         /// Hash of the token that was shown.

@@ -11,11 +11,12 @@ use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
+use roost::model::endpoint::Resolved;
 use roost::model::host::{AgentAddress, Host, Intent};
 use roost::model::id::PLATFORM_TEAM;
 use roost::store::StoreError;
 use roost::store::deletion::Deletion;
-use roost::store::identity::{NewHost, Registration};
+use roost::store::identity::{NewHost, Registered, Registration};
 use roost::store::writer::Command;
 
 /// Where a host stands with its operators, as far as they were told.
@@ -247,6 +248,7 @@ impl World {
             token,
             refresh,
             address,
+            resolved: Resolved::new(),
             arch: None,
             cpu_cores: Some(64),
             memory_mb: Some(65_536),
@@ -254,7 +256,9 @@ impl World {
         };
         let Some(plane) = &mut self.plane else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
-        let told = move |found: Option<Host>| Told::Registered(host, refresh, found.is_some());
+        let told = move |found: Registered| {
+            Told::Registered(host, refresh, matches!(found, Registered::Done(_)))
+        };
         plane.ask(now, told, |reply| Command::Register(Box::new(registration), reply));
     }
 
