@@ -138,8 +138,10 @@ pub enum Command {
     DeleteHost {
         /// Which.
         host: HostId,
-        /// Also with sandboxes that are not over.
+        /// Also with sandboxes that may exist, and without an observation.
         force: bool,
+        /// Observations that were asked for earlier say nothing.
+        since: Mono,
         /// Who.
         actor: Actor,
         /// What came of it.
@@ -754,8 +756,8 @@ impl Task {
                 Task::durable(reply, move |w| w.set_intent(host, intent, &actor, now))
             }
             Command::Prune(reply) => Task::quick(reply, move |w| w.prune(now)),
-            Command::DeleteHost { host, force, actor, reply } => {
-                Task::durable(reply, move |w| w.delete_host(host, force, &actor, now))
+            Command::DeleteHost { host, force, since, actor, reply } => {
+                Task::durable(reply, move |w| w.delete_host(host, force, since, &actor, now))
             }
             Command::CreateKey(new, reply) => {
                 Task::durable(reply, move |w| w.create_key(*new, now))

@@ -14,6 +14,7 @@ use roost::engine::monitor::Input;
 use roost::model::endpoint::Resolved;
 use roost::model::host::{AgentAddress, Host, Intent};
 use roost::model::id::PLATFORM_TEAM;
+use roost::model::time::Mono;
 use roost::store::StoreError;
 use roost::store::deletion::Deletion;
 use roost::store::identity::{NewHost, Registered, Registration};
@@ -127,6 +128,7 @@ impl World {
         plane.ask(now, told, |reply| Command::DeleteHost {
             host: id,
             force: sent,
+            since: Mono(0),
             actor: somebody(),
             reply,
         });
@@ -141,10 +143,17 @@ impl World {
             Deletion::HasActive(ids) if !force && !ids.is_empty() => {
                 return self.tally.struck(Fault::DeletionRefused);
             }
+            Deletion::Lists(_) | Deletion::NotObserved if !force => {
+                return self.tally.struck(Fault::DeletionRefused);
+            }
             Deletion::Deleted(_) if was_deleted => {
                 self.tally.struck(if force { Fault::DeletedWithAll } else { Fault::Deleted });
             }
-            Deletion::NotFound | Deletion::HasActive(_) | Deletion::Deleted(_) => {
+            Deletion::NotFound
+            | Deletion::HasActive(_)
+            | Deletion::Lists(_)
+            | Deletion::NotObserved
+            | Deletion::Deleted(_) => {
                 return self.wrong(format!("the deletion of {id} ended with {deletion:?}"));
             }
         }
