@@ -87,6 +87,9 @@ fn when_empty(ready: &Ready, client: &mut Client, id: HostId) -> Result<Response
     let begun = ready.now().mono;
     match host.status() {
         HostStatus::Pending => {}
+        HostStatus::Online | HostStatus::Draining if host.address.is_none() => {
+            return Err(not_observed("it has no address"));
+        }
         HostStatus::Online | HostStatus::Draining => must_answer(ready, client, id, begun)?,
         HostStatus::Unreachable => return Err(not_observed("it is unreachable")),
         HostStatus::Offline => {

@@ -4,20 +4,9 @@
 
 use crate::support::client::Answer;
 use crate::support::server::Serving;
-use crate::support::token::{claims, now_s};
+use crate::support::token::claims;
 use crate::support::{Home, eventually, host};
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
-
-const DAY_S: i64 = 24 * 3600;
-
-/// A genuine token for this registration of a host.
-fn token_of(home: &Home, host: &str, registration: u64) -> String {
-    let claims = json!({"typ": "host", "host_id": host, "sub": host, "iat": now_s(),
-        "exp": now_s() + DAY_S, "reg": registration});
-    let key = EncodingKey::from_secret(home.token_key().as_bytes());
-    encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
-}
 
 fn text<'a>(credentials: &'a Value, name: &str) -> &'a str {
     credentials[name].as_str().unwrap()
@@ -119,8 +108,108 @@ fn tokens_without_a_registration_count_until_the_host_registers_again() {
     assert_eq!(serving.beat(&host(1), &old).status, 401);
     assert_eq!(serving.beat(&host(1), text(&new, "token")).status, 204);
     // Given out before a restore from a backup, by a database that knew more.
-    let lost = token_of(&home, &host(1), registration(&home, text(&new, "token")) + 100);
+    let lost = home.token_of(&host(1), registration(&home, text(&new, "token")) + 100);
     assert_eq!(serving.beat(&host(1), &lost).status, 204);
     serving.stop();
     home.verify();
+}
+
+// ---- addresses ----
+
+/// Adds a host of this team; gives its id and its registration token.
+fn added(serving: &Serving, team: u128) -> (String, String) {
+    let team = roost::model::id::TeamId::from_u128(team).to_string();
+    let made = serving.post("/v1/hosts", &json!({"team_id": team})).json();
+    (text(&made["host"], "id").to_owned(), text(&made, "registration_token").to_owned())
+}
+
+/// The address of a live host is its own, however another spells it.
+#[test]
+fn the_address_of_a_live_host_is_refused_however_it_is_spelt() {
+    for (address, spellings) in [
+        (
+            "127.0.0.1:7001",
+            &[
+                "127.0.0.1:7001",
+                "localhost:7001",
+                "LOCALHOST.:7001",
+                "[::ffff:127.0.0.1]:7001",
+                "[::FFFF:7F00:1]:7001",
+                "http://127.0.0.1:7001/",
+                "https://localhost:7001",
+                "127.0.0.1:07001",
+            ][..],
+        ),
+        ("http://LocalHost", &["127.0.0.1:80", "http://127.0.0.1/", "[::1]:80", "localhost:80"]),
+        (
+            "Edge.Invalid:7001",
+            &["edge.invalid:7001", "EDGE.INVALID.:7001", "https://edge.invalid:7001"],
+        ),
+        ("[2001:DB8::1]:7001", &["[2001:db8:0:0:0:0:0:1]:7001", "http://[2001:0db8::1]:7001"]),
+    ] {
+        let home = Home::new();
+        let serving = home.serve(&["--probe-interval", "1h"]);
+        let first = serving.register(address);
+        let (id, token) = added(&serving, 0);
+        for spelling in spellings {
+            let answer = register_with(&serving, &token, spelling);
+            assert_eq!(answer.refusal(), (409, "address_in_use".to_owned()), "{spelling}");
+            let owner = text(&first["host"], "id");
+            assert!(answer.message().contains(owner), "{}", answer.message());
+            serving.logged(&["WARN", &id, owner, spelling.trim_end_matches('/'), "refused"]);
+        }
+        assert_eq!(serving.beat(text(&first["host"], "id"), text(&first, "token")).status, 204);
+        // The token is still good, for an address of its own.
+        for other in ["127.0.0.1:7002", "127.0.0.2:7001", "other.invalid:7001"] {
+            if other == "127.0.0.1:7002" {
+                assert_eq!(register_with(&serving, &token, other).status, 201);
+            } else {
+                register_again(&serving, &id, other);
+            }
+        }
+        serving.stop();
+        home.verify();
+    }
+}
+
+#[test]
+fn a_host_keeps_its_own_address_and_takes_over_that_of_a_dead_one() {
+    let home = Home::with(&json!({"hosts": [
+        {"id": host(1), "status": "online", "address": "127.0.0.1:7001", "heartbeat_age_s": 5},
+        {"id": host(2), "status": "unreachable", "address": "127.0.0.1:7002",
+            "heartbeat_age_s": 500},
+        {"id": host(3), "status": "offline", "address": "127.0.0.1:7003", "heartbeat_age_s": 500},
+        {"id": host(4), "status": "draining", "address": "127.0.0.1:7004", "heartbeat_age_s": 5},
+    ]}));
+    let serving = home.serve(&["--probe-interval", "1h"]);
+    register_again(&serving, &host(1), "localhost:7001");
+    for free in ["localhost:7002", "localhost:7003"] {
+        let (id, token) = added(&serving, 0);
+        assert_eq!(register_with(&serving, &token, free).status, 201, "{free}");
+        assert_eq!(serving.get(&format!("/v1/hosts/{id}")).json()["status"], "online");
+    }
+    for taken in ["localhost:7001", "localhost:7002", "localhost:7004"] {
+        let (_, token) = added(&serving, 0);
+        assert_eq!(register_with(&serving, &token, taken).refusal().0, 409, "{taken}");
+    }
+    serving.stop();
+    home.verify();
+}
+
+#[test]
+fn another_team_does_not_hear_whose_an_address_is() {
+    let home = Home::new();
+    let serving = home.serve(&["--probe-interval", "1h"]);
+    let (owner, token) = added(&serving, 1);
+    assert_eq!(register_with(&serving, &token, "127.0.0.1:7001").status, 201);
+    for (team, hears) in [(0, true), (1, true), (2, false)] {
+        let (_, token) = added(&serving, team);
+        let answer = register_with(&serving, &token, "localhost:7001");
+        assert_eq!(answer.refusal(), (409, "address_in_use".to_owned()));
+        assert_eq!(answer.message().contains(&owner), hears, "{team}: {}", answer.message());
+    }
+    let (_, token) = added(&serving, 2);
+    register_with(&serving, &token, "localhost:7001");
+    serving.logged(&["WARN", &owner, "refused"]);
+    serving.stop();
 }
