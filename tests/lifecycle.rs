@@ -640,11 +640,17 @@ fn a_destroy_of_what_has_ended_is_recorded() {
     let (api, host) = (&world.api, world.host(0));
     let id = world.capsule("running");
     let sandbox: SandboxId = id.parse().unwrap();
+    let observed = || {
+        let before = host.calls(Method::List);
+        assert!(host.wait_calls(Method::List, before + 2, PATIENCE));
+    };
+    observed();
     assert!(host.lose(sandbox));
     // Contact is steady, so it has vanished.
-    api.until(&id, "stopped");
+    api.until_because(&id, "stopped", "vanished");
     host.put(sandbox, SimState::Running, Duration::from_secs(600));
     api.until_because(&id, "running", "adopted");
+    observed();
     assert!(host.lose(sandbox));
     api.until(&id, "stopped");
     assert_eq!(api.wish(&id, "destroy").0, 204);
@@ -655,8 +661,8 @@ fn a_destroy_of_what_has_ended_is_recorded() {
     world.wait_called(0, Method::Destroy, &id, 1);
     // Listed again it is a zombie, and stays stopped.
     host.put(sandbox, SimState::Running, Duration::from_secs(600));
-    let before = host.calls(Method::List);
-    assert!(host.wait_calls(Method::List, before + 3, PATIENCE));
+    observed();
+    observed();
     assert_eq!(api.capsule(&id)["status"], "stopped");
     world.end(&[sandbox]);
 }

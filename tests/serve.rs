@@ -33,3 +33,5 @@ mod registration;
 mod reports;
 #[path = "serve/retention.rs"]
 mod retention;
+#[path = "serve/strangers.rs"]
+mod strangers;

@@ -22,6 +22,7 @@ mod query;
 mod removal;
 mod routes;
 pub mod secret;
+mod strangers;
 mod stream;
 mod templates;
 pub mod token;

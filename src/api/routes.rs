@@ -5,7 +5,7 @@
 use super::access::Caller;
 use super::{
     Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
-    notify, page, removal, stream, templates,
+    notify, page, removal, strangers, stream, templates,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
@@ -14,6 +14,7 @@ use crate::model::operation::OperationKind;
 use crate::store::templates::Disposal;
 use Door::{Admin, Agent, Key, Open};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Answers once the database is open.
 pub(super) fn answer(ready: &Arc<Ready>, request: &Request) -> Response {
@@ -132,6 +133,17 @@ const ROUTES: &[(Method, &str, Door)] = &[
         "v1/templates/{id}",
         Admin(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Forget)),
     ),
+    (Get, "v1/strangers", Admin(|a| strangers::list(a.ready))),
+    (
+        Delete,
+        "v1/strangers/{id}",
+        Admin(|a| strangers::destroy(a.ready, &a.caller, a.id, a.request)),
+    ),
+    (
+        Post,
+        "v1/strangers/{id}/adopt",
+        Admin(|a| strangers::adopt(a.ready, &a.caller, a.id, a.request)),
+    ),
     (Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
     (Get, "v1/history", Admin(|a| history::history(a.ready))),
     (Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),
@@ -167,15 +179,25 @@ fn route(ready: &Arc<Ready>, request: &Request) -> Answer {
         }
         Key(answer) => {
             let caller = Caller::of(ready, request)?;
+            begins_nothing_when_stopping(ready, changes)?;
             may_go_on()?;
             answer(asked(caller))
         }
         Admin(answer) => {
             let caller = Caller::of(ready, request)?;
             caller.must_be_admin()?;
+            begins_nothing_when_stopping(ready, changes)?;
             may_go_on()?;
             answer(asked(caller))
         }
+    }
+}
+
+/// A server that is told to stop waits for what is in flight, and takes nothing new.
+fn begins_nothing_when_stopping(ready: &Ready, changes: bool) -> Result<(), Problem> {
+    match changes && ready.pulse.stopping.load(Ordering::Relaxed) {
+        true => Err(Problem::unavailable("shutting down; try again when the server is back")),
+        false => Ok(()),
     }
 }
 

@@ -9,15 +9,16 @@ use super::args::{
 };
 use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, wrapped};
 use super::{clock, open, paths, unreadable};
-use crate::api::view::{AuditView, CapsuleView, HostView, TemplateView};
+use crate::api::view::{AuditView, CapsuleView, HostView, StrangerView, TemplateView};
 use crate::config::Config;
 use crate::model::host::{Host, HostStatus};
-use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus, StrangerKind};
 use crate::model::template::{Template, TemplateKind};
 use crate::model::time::Wall;
 use crate::store::acceptance;
 use crate::store::notify::maintenance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
+use crate::store::strangers::{Recorded, strangers};
 use crate::store::templates::Scope;
 use crate::store::{self, Connection, StoreError};
 use serde_json::{Value, json};
@@ -71,6 +72,10 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
         "revision": revision, "listened_until": listened, "hosts": by_status,
         "degraded": degraded, "sandboxes": sandboxes, "server": server,
     });
+    let strangers = strangers(&conn).map_err(unreadable)?;
+    if !strangers.is_empty() {
+        value["strangers"] = strangers.iter().map(|s| json!(StrangerView::from(s))).collect();
+    }
     if let Some(restore) = awaited {
         value["restored"] = json!({"as_of": restore.as_of, "restored_at": restore.restored_at});
     }
@@ -90,11 +95,39 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
         text += &line("degraded", &format!("{degraded}; see `roost hosts`"));
     }
     text += &line("sandboxes", &counts(&sandboxes));
+    for stranger in strangers.iter().take(STRANGERS_SHOWN) {
+        text += &line("stranger", &stranger_words(stranger));
+    }
+    if let Some(more) = strangers.len().checked_sub(STRANGERS_SHOWN).filter(|more| *more > 0) {
+        text += &line("stranger", &format!("and {more} more; see `roost status --format json`"));
+    }
     text += &line("revision", &revision.to_string());
     if let Some(at) = listened {
         text += &line("listened", &format!("until {at}, {} ago", age(now.since(at))));
     }
     print(options.printing.format, &value, &text)
+}
+
+/// Strangers in the text of `status`. Larger: the rest scrolls away; smaller: a restore that
+/// has forgotten a few needs another command.
+const STRANGERS_SHOWN: usize = 10;
+
+/// A sandbox that a host has and should not, and what to do with it.
+fn stranger_words(stranger: &Recorded) -> String {
+    let Recorded { host, sandbox, kind, .. } = stranger;
+    match (kind, stranger.owner) {
+        (StrangerKind::Misplaced, Some(owner)) => format!(
+            "{sandbox} runs on {host} and belongs to {owner}; `roost sandboxes adopt {sandbox} \
+             --host {host}` moves it there"
+        ),
+        (StrangerKind::Forgotten, _) => format!(
+            "{sandbox} runs on {host}, and a restore has forgotten it; `roost sandboxes adopt \
+             {sandbox}` or `destroy {sandbox}`"
+        ),
+        (StrangerKind::Zombie | StrangerKind::Misplaced, _) => {
+            format!("{sandbox} runs on {host} and should not; `roost sandboxes destroy {sandbox}`")
+        }
+    }
 }
 
 /// What only the running server knows.

@@ -61,10 +61,13 @@ impl Calls {
     /// call off when its caller disconnects. True when none was left.
     pub(super) fn run(mut self) -> bool {
         let mut until = None;
-        while until.is_none() || !self.operations.is_idle() {
+        loop {
             let now = self.clock.now();
             for effect in self.operations.effects(now.mono) {
                 self.carry_out(effect, now);
+            }
+            if until.is_some() && self.operations.is_idle() {
+                break;
             }
             let wakes = self.operations.next_wake().into_iter().chain(until);
             let mail = match wakes.min() {

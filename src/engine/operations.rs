@@ -169,7 +169,8 @@ impl Operations {
             State::Calling { .. } | State::Placing { .. } => true,
             State::Waiting(_) | State::Queued => false,
         };
-        self.writing == 0 && self.rewrites.is_empty() && !self.open.values().any(is_busy)
+        let is_written = self.writing == 0 && self.rewrites.is_empty() && self.effects.is_empty();
+        is_written && !self.open.values().any(is_busy)
     }
 
     /// Operations whose calls are in flight.

@@ -244,9 +244,12 @@ impl SimAgent {
             }
             state => return Err(self.cannot_resume(id, state)),
         };
+        let newer = self.version.newer;
         self.change(id, |sandbox| {
             sandbox.state = SimState::Resuming;
-            sandbox.timeout_sec = timeout_sec;
+            if timeout_sec > 0 || !newer {
+                sandbox.timeout_sec = timeout_sec;
+            }
         });
         Ok(Step::Takes(Begun::Resume { from }))
     }

@@ -394,9 +394,12 @@ impl SimHost {
         lock(&self.inner).process == Process::ShutsDown
     }
 
-    /// Waits until the agent has ended; false when that takes longer than `timeout`.
+    /// Waits until the agent has ended and its port refuses; false when that takes longer
+    /// than `timeout`.
     pub fn wait_exited(&self, timeout: Duration) -> bool {
-        self.wait_until(timeout, |inner| inner.process == Process::Ended)
+        let exited = self.wait_until(timeout, |inner| inner.process == Process::Ended);
+        self.settle_door();
+        exited
     }
 
     /// What is wrong with it now; set through the fleet.

@@ -195,6 +195,15 @@ pub fn counts(conn: &Connection) -> Result<[u64; TemplateKind::ALL.len()], Store
     Ok(counts)
 }
 
+/// How many templates hosts have yet to delete, each counted once for each host.
+pub fn to_delete(conn: &Connection) -> Result<u64, StoreError> {
+    let mut count = conn.prepare_cached(
+        "SELECT count(*) FROM templates t JOIN template_hosts h ON h.template_id = t.id \
+         WHERE t.deleted_at IS NOT NULL",
+    )?;
+    Ok(count.query_row([], |row| rows::unsigned(row, 0))?)
+}
+
 /// An unknown template, and what could have been named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {

@@ -310,6 +310,8 @@ pub struct Writer {
     /// Sandboxes whose pause ended before the agent answered, and until when it may yet
     /// come true. A restart ends the calls, and with them what is waited for here.
     pub(super) late_pauses: HashMap<SandboxId, Mono>,
+    /// Rows on unreachable hosts were looked through since the start.
+    pub(super) settled: bool,
     /// Hosts that refused a create of late, and until when they are avoided.
     pub(super) avoided: HashMap<HostId, Mono>,
     /// When announcements were noted of late, by the clock that questions are asked by. What
@@ -348,6 +350,7 @@ pub(super) enum After {
     KeyRevoked(KeyId),
     OperationClosed { op: OpId, kind: OperationKind, failed: bool },
     CalledAgain(OpId),
+    Settled,
     AnswerLost(HostId),
     Accepted(Now),
     Noticed(u64),
@@ -394,6 +397,7 @@ impl Writer {
             looking,
             late_pauses: HashMap::new(),
             avoided: HashMap::new(),
+            settled: false,
             noted: HashMap::new(),
             revision,
             published,
@@ -591,6 +595,7 @@ impl Writer {
             | After::KeyRevoked(_)
             | After::OperationClosed { .. }
             | After::CalledAgain(_)
+            | After::Settled
             | After::Accepted(_)
             | After::Noticed(_)
             | After::AnswerLost(_) => {}
@@ -622,6 +627,7 @@ impl Writer {
                 self.looking.remove(&op);
             }
             After::CalledAgain(op) => drop(self.looking.remove(&op)),
+            After::Settled => self.settled = true,
             After::MarkedUnreachable(host) => {
                 // What else changed of the host in this transaction was made known before, as
                 // it was then.
