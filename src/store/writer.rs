@@ -9,7 +9,7 @@ use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
 use super::idempotency::{Created, Once, OnceKey};
-use super::identity::{NewHost, Registration, TokenHash};
+use super::identity::{NewHost, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Placed, Said, Wish, Work};
@@ -63,7 +63,7 @@ pub enum Command {
     /// An operator wants another registration token for a host.
     NewRegistrationToken(HostId, TokenHash, Reply<Option<Host>>),
     /// An agent registers.
-    Register(Box<Registration>, Reply<Option<Host>>),
+    Register(Box<Registration>, Reply<Registered>),
     /// An agent renews its tokens.
     Refresh {
         /// Hash of the token that was shown.
@@ -138,8 +138,10 @@ pub enum Command {
     DeleteHost {
         /// Which.
         host: HostId,
-        /// Also with sandboxes that are not over.
+        /// Also with sandboxes that may exist, and without an observation.
         force: bool,
+        /// Observations that were asked for earlier say nothing.
+        since: Mono,
         /// Who.
         actor: Actor,
         /// What came of it.
@@ -760,8 +762,8 @@ impl Task {
                 Task::durable(reply, move |w| w.set_intent(host, intent, &actor, now))
             }
             Command::Prune(reply) => Task::quick(reply, move |w| w.prune(now)),
-            Command::DeleteHost { host, force, actor, reply } => {
-                Task::durable(reply, move |w| w.delete_host(host, force, &actor, now))
+            Command::DeleteHost { host, force, since, actor, reply } => {
+                Task::durable(reply, move |w| w.delete_host(host, force, since, &actor, now))
             }
             Command::CreateKey(new, reply) => {
                 Task::durable(reply, move |w| w.create_key(*new, now))

@@ -221,6 +221,7 @@ fn a_host_that_leaves_takes_its_snapshots_along() {
     world.give(|reply| Command::DeleteHost {
         host: sandbox.host_id,
         force: true,
+        since: NOW.mono,
         actor: actor(),
         reply,
     });
