@@ -194,7 +194,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
         return Err(unknown_token(ready));
     };
     let fresh = token::refresh_token(&ready.tokens, host, ready.now().wall);
-    let lenient = ready.presence.clock_is_suspect();
+    let lenient = ready.presence.clock_is_suspect(ready.now().mono);
     let (shown, fresh_hash) = (hash, secret::hash(&fresh));
     let refreshed =
         ready.write(|reply| Command::Refresh { shown, fresh: fresh_hash, lenient, reply })?;
@@ -211,7 +211,8 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let Some((host, issued_at)) = owner else { return Ok(None) };
     let expires_at = issued_at.after(REFRESH_TOKEN_LIFE);
     // Of a moment that has not come yet: a clock was ahead, and that one is not believed.
-    if issued_at > ready.now().wall && !ready.presence.clock_is_suspect() {
+    let now = ready.now();
+    if issued_at > now.wall && !ready.presence.clock_is_suspect(now.mono) {
         return Ok(None);
     }
     let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
@@ -310,7 +311,8 @@ pub(super) fn authenticate(ready: &Ready, request: &Request) -> Result<HostId, P
 }
 
 fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
-    let expired = ready.now().wall >= claims.expires_at;
+    let now = ready.now();
+    let expired = now.wall >= claims.expires_at;
     match ready.presence.lookup(claims.host) {
         // Whatever its signature: after a lost data directory agents must wait.
         Beat::Unknown => Err(unknown_host()),
@@ -324,7 +326,7 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
                 "the host token belongs to an earlier registration of this host; register again",
             ))
         }
-        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect() => {
+        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect(now.mono) => {
             Err(renew_or_wait(ready, "the host token has expired"))
         }
         // Nothing is left to renew a deleted host's token with. An agent that was away for

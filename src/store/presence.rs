@@ -18,6 +18,11 @@ use std::time::Duration;
 /// A clock that moved by more than this against the last flush is not believed.
 pub const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
 
+/// A clock that runs steadily for so long after a jump is trusted again. Larger: expired
+/// tokens count for longer; smaller: the agents of a small machine without a clock battery
+/// have no time to renew theirs.
+pub const CLOCK_TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
+
 /// How a heartbeat is to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beat {
@@ -103,7 +108,8 @@ struct Inner {
     hosts: HashMap<HostId, Entry>,
     deleted: HashSet<HostId>,
     listening_since: Mono,
-    clock_suspect: bool,
+    /// Since when the clock has been suspect, if it ever was.
+    clock_suspect_since: Option<Mono>,
 }
 
 /// See the head of this file.
@@ -140,7 +146,8 @@ impl Presence {
             let mut inner = presence.lock();
             inner.listening_since = now.mono;
             inner.deleted = deleted.into_iter().collect();
-            inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            let jumped = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            inner.clock_suspect_since = jumped.then_some(now.mono);
             for host in hosts {
                 let mut entry = Entry::remembered(host, now);
                 entry.gap |= served;
@@ -325,14 +332,16 @@ impl Presence {
     }
 
     /// Whether an expired but genuine token must be accepted, because the clock moved by
-    /// more than a day against the last flush, or back.
-    pub fn clock_is_suspect(&self) -> bool {
-        self.lock().clock_suspect
+    /// more than a day against the last flush, or back. It is trusted again after a day of
+    /// steady running: a wrong clock is set right by then, which makes it suspect anew.
+    pub fn clock_is_suspect(&self, now: Mono) -> bool {
+        let since = self.lock().clock_suspect_since;
+        since.is_some_and(|since| now.since(since) <= CLOCK_TRUSTED_AFTER)
     }
 
     /// Says that the clock jumped while we ran.
-    pub fn suspect_clock(&self) {
-        self.lock().clock_suspect = true;
+    pub fn suspect_clock(&self, now: Mono) {
+        self.lock().clock_suspect_since = Some(now);
     }
 
     /// Whether the agent may have paused everything unannounced since the last applied
@@ -650,15 +659,32 @@ mod tests {
         assert_eq!(span(12, &Policy::default()), Some(Duration::from_secs(2)));
     }
 
+    const DAY_S: u64 = 24 * 3600;
+
     #[test]
     fn a_clock_that_jumped_is_suspect() {
         let suspect = |flushed_s: i64| {
             let flushed = Wall(START as i64 + flushed_s * 1000);
-            Presence::load(&[], [], Some(flushed), false, at(0)).clock_is_suspect()
+            let presence = Presence::load(&[], [], Some(flushed), false, at(0));
+            presence.clock_is_suspect(at(0).mono)
         };
         assert!(!suspect(-3600));
         assert!(suspect(-25 * 3600));
         assert!(suspect(1));
+    }
+
+    #[test]
+    fn a_suspect_clock_is_trusted_again_after_a_day_of_steady_running() {
+        let flushed = Some(Wall(START as i64 + 1000));
+        let presence = Presence::load(&[], [], flushed, false, at(0));
+        let suspect = |s: u64| presence.clock_is_suspect(at(s).mono);
+        assert!(suspect(DAY_S));
+        assert!(!suspect(DAY_S + 1));
+        presence.suspect_clock(at(2 * DAY_S).mono);
+        assert!(suspect(3 * DAY_S), "it jumped again");
+        assert!(!suspect(3 * DAY_S + 1));
+        presence.listen_anew(at(3 * DAY_S + 2).mono, true);
+        assert!(!suspect(3 * DAY_S + 2), "a pause is no jump");
     }
 
     #[test]

@@ -184,7 +184,7 @@ fn watched(ready: &Ready, out: &mut Scrape, now: Now) {
     out.one(&f::HELD, all.held);
     out.one(&f::HEARTBEAT_AGE, seconds(all.heartbeat_age_max));
     out.one(&f::OBSERVATION_AGE, seconds(all.observation_age_max));
-    out.one(&f::CLOCK_SUSPECT, u8::from(ready.presence.clock_is_suspect()));
+    out.one(&f::CLOCK_SUSPECT, u8::from(ready.presence.clock_is_suspect(now.mono)));
     out.each(&f::HEARTBEATS, ready.scraped.heartbeats.get());
 }
 
