@@ -269,8 +269,43 @@ fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem>
     }
 }
 
-/// `POST /v1/hosts/sandbox-events`
-pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+/// `POST /v1/hosts/sandbox-events`. `may_go_on`: whether anything may change now.
+pub(super) fn sandbox_event(
+    ready: &Ready,
+    request: &Request,
+    may_go_on: impl FnOnce() -> Result<(), Problem>,
+) -> Result<Response, Problem> {
+    let report = UnacceptedReport { ready, request };
+    let answer = may_go_on().and_then(|()| take_report(ready, request));
+    let status = answer.as_ref().map_or_else(|problem| problem.status, |answer| answer.status);
+    if matches!(status, 204 | 400 | 403) {
+        std::mem::forget(report);
+    }
+    answer
+}
+
+/// A report that was not accepted: when it is dropped, also because of a panic, the host that
+/// a genuine token names has a contact gap. Its agent gives up after three tries.
+struct UnacceptedReport<'a> {
+    ready: &'a Ready,
+    request: &'a Request,
+}
+
+impl Drop for UnacceptedReport<'_> {
+    fn drop(&mut self) {
+        let UnacceptedReport { ready, request } = self;
+        let token = request.headers.get("x-host-token");
+        let Some(claims) = token.and_then(|token| token::read(&ready.tokens, token)) else {
+            return;
+        };
+        // A machine that is no longer this host says nothing of it.
+        if claims.genuine && !ready.presence.is_superseded(claims.host, claims.registration) {
+            ready.presence.report_refused(claims.host, ready.now().mono);
+        }
+    }
+}
+
+fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
     let fields = Fields::read(request)?;
     let event = fields.required("event")?;

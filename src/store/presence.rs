@@ -65,6 +65,8 @@ struct Entry {
     contact_at: Option<Mono>,
     /// A gap opened and no observation has closed it.
     gap: bool,
+    /// When a report was last refused; an observation asked for later closes the gap.
+    refused_at: Option<Mono>,
     /// What was absent behind a gap, which is closed, waits for another look.
     waits: bool,
     /// When an observation was last applied.
@@ -315,6 +317,16 @@ impl Presence {
         }
     }
 
+    /// A report of this host could not be accepted, and its agent will not say it again: it
+    /// is a contact gap until an observation asked for later.
+    pub fn report_refused(&self, host: HostId, now: Mono) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.refused_at = Some(now);
+            entry.gap = true;
+            entry.dirty = true;
+        }
+    }
+
     /// The machine slept for `span`: the clock for measuring stood still, but the silence
     /// between agents and us went on.
     pub fn slept(&self, now: Mono, span: Duration) {
@@ -362,8 +374,9 @@ impl Presence {
         entry.dirty |= entry.waits != waits;
         entry.waits = waits;
         let heard_before = entry.now.heard_at.is_some_and(|heard| heard <= asked_at);
-        if entry.gap && heard_before && !entry.silent_too_long(now) {
-            entry.gap = false;
+        let after_refusal = entry.refused_at.is_none_or(|refused| refused < asked_at);
+        if entry.gap && heard_before && after_refusal && !entry.silent_too_long(now) {
+            (entry.gap, entry.refused_at) = (false, None);
             entry.dirty = true;
         }
     }
@@ -472,6 +485,7 @@ impl Entry {
             },
             contact_at,
             gap: host.contact_gap || contact_at.is_none(),
+            refused_at: None,
             waits: false,
             observed_at: now.mono,
             dirty: false,
@@ -575,6 +589,20 @@ mod tests {
         assert!(!gap(&presence, 4));
         let interrupted = Presence::load(&[host(Some(5))], [], None, true, at(0));
         assert!(gap(&interrupted, 0));
+    }
+
+    #[test]
+    fn a_refused_report_is_a_gap_until_an_observation_asked_for_later() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.report_refused(id, at(3).mono);
+        presence.observed(id, at(2).mono, at(4).mono, false);
+        assert!(gap(&presence, 4), "asked for before the report");
+        presence.report_refused(id, at(5).mono);
+        presence.observed(id, at(5).mono, at(6).mono, false);
+        assert!(gap(&presence, 6), "at the same moment");
+        presence.observed(id, at(7).mono, at(8).mono, false);
+        assert!(!gap(&presence, 8));
     }
 
     #[test]
