@@ -350,7 +350,16 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
     let expired = now.wall >= claims.expires_at;
     match ready.presence.lookup(claims.host) {
         // Whatever its signature: after a lost data directory agents must wait.
-        Beat::Unknown => Err(unknown_host()),
+        Beat::Unknown => {
+            if ready.presence.unknown.heard(claims.host, claims.genuine, now.wall) {
+                let whose = if claims.genuine { "this server" } else { "another server" };
+                log::warn!(
+                    "{} sends heartbeats with a token of {whose} and is not in this database",
+                    claims.host
+                );
+            }
+            Err(unknown_host())
+        }
         Beat::Known { .. } | Beat::Deleted if !claims.genuine => {
             Err(renew_or_wait(ready, "the host token is not genuine"))
         }

@@ -96,6 +96,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Post, "v1/hosts/{id}/offline", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Offline))),
     (Post, "v1/hosts/{id}/maintenance", Admin(|a| notify::begin(a.ready, a.id, a.request))),
     (Delete, "v1/hosts/{id}/maintenance", Admin(|a| notify::end(a.ready, a.id))),
+    (Get, "v1/unknown-hosts", Admin(|a| hosts::unknown(a.ready))),
     (Get, "v1/notifications", Admin(|a| notify::overview(a.ready))),
     (Post, "v1/notifications/test", Admin(|a| notify::test(a.ready, &a.caller))),
     (Get, "v1/capsules", Key(|a| capsules::list(a.ready, &a.caller, a.request))),

@@ -5,6 +5,7 @@
 //! operations. Shared by the HTTP intake, the scheduler and the writer.
 
 use super::activity::Activity;
+use super::unknown::UnknownHosts;
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -122,6 +123,8 @@ pub struct Presence {
     news: Condvar,
     /// When sandboxes were last used.
     pub activity: Activity,
+    /// Hosts that send heartbeats and are not known.
+    pub unknown: UnknownHosts,
 }
 
 /// What one flush has to write for one host.
@@ -197,6 +200,11 @@ impl Presence {
     /// the database knows of was made before a restore from a backup.
     pub fn is_superseded(&self, host: HostId, registration: u64) -> bool {
         self.lock().hosts.get(&host).is_some_and(|entry| registration < entry.now.registration)
+    }
+
+    /// Whether this database has the host, or has had it.
+    pub fn is_recorded(&self, host: HostId) -> bool {
+        self.lookup(host) != Beat::Unknown
     }
 
     /// Whether this database knows no host at all, not even a deleted one.
@@ -456,6 +464,7 @@ impl Presence {
 
     pub(super) fn unflushed(&self, hosts: &[Flushed]) {
         self.activity.unflushed();
+        self.unknown.unflushed();
         let mut inner = self.lock();
         for flushed in hosts {
             if let Some(entry) = inner.hosts.get_mut(&flushed.id) {

@@ -177,6 +177,7 @@ fn read(
 fn watched(ready: &Ready, out: &mut Scrape, now: Now) {
     let interval = Duration::from_millis(load(&ready.pulse.interval_ms));
     let all = ready.presence.overview(now, interval);
+    out.one(&f::UNKNOWN_HOSTS, super::hosts::unknown_now(ready).len());
     out.one(&f::CONTACT_GAPS, all.contact_gaps);
     out.one(&f::ZOMBIES, all.zombies);
     out.one(&f::MISPLACED, all.misplaced);
