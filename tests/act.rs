@@ -13,6 +13,8 @@ mod following;
 mod stub;
 #[path = "act/stubbed.rs"]
 mod stubbed;
+#[path = "act/templates.rs"]
+mod templates;
 
 use expect_test::{Expect, expect};
 use roost::agent::wire::{ConnectCode, Method};

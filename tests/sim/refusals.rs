@@ -71,7 +71,14 @@ fn row(habits: Habits, method: Method, before: Before) -> String {
     let body = match method {
         Method::List => "{}".to_owned(),
         Method::Create => format!(r#"{{"sandboxId":"{id}"}}"#),
-        _ => named,
+        Method::Pause
+        | Method::Resume
+        | Method::Destroy
+        | Method::Ping
+        | Method::CreateSnapshot
+        | Method::DeleteSnapshot
+        | Method::TemplateSize
+        | Method::Terminate => named,
     };
     let (status, answer) = world.post(method.as_str(), &body);
     let after = world.host(0).state(id).map_or("none".to_owned(), |state| format!("{state:?}"));

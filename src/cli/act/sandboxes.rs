@@ -24,7 +24,7 @@ pub(in crate::cli) fn create_sandbox(
 ) -> Result<Exit, Failure> {
     let server = ServerClient::of(config, &options.server);
     let deadline = Deadline::after(options.waiting.timeout);
-    let fail = |trouble: Trouble| trouble.to("create a sandbox", "roost hosts");
+    let fail = |trouble: Trouble| trouble.to("create a sandbox", "roost templates");
     let wanted = wanted(options);
     let mut capsule =
         server.ask(Method::POST, "/v1/capsules", Some(&wanted), PATIENCE).map_err(fail)?;
