@@ -75,7 +75,7 @@ impl World {
         let id = self.machines[host].id;
         let known = matches!(plane.presence.lookup(id), Beat::Known { .. });
         let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
-        if expired && !plane.presence.clock_is_suspect() {
+        if expired && !plane.presence.clock_is_suspect(now.mono) {
             // As the API: a renewal is asked for only when it could be served.
             if !plane.is_failing() && !plane.failing {
                 self.refresh(host);
@@ -138,7 +138,7 @@ impl World {
         let shown = self.machines[host].heart.refresh_token;
         let fresh = self.secret();
         let Some(plane) = &mut self.plane else { return };
-        let lenient = plane.presence.clock_is_suspect();
+        let lenient = plane.presence.clock_is_suspect(now.mono);
         plane.ask_all(
             now,
             move |result| Told::Refreshed(host, fresh, result),
