@@ -8,6 +8,8 @@
 
 #[path = "lifecycle/clients.rs"]
 mod clients;
+#[path = "lifecycle/incidents.rs"]
+mod incidents;
 mod support;
 #[path = "lifecycle/world.rs"]
 mod world;

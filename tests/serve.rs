@@ -27,6 +27,8 @@ mod monitor;
 mod operators;
 #[path = "serve/probes.rs"]
 mod probes;
+#[path = "serve/registration.rs"]
+mod registration;
 #[path = "serve/reports.rs"]
 mod reports;
 #[path = "serve/retention.rs"]

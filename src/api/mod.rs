@@ -19,6 +19,7 @@ mod missing;
 pub mod notify;
 pub mod page;
 mod query;
+mod removal;
 mod routes;
 pub mod secret;
 mod strangers;

@@ -5,7 +5,7 @@
 use super::access::Caller;
 use super::{
     Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
-    notify, page, strangers, stream, templates,
+    notify, page, removal, strangers, stream, templates,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
@@ -89,8 +89,8 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
     (Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
     (Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
-    (Delete, "v1/hosts/{id}", Admin(|a| hosts::delete(a.ready, &a.caller, a.id, a.request))),
-    (Get, "v1/hosts/{id}/delete-preview", Admin(|a| hosts::delete_preview(a.ready, a.id))),
+    (Delete, "v1/hosts/{id}", Admin(|a| removal::delete(a.ready, &a.caller, a.id, a.request))),
+    (Get, "v1/hosts/{id}/delete-preview", Admin(|a| removal::preview(a.ready, a.id))),
     (Post, "v1/hosts/{id}/probe", Admin(|a| hosts::probe(a.ready, &a.caller, a.id))),
     (Post, "v1/hosts/{id}/token", Admin(|a| hosts::new_token(a.ready, a.id))),
     (Post, "v1/hosts/{id}/drain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Draining))),

@@ -7,7 +7,9 @@ use super::act::ServerClient;
 use super::args::{
     Audit, Database, Format, Health, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
 };
-use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, wrapped};
+use super::output::{
+    Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, with_detail, wrapped,
+};
 use super::{clock, open, paths, unreadable};
 use crate::api::view::{AuditView, CapsuleView, HostView, StrangerView, TemplateView};
 use crate::config::Config;
@@ -292,12 +294,18 @@ pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit
             Cell::toned(sandbox.status.as_str(), sandbox_tone(sandbox.status)),
             Cell::from(age(now.since(sandbox.status_changed_at))),
             Cell::from(sandbox.host_id.to_string()),
-            Cell::from(sandbox.status_reason.as_ref().map_or("", Reason::as_str)),
+            Cell::from(why(sandbox)),
         ]);
     }
     let text = table.render(Screen::of_stdout());
     let views: Vec<CapsuleView> = sandboxes.into_iter().map(CapsuleView::from).collect();
     print(options.printing.format, &views, &text)
+}
+
+/// Why a sandbox is in its status, with the agent's words where an operation failed.
+fn why(sandbox: &Sandbox) -> String {
+    let reason = sandbox.status_reason.as_ref().map_or("", Reason::as_str);
+    with_detail(reason, sandbox.status_detail.as_deref())
 }
 
 pub(super) fn templates(

@@ -113,17 +113,26 @@ impl HostMemory {
         self.sightings.iter().any(|s| s.contact_gap && s.what == Seen::Absent)
     }
 
-    /// Forgets what was seen of one sandbox: observations from before count no more.
-    pub fn forget(&mut self, id: SandboxId) {
-        self.sightings.retain(|sighting| sighting.id != id);
+    /// Counts what is seen of one sandbox anew: observations from before agree with none that
+    /// follows. That it was absent behind a contact gap stays true.
+    pub fn count_anew(&mut self, id: SandboxId) {
+        self.sightings.retain_mut(|sighting| {
+            if sighting.id == id {
+                sighting.revision = NO_REVISION;
+            }
+            sighting.id != id || sighting.contact_gap && sighting.what == Seen::Absent
+        });
     }
 }
+
+/// In the place of a row's revision: no row, or none that a later observation agrees with.
+const NO_REVISION: u64 = 0;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Sighting {
     id: SandboxId,
     what: Seen,
-    /// Revision of the row that was looked at; 0 without a row.
+    /// Revision of the row that was observed.
     revision: u64,
     first_at: Mono,
     last_at: Mono,
@@ -325,9 +334,12 @@ impl Planner<'_> {
             Some(Outcome::Finish(to, reason)) => Decision::Move(*to, reason.clone()),
             None => reconcile(Some(self.known(row)), look, self.policy),
         };
-        self.spend(row, report, &decision);
+        self.spend(row, report, &decision, outcome.as_ref());
         if let Some(Outcome::CallAgain(earlier)) = outcome {
-            return self.plan.call_again.push((row.id, earlier));
+            self.plan.call_again.push((row.id, earlier));
+            // What the second call leaves open may be decided when the gap is long closed.
+            let kept = Some(sighting).filter(|sighting| sighting.contact_gap);
+            return self.plan.memory.sightings.extend(kept);
         }
         match decision {
             Decision::Keep if outcome.is_some() => {
@@ -401,7 +413,7 @@ impl Planner<'_> {
         let none = Sighting {
             id,
             what: Seen::Absent,
-            revision: 0,
+            revision: NO_REVISION,
             first_at: now,
             last_at: now,
             agreeing: 0,
@@ -447,11 +459,14 @@ impl Planner<'_> {
         self.plan.memory.sightings.push(sighting);
     }
 
-    /// Notes whether the announcement of this row has done its work.
-    fn spend(&mut self, row: &Row, report: Report, decision: &Decision) {
+    /// Notes whether the auto-pause notice of this row has done its work. What is called again
+    /// because of it is not called again for the same notice.
+    fn spend(&mut self, row: &Row, report: Report, decision: &Decision, outcome: Option<&Outcome>) {
+        let is_called_again = matches!(outcome, Some(Outcome::CallAgain(_)));
         let waits_for_operation = row.operation == OperationState::Live
             && report != Report::Running
-            && *decision == Decision::Keep;
+            && *decision == Decision::Keep
+            && !is_called_again;
         if row.announced && !waits_for_operation {
             self.plan.spent.push(row.id);
         }
@@ -466,7 +481,7 @@ impl Planner<'_> {
             (false, true) => StrangerKind::Forgotten,
             (false, false) => StrangerKind::Zombie,
         };
-        self.stranger(entry.id, kind, None, 0);
+        self.stranger(entry.id, kind, None, NO_REVISION);
     }
 
     /// Reports a stranger once it is confirmed. What a restore may have forgotten is recorded

@@ -350,13 +350,19 @@ fn found_paused(look: Look) -> Outcome {
 const FOUND_RUNNING: Outcome = Outcome::Finish(SandboxStatus::Running, Reason::ListedRunning);
 
 fn create_after_look(answer: Answer, look: Look) -> Outcome {
+    let confirmed = look.agreeing >= CONFIRMATIONS;
     match (look.report, answer) {
         (Report::Running, _) => FOUND_RUNNING,
         // It was made, and has paused itself since.
         (Report::Paused | Report::AutoPaused, _) => found_paused(look),
         // Agents list a sandbox only when it is ready.
         (Report::Absent, Answer::Ended) => call_again_if_confirmed(look),
-        (Report::Absent, Answer::LateRefusal) if look.agreeing >= CONFIRMATIONS => {
+        // The earlier call made it, and the agent paused it with everything else: it refuses to
+        // make it twice.
+        (Report::Absent, Answer::LateRefusal) if confirmed && look.contact_gap => {
+            Outcome::Finish(SandboxStatus::Paused, Reason::PresumedPaused)
+        }
+        (Report::Absent, Answer::LateRefusal) if confirmed => {
             Outcome::Finish(SandboxStatus::Error, Reason::OperationFailed)
         }
         (

@@ -45,6 +45,8 @@ pub struct HostNow {
     pub liveness: Liveness,
     /// Where its agent listens.
     pub address: Option<AgentAddress>,
+    /// Revision of its newest registration.
+    pub registration: u64,
     /// Heard since we started.
     pub heard_at: Option<Mono>,
     /// Time of the last heartbeat, flushed or not.
@@ -180,6 +182,12 @@ impl Presence {
         } else {
             Beat::Unknown
         }
+    }
+
+    /// Whether a host has registered again since this registration. One that is newer than
+    /// the database knows of was made before a restore from a backup.
+    pub fn is_superseded(&self, host: HostId, registration: u64) -> bool {
+        self.lock().hosts.get(&host).is_some_and(|entry| registration < entry.now.registration)
     }
 
     /// Whether this database knows no host at all, not even a deleted one.
@@ -376,6 +384,7 @@ impl Presence {
         entry.now.intent = host.intent;
         entry.now.liveness = host.liveness;
         entry.now.address = host.address.clone();
+        entry.now.registration = entry.now.registration.max(host.registration);
     }
 
     /// A registration is contact like a heartbeat.
@@ -448,6 +457,7 @@ impl Entry {
                 intent: host.intent,
                 liveness: host.liveness,
                 address: host.address.clone(),
+                registration: host.registration,
                 heard_at: None,
                 last_heartbeat_at: host.last_heartbeat_at,
             },

@@ -142,8 +142,9 @@ fn a_registration_gives_what_an_agent_needs() {
     let issued = claims["iat"].as_i64().unwrap();
     assert!((now_s() - issued).abs() < 120, "{claims}");
     let week = issued + 7 * 24 * 3600;
-    let expected = json!({"typ": "host", "host_id": id, "sub": id, "iat": issued, "exp": week});
-    assert_eq!(claims, expected);
+    let expected =
+        json!({"typ": "host", "host_id": id, "sub": id, "iat": issued, "exp": week, "reg": 1});
+    assert_eq!(claims, expected, "reg is the revision of the registration");
     assert!(!token.contains('='), "base64url without padding");
     assert_eq!(serving.beat(id, token).status, 204);
 }

@@ -7,6 +7,7 @@ use crate::chance::Chance;
 use crate::leaving::Standing;
 use crate::people::somebody;
 use crate::world::{Heart, Link, Machine, TOKEN_LIFE};
+use roost::model::endpoint::Resolved;
 use roost::model::host::AgentAddress;
 use roost::model::id::{HostId, PLATFORM_TEAM};
 use roost::model::policy::Policy;
@@ -56,6 +57,7 @@ pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now
         token,
         refresh: refresh_token,
         address: address.clone(),
+        resolved: Resolved::new(),
         arch: None,
         cpu_cores: Some(64),
         memory_mb: Some(65_536),

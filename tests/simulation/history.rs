@@ -38,6 +38,14 @@ pub(crate) struct Change {
     pub(crate) by_user: bool,
 }
 
+impl Change {
+    /// Its first host did not take the create (rule 8): only this gives a row another host.
+    pub(crate) fn is_placed_elsewhere(&self) -> bool {
+        let starting = Some(SandboxStatus::Starting);
+        self.reason == Reason::PlacedElsewhere && (self.from, self.to) == (starting, starting)
+    }
+}
+
 /// An audit entry, as far as it is held against its change.
 #[derive(Clone)]
 pub(crate) struct Entry {
@@ -187,8 +195,9 @@ impl History {
         };
         let row = Row { host: change.host, status: to, reason: Some(change.reason.clone()) };
         let before = self.rows.insert(id, row);
-        if before.as_ref().is_some_and(|before| before.host != change.host) {
-            wrong.push(format!("{id} changed with a host that is not its own"));
+        let elsewhere = before.as_ref().is_some_and(|before| before.host != change.host);
+        if elsewhere != change.is_placed_elsewhere() {
+            wrong.push(format!("{id} changed with a host that is not its own: {change:?}"));
         }
         let before = before.map(|row| row.status);
         if before != change.from {

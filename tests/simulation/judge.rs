@@ -120,7 +120,10 @@ impl World {
         let forgotten = (vanished || refused)
             && truth == Truth::Paused
             && self.machines[host].agent.forgotten.contains(&id);
-        let unseen = vanished && truth == Truth::Running && self.few_vanish(host);
+        // Of an agent that has lost sight of its microVMs; rule 1 undoes it when it lists them.
+        let running = truth == Truth::Running;
+        let unseen = vanished && running && self.few_vanish(host)
+            || refused && running && self.machines[host].agent.blind;
         if !late_create && !overtaken && !forgotten && !unseen {
             self.wrong(format!("{id} went from {from} to {to} ({reason}) and is {truth:?}"));
         }

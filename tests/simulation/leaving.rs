@@ -11,11 +11,13 @@ use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
+use roost::model::endpoint::Resolved;
 use roost::model::host::{AgentAddress, Host, Intent};
 use roost::model::id::PLATFORM_TEAM;
+use roost::model::time::Mono;
 use roost::store::StoreError;
 use roost::store::deletion::Deletion;
-use roost::store::identity::{NewHost, Registration};
+use roost::store::identity::{NewHost, Registered, Registration};
 use roost::store::writer::Command;
 
 /// Where a host stands with its operators, as far as they were told.
@@ -126,6 +128,7 @@ impl World {
         plane.ask(now, told, |reply| Command::DeleteHost {
             host: id,
             force: sent,
+            since: Mono(0),
             actor: somebody(),
             reply,
         });
@@ -140,10 +143,17 @@ impl World {
             Deletion::HasActive(ids) if !force && !ids.is_empty() => {
                 return self.tally.struck(Fault::DeletionRefused);
             }
+            Deletion::Lists(_) | Deletion::NotObserved if !force => {
+                return self.tally.struck(Fault::DeletionRefused);
+            }
             Deletion::Deleted(_) if was_deleted => {
                 self.tally.struck(if force { Fault::DeletedWithAll } else { Fault::Deleted });
             }
-            Deletion::NotFound | Deletion::HasActive(_) | Deletion::Deleted(_) => {
+            Deletion::NotFound
+            | Deletion::HasActive(_)
+            | Deletion::Lists(_)
+            | Deletion::NotObserved
+            | Deletion::Deleted(_) => {
                 return self.wrong(format!("the deletion of {id} ended with {deletion:?}"));
             }
         }
@@ -247,6 +257,7 @@ impl World {
             token,
             refresh,
             address,
+            resolved: Resolved::new(),
             arch: None,
             cpu_cores: Some(64),
             memory_mb: Some(65_536),
@@ -254,7 +265,9 @@ impl World {
         };
         let Some(plane) = &mut self.plane else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
-        let told = move |found: Option<Host>| Told::Registered(host, refresh, found.is_some());
+        let told = move |found: Registered| {
+            Told::Registered(host, refresh, matches!(found, Registered::Done(_)))
+        };
         plane.ask(now, told, |reply| Command::Register(Box::new(registration), reply));
     }
 

@@ -457,6 +457,46 @@ fn a_host_that_lists_none_of_its_own_but_those_of_others_is_the_wrong_one() {
     assert!(!is_wrong_host(&listing(&[]), &[]), "an empty answer says nothing of whose it is");
 }
 
+/// Behind the gap an agent may have made the sandbox and paused it with all others; then it
+/// refuses to make it twice, and older agents list it no more.
+#[test]
+fn a_create_that_is_refused_the_second_time_may_have_been_paused_behind_the_gap() {
+    let waits_for = |answer| Some(LookingFor { kind: OperationKind::Create, answer, from: None });
+    for (gap, expected) in [(true, "presumed_paused"), (false, "operation_failed")] {
+        let mut host = Host::new(vec![row(1, SandboxStatus::Starting)]);
+        host.contact_gap = gap;
+        host.rows[0].operation = OperationState::Live;
+        host.rows[0].looking = waits_for(Answer::Ended);
+        host.look(0, &listing(&[]));
+        assert_eq!(host.look(3, &listing(&[])).call_again.len(), 1);
+        // The call is in progress, then its refusal is recorded.
+        host.rows[0].looking = None;
+        host.look(15, &listing(&[]));
+        host.memory.count_anew(id(1));
+        host.rows[0].looking = waits_for(Answer::LateRefusal);
+        assert_eq!(moves(&host.look(1, &listing(&[]))), vec![], "once is not enough");
+        let reasons: Vec<String> =
+            moves(&host.look(3, &listing(&[]))).into_iter().map(|(.., reason)| reason).collect();
+        assert_eq!(reasons, [expected]);
+    }
+}
+
+/// It may be older than the destroy, and nothing takes it back.
+#[test]
+fn a_notice_has_a_destroy_sent_again_once() {
+    let mut host = Host::new(vec![row(1, SandboxStatus::Stopping)]);
+    let (kind, answer, from) = (OperationKind::Destroy, Answer::Done, None);
+    host.rows[0].operation = OperationState::Live;
+    host.rows[0].looking = Some(LookingFor { kind, answer, from });
+    host.rows[0].announced = true;
+    let first = host.look(0, &listing(&[]));
+    assert_eq!((first.call_again.len(), &first.spent[..]), (1, &[id(1)][..]));
+    host.rows[0].announced = false;
+    host.look(1, &listing(&[]));
+    let last = host.look(3, &listing(&[]));
+    assert_eq!(moves(&last), [(1, "stopped", "operation_succeeded".to_owned())]);
+}
+
 /// After a restart two observations that agree give the outcome of a call.
 #[test]
 fn a_call_that_ended_with_its_connection_is_made_again_after_two_observations() {

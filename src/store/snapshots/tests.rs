@@ -123,7 +123,7 @@ fn who_may_snapshot_what() {
         let begun = ask(&mut world, wanted(sandbox.id, None));
         assert!(matches!(begun, SnapshotBegun::InvalidState(found) if found == status));
     }
-    world.set_status(SandboxStatus::Running);
+    world.set_status(SandboxStatus::Paused);
     world.sql("UPDATE hosts SET liveness = 'unreachable'");
     let begun = ask(&mut world, wanted(sandbox.id, None));
     assert!(matches!(begun, SnapshotBegun::HostAway(HostStatus::Unreachable)));
@@ -221,6 +221,7 @@ fn a_host_that_leaves_takes_its_snapshots_along() {
     world.give(|reply| Command::DeleteHost {
         host: sandbox.host_id,
         force: true,
+        since: NOW.mono,
         actor: actor(),
         reply,
     });

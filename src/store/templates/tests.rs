@@ -420,6 +420,7 @@ fn with_its_last_host_a_template_is_gone() {
         let deleted = world.give(|reply| Command::DeleteHost {
             host: host(n),
             force: true,
+            since: NOW.mono,
             actor: actor(),
             reply,
         });
