@@ -208,7 +208,9 @@ pub fn operate(target: &Target, journal: &Journal, mut random: Random) -> Option
     let id = text(&added["host"]["id"]);
     journal.host(&id, |host| host.intent = "active");
     intend(target, journal, &id, "drain", "draining")?;
-    let body = json!({"token": added["registration_token"], "address": "127.0.0.1:1"});
+    let [a, b] = [(); 2].map(|()| random.below(256));
+    let address = format!("127.1.{a}.{b}:1");
+    let body = json!({"token": added["registration_token"], "address": address});
     let registered = target.json("POST", "/v1/hosts/register", &body, 201)?;
     let mut shown = text(&registered["refresh_token"]);
     journal.host(&id, |host| {
