@@ -24,6 +24,10 @@ pub const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
 /// have no time to renew theirs.
 pub const CLOCK_TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
+/// How long an agent waits for the answer to a heartbeat. Larger and gaps stay open for
+/// longer; smaller and a heartbeat that was given up long ago counts twice.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a heartbeat is to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beat {
@@ -59,6 +63,19 @@ pub struct HostNow {
     pub last_heartbeat_at: Option<Wall>,
 }
 
+/// What is known of an agent that was silent for long. One heartbeat alone may have waited on
+/// its way while its agent gave it up, and pauses everything now: the next one is sent only
+/// when that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silenced {
+    /// It was not, or its silence is over.
+    Over,
+    /// Not heard since.
+    Silent,
+    /// Heard once.
+    Once(Mono),
+}
+
 #[derive(Debug)]
 struct Entry {
     now: HostNow,
@@ -68,6 +85,8 @@ struct Entry {
     gap: bool,
     /// When a report was last refused; an observation asked for later closes the gap.
     refused_at: Option<Mono>,
+    /// Whether that gap is one of silence, and what was heard since.
+    silence: Silenced,
     /// What was absent behind a gap, which is closed, waits for another look.
     waits: bool,
     /// When an observation was last applied.
@@ -176,6 +195,11 @@ impl Presence {
         let Some(entry) = inner.hosts.get_mut(&host) else { return Beat::Unknown };
         let opened = entry.silent_too_long(now.mono);
         entry.gap |= opened;
+        // Before we were started nothing was sent to us.
+        if opened && entry.now.heard_at.is_some() {
+            entry.silence = Silenced::Silent;
+        }
+        entry.silence = entry.silence.heard(now.mono);
         entry.now.heard_at = Some(now.mono);
         entry.contact_at = Some(now.mono);
         entry.now.last_heartbeat_at = Some(now.wall);
@@ -313,6 +337,7 @@ impl Presence {
         inner.listening_since = now;
         for entry in inner.hosts.values_mut().filter(|_| gap) {
             entry.gap = true;
+            entry.silence = Silenced::Silent;
             entry.dirty = true;
         }
     }
@@ -346,6 +371,7 @@ impl Presence {
             entry.observed_at = entry.observed_at.before(span);
             if entry.silent_too_long(now) {
                 entry.gap = true;
+                entry.silence = Silenced::Silent;
                 entry.dirty = true;
             }
         }
@@ -371,8 +397,9 @@ impl Presence {
     }
 
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
-    /// agent was heard before it was asked and after the gap: agents pause everything
-    /// *before* they beat again, and a listing taken meanwhile says nothing of the rest.
+    /// agent was heard before it was asked and after the gap, and after a silence for the
+    /// second time: agents pause everything *before* they beat again, and a listing taken
+    /// meanwhile says nothing of the rest.
     /// While something that was absent behind the gap `waits` for another look, the database
     /// remembers the gap: a restart forgets what waits.
     pub(super) fn observed(&self, host: HostId, asked_at: Mono, now: Mono, waits: bool) {
@@ -383,7 +410,8 @@ impl Presence {
         entry.waits = waits;
         let heard_before = entry.now.heard_at.is_some_and(|heard| heard <= asked_at);
         let after_refusal = entry.refused_at.is_none_or(|refused| refused < asked_at);
-        if entry.gap && heard_before && after_refusal && !entry.silent_too_long(now) {
+        let is_heard = heard_before && entry.silence == Silenced::Over;
+        if entry.gap && is_heard && after_refusal && !entry.silent_too_long(now) {
             (entry.gap, entry.refused_at) = (false, None);
             entry.dirty = true;
         }
@@ -423,6 +451,7 @@ impl Presence {
         let mut inner = self.lock();
         if let Some(entry) = inner.hosts.get_mut(&host.id) {
             entry.gap |= entry.silent_too_long(now.mono);
+            entry.silence = Silenced::Over;
             entry.now.heard_at = Some(now.mono);
             entry.contact_at = Some(now.mono);
             entry.now.last_heartbeat_at = Some(now.wall);
@@ -474,6 +503,16 @@ impl Presence {
     }
 }
 
+impl Silenced {
+    fn heard(self, now: Mono) -> Silenced {
+        match self {
+            Silenced::Silent => Silenced::Once(now),
+            Silenced::Once(first) if now.since(first) >= HEARTBEAT_PATIENCE => Silenced::Over,
+            Silenced::Over | Silenced::Once(_) => self,
+        }
+    }
+}
+
 impl Entry {
     fn remembered(host: &Host, now: Now) -> Entry {
         // A heartbeat from the future tells of a clock that moved: no contact to rely on.
@@ -495,6 +534,7 @@ impl Entry {
             contact_at,
             gap: host.contact_gap || contact_at.is_none(),
             refused_at: None,
+            silence: Silenced::Over,
             waits: false,
             observed_at: now.mono,
             dirty: false,
@@ -627,6 +667,26 @@ mod tests {
         assert_eq!(presence.heartbeat(id, at(40)), Beat::Known { wake: false });
     }
 
+    /// What an agent gave up on arrives when the way is free again, and it pauses everything
+    /// at that moment.
+    #[test]
+    fn a_silence_is_over_at_the_second_heartbeat() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.observed(id, at(2).mono, at(2).mono, false);
+        assert!(!gap(&presence, 2), "heard once since the start");
+        for (s, expected) in [(100, true), (101, true), (131, false), (161, false)] {
+            presence.heartbeat(id, at(s));
+            presence.observed(id, at(s).mono, at(s + 1).mono, false);
+            assert_eq!(gap(&presence, s + 1), expected, "{s}");
+        }
+        presence.heartbeat(id, at(300));
+        let host = Host { last_heartbeat_at: None, ..host(None) };
+        presence.registered(&host, at(301));
+        presence.observed(id, at(302).mono, at(302).mono, false);
+        assert!(!gap(&presence, 302), "an agent that registers waits for the answer");
+    }
+
     #[test]
     fn silence_goes_on_while_we_sleep() {
         let (presence, id) = presence(Some(5));
@@ -639,11 +699,12 @@ mod tests {
         presence.observed(id, at(20).mono, at(21).mono, false);
         assert!(gap(&presence, 21), "not heard since");
         assert_eq!(presence.heartbeat(id, at(22)), Beat::Known { wake: true });
-        presence.observed(id, at(22).mono, at(23).mono, false);
-        assert!(!gap(&presence, 23));
-        slept(24, 4_000_000);
-        presence.observed(id, at(24).mono, at(25).mono, false);
-        assert!(gap(&presence, 25), "longer than the machine was awake");
+        presence.heartbeat(id, at(52));
+        presence.observed(id, at(52).mono, at(53).mono, false);
+        assert!(!gap(&presence, 53));
+        slept(54, 4_000_000);
+        presence.observed(id, at(54).mono, at(55).mono, false);
+        assert!(gap(&presence, 55), "longer than the machine was awake");
     }
 
     #[test]
