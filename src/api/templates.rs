@@ -117,16 +117,18 @@ impl fmt::Display for NoTemplateId {
 
 fn default_user(fields: &Fields) -> Result<Option<String>, Problem> {
     let name = "default_user";
+    let begins = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_name = |user: &String| {
+        let is_allowed = |c: char| begins(c) || ".-".contains(c);
+        user.len() <= USER_BYTES_MAX && user.starts_with(begins) && user.chars().all(is_allowed)
+    };
     let user = fields.text(name)?;
-    let is_odd = |c: char| c.is_control() || c.is_whitespace() || c == ':';
-    match user {
-        Some(user) if user.len() > USER_BYTES_MAX || user.contains(is_odd) => {
-            Err(Problem::invalid(format!(
-                "{name} must have at most {USER_BYTES_MAX} bytes, without spaces and colons"
-            )))
-        }
-        user => Ok(user),
+    if user.as_ref().is_none_or(is_name) {
+        return Ok(user);
     }
+    Err(Problem::invalid(format!(
+        "{name} must be 1 to {USER_BYTES_MAX} letters, digits, dots, underscores and dashes"
+    )))
 }
 
 fn default_env(fields: &Fields) -> Result<Option<String>, Problem> {

@@ -174,10 +174,14 @@ impl Writer {
             .query_row(params![registration.token, now.wall.0], |row| rows::id(row, 0))
             .optional()?;
         let Some(id) = token else { return Ok(Registered::BadToken) };
-        if let Some(in_use) = self.address_in_use(id, &registration)? {
-            return Ok(Registered::AddressInUse(Box::new(in_use)));
+        let others = self.others_at(id, &registration)?;
+        if let Some(in_use) = others.iter().find(|other| other.is_live()) {
+            return Ok(Registered::AddressInUse(Box::new(self.in_use(id, in_use)?)));
         }
         self.in_savepoint(|w| {
+            for other in others {
+                w.release_address(other, id, now)?;
+            }
             w.conn
                 .prepare_cached("DELETE FROM registration_tokens WHERE hash = ?1")?
                 .execute([registration.token])?;
@@ -192,22 +196,35 @@ impl Writer {
         })
     }
 
-    /// The live host whose address leads where the registration's does.
-    fn address_in_use(
-        &self,
-        id: HostId,
-        registration: &Registration,
-    ) -> Result<Option<AddressInUse>, StoreError> {
-        let hosts = read::hosts(&self.conn)?;
+    /// Other hosts whose address leads where the registration's does.
+    fn others_at(&self, id: HostId, registration: &Registration) -> Result<Vec<Host>, StoreError> {
         let wanted = Endpoint::of(&registration.address, &registration.resolved);
-        let has_it = |host: &&Host| {
-            let address = host.address.as_ref().filter(|_| host.id != id && host.is_live());
+        let is_there = |host: &Host| {
+            let address = host.address.as_ref().filter(|_| host.id != id);
             address.is_some_and(|at| Endpoint::of(at, &registration.resolved).is_same(&wanted))
         };
-        let Some(other) = hosts.iter().find(has_it) else { return Ok(None) };
-        let team = hosts.iter().find(|host| host.id == id).map(|host| host.team_id);
+        Ok(read::hosts(&self.conn)?.into_iter().filter(is_there).collect())
+    }
+
+    fn in_use(&self, id: HostId, other: &Host) -> Result<AddressInUse, StoreError> {
+        let team = self.host(id)?.map(|host| host.team_id);
         let may_know = team.is_some_and(|team| team == PLATFORM_TEAM || team == other.team_id);
-        Ok(Some(AddressInUse { host: id, by: other.id, may_know }))
+        Ok(AddressInUse { host: id, by: other.id, may_know })
+    }
+
+    /// A dead host's address leads to its successor now: a probe of the dead one would take
+    /// what the other announces.
+    fn release_address(&mut self, dead: Host, by: HostId, now: Now) -> Result<(), StoreError> {
+        log::warn!(
+            "{} is {} and loses its address to {by}; let it register again when it is back",
+            dead.id,
+            dead.status()
+        );
+        let sql = "UPDATE hosts SET address = NULL, updated_at = ?2 WHERE id = ?1";
+        self.conn.prepare_cached(sql)?.execute(params![dead.id.to_string(), now.wall.0])?;
+        let host = Box::new(Host { address: None, ..dead });
+        self.after.push(After::HostChanged { host, now });
+        Ok(())
     }
 
     fn write_registration(

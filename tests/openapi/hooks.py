@@ -79,6 +79,16 @@ def lost_host():
     return new_host()["host"]["id"]
 
 
+def new_snapshot():
+    return ask("POST", "/v1/snapshots", {"sandbox_id": capsule("running")})["name"]
+
+
+def new_template():
+    return ask("POST", "/v1/templates", {"name": f"lost-{time.monotonic_ns()}"})["id"]
+
+
+# Whose name or id each operation on a template gets, now and then: a snapshot takes its time.
+TEMPLATES = {"deleteSnapshot": new_snapshot, "removeTemplate": new_template}
 # Whose id each operation gets.
 GENUINE = {
     "getHost": lambda: HOST,
@@ -120,7 +130,9 @@ def before_call(context, case, kwargs):
         is_made_up = one not in given_out and asked[operation] % MADE_UP
         if is_needed or is_made_up:
             case.path_parameters["id"] = GENUINE[operation]()
-    if case.meta and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
+    if operation in TEMPLATES and not asked[operation] % MADE_UP and is_positive(case):
+        case.path_parameters["id"] = TEMPLATES[operation]()
+    if is_positive(case) and isinstance(case.body, dict):
         case.body = genuine(operation, case.body)
         if operation == "registerAgent" and asked[operation] % MADE_UP:
             case.body["token"] = new_host()["registration_token"]
@@ -135,6 +147,10 @@ def after_call(context, case, response):
             ask("DELETE", f"/v1/hosts/{response.json()['host']['id']}?force=true")
 
 
+def is_positive(case):
+    return case.meta and case.meta.generation.mode.is_positive
+
+
 def genuine(operation, body):
     if operation == "reportSandboxEvent" and ID.fullmatch(str(body.get("host_id"))):
         body = {**body, "host_id": HOST}
@@ -142,9 +158,13 @@ def genuine(operation, body):
             body["sandbox_id"] = REPORTED
     if operation == "refreshAgent" and asked[operation] % MADE_UP and isinstance(body.get("refresh_token"), str):
         body = {**body, "refresh_token": AGENT["refresh_token"]}
-    if operation == "addTemplate" and body.get("hosts"):
-        body = {**body, "hosts": [HOST]}
-    if operation == "createSnapshot" and asked[operation] % MADE_UP and isinstance(body.get("sandbox_id"), str):
+    if operation == "createCapsule" and "template" in body and asked[operation] % MADE_UP:
+        body = {**body, "template": "minimal"}
+    if operation == "addTemplate":
+        body = {**body, "hosts": [HOST for _ in body.get("hosts") or []]}
+        if asked[operation] % MADE_UP:
+            body["name"] = f"n{asked[operation]}"
+    if operation == "createSnapshot" and not asked[operation] % MADE_UP and isinstance(body.get("sandbox_id"), str):
         body = {**body, "sandbox_id": capsule("running")}
     return body
 

@@ -183,10 +183,13 @@ fn a_host_keeps_its_own_address_and_takes_over_that_of_a_dead_one() {
     ]}));
     let serving = home.serve(&["--probe-interval", "1h"]);
     register_again(&serving, &host(1), "localhost:7001");
-    for free in ["localhost:7002", "localhost:7003"] {
+    let shown = |id: &str| serving.get(&format!("/v1/hosts/{id}")).json();
+    for (dead, free) in [(host(2), "localhost:7002"), (host(3), "localhost:7003")] {
         let (id, token) = added(&serving, 0);
         assert_eq!(register_with(&serving, &token, free).status, 201, "{free}");
-        assert_eq!(serving.get(&format!("/v1/hosts/{id}")).json()["status"], "online");
+        assert_eq!(shown(&id)["status"], "online");
+        assert_eq!(shown(&dead).get("address"), None, "probes of it would reach the other");
+        serving.logged(&["WARN", &dead, &id, "loses its address"]);
     }
     for taken in ["localhost:7001", "localhost:7002", "localhost:7004"] {
         let (_, token) = added(&serving, 0);

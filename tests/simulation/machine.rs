@@ -110,7 +110,10 @@ impl World {
     pub(crate) fn beat_arrives(&mut self, host: usize, late: bool) {
         let now = self.now();
         let Some(plane) = &mut self.plane else {
-            return if late { () } else { self.unanswered(host) };
+            if !late {
+                self.unanswered(host);
+            }
+            return;
         };
         let id = self.machines[host].id;
         let known = matches!(plane.presence.lookup(id), Beat::Known { .. });

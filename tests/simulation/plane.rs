@@ -61,7 +61,7 @@ pub(crate) enum Want {
 
 /// What the writer answered to others than the plane itself.
 pub(crate) enum Told {
-    Created(Result<(Sandbox, Work), NotMade>),
+    Created(Result<Box<(Sandbox, Work)>, NotMade>),
     Begun(Begun),
     /// Whether a report was taken.
     Reported(usize, Sent, bool),
@@ -382,7 +382,7 @@ impl Plane {
     /// As the API does with what begins.
     fn hand_on(&mut self, told: Told, now: Now) {
         let work = match &told {
-            Told::Created(Ok((_, work))) => Some(work.clone()),
+            Told::Created(Ok(created)) => Some(created.1.clone()),
             Told::Begun(Begun::Started(_, work) | Begun::AlreadyTerminal(Some(work))) => {
                 Some(work.as_ref().clone())
             }
