@@ -121,7 +121,7 @@ fn names_to_resolve(
     let nothing = Resolved::new();
     let own = Endpoint::of(address, &nothing);
     let hosts = read::hosts(&*ready.read()?)?;
-    let others = hosts.iter().filter(|other| other.id != host && other.is_live());
+    let others = hosts.iter().filter(|other| other.id != host);
     let others = others.filter_map(|other| other.address.as_ref());
     let near: Vec<Endpoint> = others
         .map(|other| Endpoint::of(other, &nothing))

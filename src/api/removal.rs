@@ -97,17 +97,13 @@ fn when_empty(ready: &Ready, client: &mut Client, id: HostId) -> Result<Response
         }
     }
     loop {
-        match delete_now(ready, id, false, begun)? {
-            // The host was heard anew between question and answer: the next one tells.
-            Deletion::NotObserved if ready.now().mono.since(begun) < PROBE_PATIENCE => {
-                must_answer(ready, client, id, begun)?;
-            }
-            deletion @ (Deletion::Deleted(_)
-            | Deletion::HasActive(_)
-            | Deletion::Lists(_)
-            | Deletion::NotObserved
-            | Deletion::NotFound) => return answer(ready, deletion),
+        let deletion = delete_now(ready, id, false, begun)?;
+        let in_time = ready.now().mono.since(begun) < PROBE_PATIENCE;
+        if !(in_time && matches!(deletion, Deletion::NotObserved)) {
+            return answer(ready, deletion);
         }
+        // The host changed between question and answer, which said nothing then.
+        must_answer(ready, client, id, begun)?;
     }
 }
 

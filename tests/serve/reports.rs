@@ -69,7 +69,8 @@ fn what_an_agent_reports_is_believed_of_its_own_sandboxes_only() {
     home.verify();
 }
 
-/// A report that is refused will not be made again: what is absent from then on is presumed
+/// A report that is refused, whatever it said, will not be made again: what is absent from
+/// then on is presumed
 /// paused, not gone.
 #[test]
 fn a_sandbox_is_presumed_paused_when_the_report_of_its_pause_could_not_be_accepted() {
@@ -80,7 +81,7 @@ fn a_sandbox_is_presumed_paused_when_the_report_of_its_pause_could_not_be_accept
     let other = rusqlite::Connection::open(home.path("roost.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for _ in 0..3 {
-        assert_eq!(report(&home, &serving, &event("sandbox.auto_paused", 0)), 503);
+        assert_eq!(report(&home, &serving, &event("sandbox.resumed", 0)), 503);
     }
     other.execute_batch("ROLLBACK").unwrap();
     agents.say(0, Says::lists(&[]));
