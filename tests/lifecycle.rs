@@ -801,11 +801,10 @@ fn a_server_that_is_stopped_waits_for_calls_in_flight() {
     for kind in &KINDS {
         let mut world = World::new(1);
         let prepared = kind.prepare(&world);
-        match kind.method {
-            Method::Destroy => {
-                world.fault(0, Faults { only: Some(kind.method), ..Faults::slow(FOREVER) });
-            }
-            _ => world.host(0).set_habits(slow(kind.method)),
+        if kind.method == Method::Destroy {
+            world.fault(0, Faults { only: Some(kind.method), ..Faults::slow(FOREVER) });
+        } else {
+            world.host(0).set_habits(slow(kind.method));
         }
         let id = kind.begin(&world, prepared);
         world.wait_called(0, kind.method, &id, 1);

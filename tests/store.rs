@@ -21,7 +21,7 @@ use roost::model::sandbox::{Reason, SandboxStatus};
 use roost::model::time::Now;
 use roost::plan::report::ReportKind;
 use roost::store::StoreError;
-use roost::store::apply::{Applied, Probed};
+use roost::store::apply::{Applied, Probed, Written};
 use roost::store::fixture;
 use roost::store::identity::NewHost;
 use roost::store::journal::Actor;
@@ -232,6 +232,33 @@ fn an_answer_lost_while_nothing_can_be_written_is_a_gap_all_the_same() {
     let probe = Probe::Failed(ProbeFailure { answer_lost: true, ..failure });
     assert!(watched.probed(now, probe).is_err());
     assert!(is_gap());
+}
+
+/// The agent gives up after three tries, and does not say it again.
+#[test]
+fn a_report_that_could_not_be_stored_is_a_gap_and_its_notice_is_kept() {
+    let row = |n| json!({"id": sandbox(n), "host_id": host(1), "status": "running"});
+    let mut watched = Watched::new(json!([row(1), row(2)]));
+    let (began, presence) = (watched.now, Arc::clone(&watched.presence));
+    let id = host(1).parse().unwrap();
+    let is_gap = || presence.has_contact_gap(id, began.mono, &Policy::default());
+    assert!(!is_gap());
+    let other = open_writer(&watched.dir.path().join("roost.db"), false, began.wall).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert!(watched.ask(1, |reply| Command::Report(auto_paused(), reply)).is_err());
+    assert!(is_gap());
+
+    other.execute_batch("ROLLBACK").unwrap();
+    let mut moves = |after_ms| {
+        watched.now = watched.at(after_ms);
+        let applied = watched.probed(watched.at(1), Probe::Listed(Listing::default())).unwrap();
+        let of = |t: &Written| (t.sandbox.to_string(), t.to, t.reason.clone());
+        applied.transitions.iter().map(of).collect::<Vec<_>>()
+    };
+    let paused = |n, reason| (sandbox(n), SandboxStatus::Paused, reason);
+    assert_eq!(moves(100), [], "asked for before the notice could be kept");
+    assert_eq!(moves(1_000), [paused(1, Reason::AutoPaused)]);
+    assert_eq!(moves(4_000), [paused(2, Reason::PresumedPaused)]);
 }
 
 /// The list was made before the pause, and its answer read before the report and handed over

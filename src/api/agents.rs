@@ -194,7 +194,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
         return Err(unknown_token(ready));
     };
     let fresh = token::refresh_token(&ready.tokens, host, ready.now().wall);
-    let lenient = ready.presence.clock_is_suspect();
+    let lenient = ready.presence.clock_is_suspect(ready.now().mono);
     let (shown, fresh_hash) = (hash, secret::hash(&fresh));
     let refreshed =
         ready.write(|reply| Command::Refresh { shown, fresh: fresh_hash, lenient, reply })?;
@@ -211,7 +211,8 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let Some((host, issued_at)) = owner else { return Ok(None) };
     let expires_at = issued_at.after(REFRESH_TOKEN_LIFE);
     // Of a moment that has not come yet: a clock was ahead, and that one is not believed.
-    if issued_at > ready.now().wall && !ready.presence.clock_is_suspect() {
+    let now = ready.now();
+    if issued_at > now.wall && !ready.presence.clock_is_suspect(now.mono) {
         return Ok(None);
     }
     let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
@@ -268,8 +269,43 @@ fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem>
     }
 }
 
-/// `POST /v1/hosts/sandbox-events`
-pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+/// `POST /v1/hosts/sandbox-events`. `may_go_on`: whether anything may change now.
+pub(super) fn sandbox_event(
+    ready: &Ready,
+    request: &Request,
+    may_go_on: impl FnOnce() -> Result<(), Problem>,
+) -> Result<Response, Problem> {
+    let report = UnacceptedReport { ready, request };
+    let answer = may_go_on().and_then(|()| take_report(ready, request));
+    let status = answer.as_ref().map_or_else(|problem| problem.status, |answer| answer.status);
+    if matches!(status, 204 | 400 | 403) {
+        std::mem::forget(report);
+    }
+    answer
+}
+
+/// A report that was not accepted: when it is dropped, also because of a panic, the host that
+/// a genuine token names has a contact gap. Its agent gives up after three tries.
+struct UnacceptedReport<'a> {
+    ready: &'a Ready,
+    request: &'a Request,
+}
+
+impl Drop for UnacceptedReport<'_> {
+    fn drop(&mut self) {
+        let UnacceptedReport { ready, request } = self;
+        let token = request.headers.get("x-host-token");
+        let Some(claims) = token.and_then(|token| token::read(&ready.tokens, token)) else {
+            return;
+        };
+        // A machine that is no longer this host says nothing of it.
+        if claims.genuine && !ready.presence.is_superseded(claims.host, claims.registration) {
+            ready.presence.report_refused(claims.host, ready.now().mono);
+        }
+    }
+}
+
+fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
     let fields = Fields::read(request)?;
     let event = fields.required("event")?;
@@ -310,10 +346,20 @@ pub(super) fn authenticate(ready: &Ready, request: &Request) -> Result<HostId, P
 }
 
 fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
-    let expired = ready.now().wall >= claims.expires_at;
+    let now = ready.now();
+    let expired = now.wall >= claims.expires_at;
     match ready.presence.lookup(claims.host) {
         // Whatever its signature: after a lost data directory agents must wait.
-        Beat::Unknown => Err(unknown_host()),
+        Beat::Unknown => {
+            if ready.presence.unknown.heard(claims.host, claims.genuine, now.wall) {
+                let whose = if claims.genuine { "this server" } else { "another server" };
+                log::warn!(
+                    "{} sends heartbeats with a token of {whose} and is not in this database",
+                    claims.host
+                );
+            }
+            Err(unknown_host())
+        }
         Beat::Known { .. } | Beat::Deleted if !claims.genuine => {
             Err(renew_or_wait(ready, "the host token is not genuine"))
         }
@@ -324,7 +370,7 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
                 "the host token belongs to an earlier registration of this host; register again",
             ))
         }
-        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect() => {
+        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect(now.mono) => {
             Err(renew_or_wait(ready, "the host token has expired"))
         }
         // Nothing is left to renew a deleted host's token with. An agent that was away for

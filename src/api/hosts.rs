@@ -4,7 +4,7 @@
 
 use super::access::{Caller, operator};
 use super::body::Fields;
-use super::view::{HostView, ProbeView};
+use super::view::{HostView, ProbeView, UnknownHostView};
 use super::waiting::{Ended, NOTICE, deferred, still_needed};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Caller as Client, Request, Response};
@@ -14,6 +14,7 @@ use crate::model::probe::LastProbe;
 use crate::store::identity::NewHost;
 use crate::store::notify::maintenance;
 use crate::store::read;
+use crate::store::unknown::UnknownHost;
 use crate::store::writer::Command;
 use serde::Serialize;
 use std::sync::Arc;
@@ -147,6 +148,17 @@ pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> 
     };
     let views: Vec<HostView> = seen.map(view).collect();
     json(200, &views)
+}
+
+/// `GET /v1/unknown-hosts`
+pub(super) fn unknown(ready: &Ready) -> Result<Response, Problem> {
+    json(200, &unknown_now(ready).iter().map(UnknownHostView::from).collect::<Vec<_>>())
+}
+
+/// Hosts that send heartbeats and are not known.
+pub(super) fn unknown_now(ready: &Ready) -> Vec<UnknownHost> {
+    let presence = &ready.presence;
+    presence.unknown.list(|id| presence.is_recorded(id), ready.now().wall)
 }
 
 /// `GET /v1/hosts/{id}`

@@ -102,7 +102,11 @@ fn when_empty(ready: &Ready, client: &mut Client, id: HostId) -> Result<Response
             Deletion::NotObserved if ready.now().mono.since(begun) < PROBE_PATIENCE => {
                 must_answer(ready, client, id, begun)?;
             }
-            deletion => return answer(ready, deletion),
+            deletion @ (Deletion::Deleted(_)
+            | Deletion::HasActive(_)
+            | Deletion::Lists(_)
+            | Deletion::NotObserved
+            | Deletion::NotFound) => return answer(ready, deletion),
         }
     }
 }

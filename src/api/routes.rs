@@ -12,7 +12,7 @@ use crate::http::{Request, Response};
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
 use crate::store::templates::Disposal;
-use Door::{Admin, Agent, Key, Open};
+use Door::{Admin, Agent, Key, Open, Report};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -51,6 +51,8 @@ enum Door {
     Open(fn(&Ready, &Request) -> Answer),
     /// Agents. What they show is judged where they are answered: some refusals kill.
     Agent(fn(&Arc<Ready>, &Request, &str) -> Answer),
+    /// Agents that report of a sandbox: also one that is refused says something.
+    Report,
     /// Whoever has a key, for what its team owns; 401 for everybody else.
     Key(fn(Asked<'_>) -> Answer),
     /// The holder of the admin key; 403 for those with another.
@@ -81,11 +83,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
         "v1/hosts/{id}/heartbeat",
         Agent(|ready, request, id| agents::heartbeat(ready, request, id)),
     ),
-    (
-        Post,
-        "v1/hosts/sandbox-events",
-        Agent(|ready, request, _| agents::sandbox_event(ready, request)),
-    ),
+    (Post, "v1/hosts/sandbox-events", Report),
     (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
     (Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
     (Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
@@ -98,6 +96,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Post, "v1/hosts/{id}/offline", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Offline))),
     (Post, "v1/hosts/{id}/maintenance", Admin(|a| notify::begin(a.ready, a.id, a.request))),
     (Delete, "v1/hosts/{id}/maintenance", Admin(|a| notify::end(a.ready, a.id))),
+    (Get, "v1/unknown-hosts", Admin(|a| hosts::unknown(a.ready))),
     (Get, "v1/notifications", Admin(|a| notify::overview(a.ready))),
     (Post, "v1/notifications/test", Admin(|a| notify::test(a.ready, &a.caller))),
     (Get, "v1/capsules", Key(|a| capsules::list(a.ready, &a.caller, a.request))),
@@ -177,6 +176,7 @@ fn route(ready: &Arc<Ready>, request: &Request) -> Answer {
             may_go_on()?;
             answer(ready, request, id)
         }
+        Report => agents::sandbox_event(ready, request, may_go_on),
         Key(answer) => {
             let caller = Caller::of(ready, request)?;
             begins_nothing_when_stopping(ready, changes)?;

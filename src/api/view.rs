@@ -13,6 +13,7 @@ use crate::model::time::Wall;
 use crate::store::keys::ApiKey;
 use crate::store::presence::Presence;
 use crate::store::strangers::Recorded;
+use crate::store::unknown::UnknownHost;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -138,6 +139,26 @@ impl ProbeView {
                 sandboxes: None,
                 note: None,
             },
+        }
+    }
+}
+
+/// A host that sends heartbeats and is not known.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnknownHostView {
+    host_id: HostId,
+    genuine: bool,
+    first_seen_at: Wall,
+    last_seen_at: Wall,
+}
+
+impl From<&UnknownHost> for UnknownHostView {
+    fn from(host: &UnknownHost) -> UnknownHostView {
+        UnknownHostView {
+            host_id: host.id,
+            genuine: host.genuine,
+            first_seen_at: host.first_seen_at,
+            last_seen_at: host.last_seen_at,
         }
     }
 }

@@ -11,7 +11,9 @@ use super::output::{
     Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, with_detail, wrapped,
 };
 use super::{clock, open, paths, unreadable};
-use crate::api::view::{AuditView, CapsuleView, HostView, StrangerView, TemplateView};
+use crate::api::view::{
+    AuditView, CapsuleView, HostView, StrangerView, TemplateView, UnknownHostView,
+};
 use crate::config::Config;
 use crate::model::host::{Host, HostStatus};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus, StrangerKind};
@@ -22,6 +24,7 @@ use crate::store::notify::maintenance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
 use crate::store::strangers::{Recorded, strangers};
 use crate::store::templates::Scope;
+use crate::store::unknown::{UnknownHost, unknown_hosts};
 use crate::store::{self, Connection, StoreError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -78,6 +81,10 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
     if !strangers.is_empty() {
         value["strangers"] = strangers.iter().map(|s| json!(StrangerView::from(s))).collect();
     }
+    let unknown = unknown_hosts(&conn, now).map_err(unreadable)?;
+    if !unknown.is_empty() {
+        value["unknown_hosts"] = unknown.iter().map(|u| json!(UnknownHostView::from(u))).collect();
+    }
     if let Some(restore) = awaited {
         value["restored"] = json!({"as_of": restore.as_of, "restored_at": restore.restored_at});
     }
@@ -96,6 +103,12 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
     if degraded > 0 {
         text += &line("degraded", &format!("{degraded}; see `roost hosts`"));
     }
+    for host in unknown.iter().take(UNKNOWN_SHOWN) {
+        text += &line("unknown", &unknown_words(host, now));
+    }
+    if let Some(more) = unknown.len().checked_sub(UNKNOWN_SHOWN).filter(|more| *more > 0) {
+        text += &line("unknown", &format!("and {more} more; see `roost status --format json`"));
+    }
     text += &line("sandboxes", &counts(&sandboxes));
     for stranger in strangers.iter().take(STRANGERS_SHOWN) {
         text += &line("stranger", &stranger_words(stranger));
@@ -108,6 +121,19 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
         text += &line("listened", &format!("until {at}, {} ago", age(now.since(at))));
     }
     print(options.printing.format, &value, &text)
+}
+
+/// Unknown hosts in the text of `status`. Larger: the rest scrolls away; smaller: a small
+/// fleet that was pointed here by mistake is not shown whole.
+const UNKNOWN_SHOWN: usize = 10;
+
+/// A host that sends heartbeats and is not known, and what that may mean.
+fn unknown_words(host: &UnknownHost, now: Wall) -> String {
+    let why = match host.genuine {
+        true => "with a token of this server; is this the right database?",
+        false => "with a token of another server; is its address of the control plane right?",
+    };
+    format!("{} sent a heartbeat {} ago, {why}", host.id, age(now.since(host.last_seen_at)))
 }
 
 /// Strangers in the text of `status`. Larger: the rest scrolls away; smaller: a restore that

@@ -5,6 +5,7 @@
 //! operations. Shared by the HTTP intake, the scheduler and the writer.
 
 use super::activity::Activity;
+use super::unknown::UnknownHosts;
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -17,6 +18,15 @@ use std::time::Duration;
 
 /// A clock that moved by more than this against the last flush is not believed.
 pub const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
+
+/// A clock that runs steadily for so long after a jump is trusted again. Larger: expired
+/// tokens count for longer; smaller: the agents of a small machine without a clock battery
+/// have no time to renew theirs.
+pub const CLOCK_TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// How long an agent waits for the answer to a heartbeat. Larger and gaps stay open for
+/// longer; smaller and a heartbeat that was given up long ago counts twice.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a heartbeat is to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +63,19 @@ pub struct HostNow {
     pub last_heartbeat_at: Option<Wall>,
 }
 
+/// What is known of an agent that was silent for long. One heartbeat alone may have waited on
+/// its way while its agent gave it up, and pauses everything now: the next one is sent only
+/// when that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silenced {
+    /// It was not, or its silence is over.
+    Over,
+    /// Not heard since.
+    Silent,
+    /// Heard once.
+    Once(Mono),
+}
+
 #[derive(Debug)]
 struct Entry {
     now: HostNow,
@@ -60,6 +83,10 @@ struct Entry {
     contact_at: Option<Mono>,
     /// A gap opened and no observation has closed it.
     gap: bool,
+    /// When a report was last refused; an observation asked for later closes the gap.
+    refused_at: Option<Mono>,
+    /// Whether that gap is one of silence, and what was heard since.
+    silence: Silenced,
     /// What was absent behind a gap, which is closed, waits for another look.
     waits: bool,
     /// When an observation was last applied.
@@ -103,7 +130,8 @@ struct Inner {
     hosts: HashMap<HostId, Entry>,
     deleted: HashSet<HostId>,
     listening_since: Mono,
-    clock_suspect: bool,
+    /// Since when the clock has been suspect, if it ever was.
+    clock_suspect_since: Option<Mono>,
 }
 
 /// See the head of this file.
@@ -114,6 +142,8 @@ pub struct Presence {
     news: Condvar,
     /// When sandboxes were last used.
     pub activity: Activity,
+    /// Hosts that send heartbeats and are not known.
+    pub unknown: UnknownHosts,
 }
 
 /// What one flush has to write for one host.
@@ -140,7 +170,8 @@ impl Presence {
             let mut inner = presence.lock();
             inner.listening_since = now.mono;
             inner.deleted = deleted.into_iter().collect();
-            inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            let jumped = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            inner.clock_suspect_since = jumped.then_some(now.mono);
             for host in hosts {
                 let mut entry = Entry::remembered(host, now);
                 entry.gap |= served;
@@ -164,6 +195,11 @@ impl Presence {
         let Some(entry) = inner.hosts.get_mut(&host) else { return Beat::Unknown };
         let opened = entry.silent_too_long(now.mono);
         entry.gap |= opened;
+        // Before we were started nothing was sent to us.
+        if opened && entry.now.heard_at.is_some() {
+            entry.silence = Silenced::Silent;
+        }
+        entry.silence = entry.silence.heard(now.mono);
         entry.now.heard_at = Some(now.mono);
         entry.contact_at = Some(now.mono);
         entry.now.last_heartbeat_at = Some(now.wall);
@@ -188,6 +224,11 @@ impl Presence {
     /// the database knows of was made before a restore from a backup.
     pub fn is_superseded(&self, host: HostId, registration: u64) -> bool {
         self.lock().hosts.get(&host).is_some_and(|entry| registration < entry.now.registration)
+    }
+
+    /// Whether this database has the host, or has had it.
+    pub fn is_recorded(&self, host: HostId) -> bool {
+        self.lookup(host) != Beat::Unknown
     }
 
     /// Whether this database knows no host at all, not even a deleted one.
@@ -296,6 +337,7 @@ impl Presence {
         inner.listening_since = now;
         for entry in inner.hosts.values_mut().filter(|_| gap) {
             entry.gap = true;
+            entry.silence = Silenced::Silent;
             entry.dirty = true;
         }
     }
@@ -303,6 +345,16 @@ impl Presence {
     /// An answer of this host was lost: what it announced will not be said again.
     pub(super) fn answer_lost(&self, host: HostId) {
         if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.gap = true;
+            entry.dirty = true;
+        }
+    }
+
+    /// A report of this host could not be accepted, and its agent will not say it again: it
+    /// is a contact gap until an observation asked for later.
+    pub fn report_refused(&self, host: HostId, now: Mono) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.refused_at = Some(now);
             entry.gap = true;
             entry.dirty = true;
         }
@@ -319,20 +371,23 @@ impl Presence {
             entry.observed_at = entry.observed_at.before(span);
             if entry.silent_too_long(now) {
                 entry.gap = true;
+                entry.silence = Silenced::Silent;
                 entry.dirty = true;
             }
         }
     }
 
     /// Whether an expired but genuine token must be accepted, because the clock moved by
-    /// more than a day against the last flush, or back.
-    pub fn clock_is_suspect(&self) -> bool {
-        self.lock().clock_suspect
+    /// more than a day against the last flush, or back. It is trusted again after a day of
+    /// steady running: a wrong clock is set right by then, which makes it suspect anew.
+    pub fn clock_is_suspect(&self, now: Mono) -> bool {
+        let since = self.lock().clock_suspect_since;
+        since.is_some_and(|since| now.since(since) <= CLOCK_TRUSTED_AFTER)
     }
 
     /// Says that the clock jumped while we ran.
-    pub fn suspect_clock(&self) {
-        self.lock().clock_suspect = true;
+    pub fn suspect_clock(&self, now: Mono) {
+        self.lock().clock_suspect_since = Some(now);
     }
 
     /// Whether the agent may have paused everything unannounced since the last applied
@@ -342,8 +397,9 @@ impl Presence {
     }
 
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
-    /// agent was heard before it was asked and after the gap: agents pause everything
-    /// *before* they beat again, and a listing taken meanwhile says nothing of the rest.
+    /// agent was heard before it was asked and after the gap, and after a silence for the
+    /// second time: agents pause everything *before* they beat again, and a listing taken
+    /// meanwhile says nothing of the rest.
     /// While something that was absent behind the gap `waits` for another look, the database
     /// remembers the gap: a restart forgets what waits.
     pub(super) fn observed(&self, host: HostId, asked_at: Mono, now: Mono, waits: bool) {
@@ -353,8 +409,10 @@ impl Presence {
         entry.dirty |= entry.waits != waits;
         entry.waits = waits;
         let heard_before = entry.now.heard_at.is_some_and(|heard| heard <= asked_at);
-        if entry.gap && heard_before && !entry.silent_too_long(now) {
-            entry.gap = false;
+        let after_refusal = entry.refused_at.is_none_or(|refused| refused < asked_at);
+        let is_heard = heard_before && entry.silence == Silenced::Over;
+        if entry.gap && is_heard && after_refusal && !entry.silent_too_long(now) {
+            (entry.gap, entry.refused_at) = (false, None);
             entry.dirty = true;
         }
     }
@@ -393,6 +451,7 @@ impl Presence {
         let mut inner = self.lock();
         if let Some(entry) = inner.hosts.get_mut(&host.id) {
             entry.gap |= entry.silent_too_long(now.mono);
+            entry.silence = Silenced::Over;
             entry.now.heard_at = Some(now.mono);
             entry.contact_at = Some(now.mono);
             entry.now.last_heartbeat_at = Some(now.wall);
@@ -434,11 +493,22 @@ impl Presence {
 
     pub(super) fn unflushed(&self, hosts: &[Flushed]) {
         self.activity.unflushed();
+        self.unknown.unflushed();
         let mut inner = self.lock();
         for flushed in hosts {
             if let Some(entry) = inner.hosts.get_mut(&flushed.id) {
                 entry.dirty = true;
             }
+        }
+    }
+}
+
+impl Silenced {
+    fn heard(self, now: Mono) -> Silenced {
+        match self {
+            Silenced::Silent => Silenced::Once(now),
+            Silenced::Once(first) if now.since(first) >= HEARTBEAT_PATIENCE => Silenced::Over,
+            Silenced::Over | Silenced::Once(_) => self,
         }
     }
 }
@@ -463,6 +533,8 @@ impl Entry {
             },
             contact_at,
             gap: host.contact_gap || contact_at.is_none(),
+            refused_at: None,
+            silence: Silenced::Over,
             waits: false,
             observed_at: now.mono,
             dirty: false,
@@ -569,6 +641,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_report_is_a_gap_until_an_observation_asked_for_later() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.report_refused(id, at(3).mono);
+        presence.observed(id, at(2).mono, at(4).mono, false);
+        assert!(gap(&presence, 4), "asked for before the report");
+        presence.report_refused(id, at(5).mono);
+        presence.observed(id, at(5).mono, at(6).mono, false);
+        assert!(gap(&presence, 6), "at the same moment");
+        presence.observed(id, at(7).mono, at(8).mono, false);
+        assert!(!gap(&presence, 8));
+    }
+
+    #[test]
     fn a_gap_is_closed_by_an_answer_asked_after_a_heartbeat_only() {
         let (presence, id) = presence(Some(600));
         presence.observed(id, at(1).mono, at(1).mono, false);
@@ -579,6 +665,26 @@ mod tests {
         presence.observed(id, at(12).mono, at(13).mono, false);
         assert!(!gap(&presence, 13));
         assert_eq!(presence.heartbeat(id, at(40)), Beat::Known { wake: false });
+    }
+
+    /// What an agent gave up on arrives when the way is free again, and it pauses everything
+    /// at that moment.
+    #[test]
+    fn a_silence_is_over_at_the_second_heartbeat() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.observed(id, at(2).mono, at(2).mono, false);
+        assert!(!gap(&presence, 2), "heard once since the start");
+        for (s, expected) in [(100, true), (101, true), (131, false), (161, false)] {
+            presence.heartbeat(id, at(s));
+            presence.observed(id, at(s).mono, at(s + 1).mono, false);
+            assert_eq!(gap(&presence, s + 1), expected, "{s}");
+        }
+        presence.heartbeat(id, at(300));
+        let host = Host { last_heartbeat_at: None, ..host(None) };
+        presence.registered(&host, at(301));
+        presence.observed(id, at(302).mono, at(302).mono, false);
+        assert!(!gap(&presence, 302), "an agent that registers waits for the answer");
     }
 
     #[test]
@@ -593,11 +699,12 @@ mod tests {
         presence.observed(id, at(20).mono, at(21).mono, false);
         assert!(gap(&presence, 21), "not heard since");
         assert_eq!(presence.heartbeat(id, at(22)), Beat::Known { wake: true });
-        presence.observed(id, at(22).mono, at(23).mono, false);
-        assert!(!gap(&presence, 23));
-        slept(24, 4_000_000);
-        presence.observed(id, at(24).mono, at(25).mono, false);
-        assert!(gap(&presence, 25), "longer than the machine was awake");
+        presence.heartbeat(id, at(52));
+        presence.observed(id, at(52).mono, at(53).mono, false);
+        assert!(!gap(&presence, 53));
+        slept(54, 4_000_000);
+        presence.observed(id, at(54).mono, at(55).mono, false);
+        assert!(gap(&presence, 55), "longer than the machine was awake");
     }
 
     #[test]
@@ -650,15 +757,32 @@ mod tests {
         assert_eq!(span(12, &Policy::default()), Some(Duration::from_secs(2)));
     }
 
+    const DAY_S: u64 = 24 * 3600;
+
     #[test]
     fn a_clock_that_jumped_is_suspect() {
         let suspect = |flushed_s: i64| {
             let flushed = Wall(START as i64 + flushed_s * 1000);
-            Presence::load(&[], [], Some(flushed), false, at(0)).clock_is_suspect()
+            let presence = Presence::load(&[], [], Some(flushed), false, at(0));
+            presence.clock_is_suspect(at(0).mono)
         };
         assert!(!suspect(-3600));
         assert!(suspect(-25 * 3600));
         assert!(suspect(1));
+    }
+
+    #[test]
+    fn a_suspect_clock_is_trusted_again_after_a_day_of_steady_running() {
+        let flushed = Some(Wall(START as i64 + 1000));
+        let presence = Presence::load(&[], [], flushed, false, at(0));
+        let suspect = |s: u64| presence.clock_is_suspect(at(s).mono);
+        assert!(suspect(DAY_S));
+        assert!(!suspect(DAY_S + 1));
+        presence.suspect_clock(at(2 * DAY_S).mono);
+        assert!(suspect(3 * DAY_S), "it jumped again");
+        assert!(!suspect(3 * DAY_S + 1));
+        presence.listen_anew(at(3 * DAY_S + 2).mono, true);
+        assert!(!suspect(3 * DAY_S + 2), "a pause is no jump");
     }
 
     #[test]

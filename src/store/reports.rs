@@ -31,6 +31,13 @@ pub struct AgentReport {
     pub error: Option<String>,
 }
 
+impl AgentReport {
+    /// The sandbox that the agent says it has paused by itself.
+    pub(super) fn auto_paused(&self) -> Option<SandboxId> {
+        (self.kind == ReportKind::AutoPaused).then_some(self.sandbox)
+    }
+}
+
 impl Writer {
     /// Takes in a report. True when the host should be looked at now.
     pub(super) fn report(&mut self, report: AgentReport, now: Now) -> Result<bool, StoreError> {

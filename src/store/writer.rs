@@ -508,8 +508,8 @@ impl Writer {
         self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
-    /// Keeps announcements that cannot be written now. An observation that could not be
-    /// stored is a contact gap, whatever it announced.
+    /// Keeps auto-pause notices that cannot be written now. An observation or a report that
+    /// could not be stored is a contact gap, whatever it said.
     fn owe(&mut self, Told { host, announced }: Told) {
         self.presence.answer_lost(host);
         if !self.owed.keep(host, announced) {
@@ -682,7 +682,7 @@ struct Task {
     run: Run,
 }
 
-/// What a probe tells whether it can be written or not: nobody says it again.
+/// What an answer or a report tells whether it can be written or not: it is not said again.
 #[derive(Clone)]
 struct Told {
     host: HostId,
@@ -757,7 +757,7 @@ impl Task {
                 Task::quick(reply, move |w| w.look(op, since, answer, said))
             }
             Command::Finish(ended, reply) => Task::durable(reply, move |w| w.finish(&ended, now)),
-            Command::Report(report, reply) => Task::durable(reply, move |w| w.report(*report, now)),
+            Command::Report(report, reply) => Task::of_report(*report, reply, now),
             Command::SetIntent(host, intent, actor, reply) => {
                 Task::durable(reply, move |w| w.set_intent(host, intent, &actor, now))
             }
@@ -794,6 +794,21 @@ impl Task {
             }),
             Command::Stop => Task::quick(Box::new(drop), |_| Ok(())),
         }
+    }
+
+    /// An agent whose report is refused may give up: what we could not take is a contact gap.
+    fn of_report(report: AgentReport, reply: Reply<bool>, now: Now) -> Task {
+        let announced = Vec::from_iter(report.auto_paused());
+        let told = Told { host: report.host, announced };
+        let kept = told.clone();
+        let task = Task::durable(reply, move |w| {
+            let result = w.report(report, now);
+            if result.is_err() {
+                w.owe(kept);
+            }
+            result
+        });
+        Task { told: Some(told), ..task }
     }
 
     /// What power loss right after the answer may undo.

@@ -3,8 +3,8 @@
 //!
 //! Never: tries a rule in every case; `plan` and the simulation do.
 
-use super::world::World;
 use super::slow;
+use super::world::World;
 use crate::support::{PATIENCE, eventually};
 use roost::agent::wire::Method;
 use roost::model::id::SandboxId;
@@ -22,11 +22,8 @@ fn observed(world: &World, n: usize, count: u64) {
 /// lists the sandbox.
 #[test]
 fn an_agent_that_reads_its_index_for_long_keeps_its_snapshots() {
-    let habits = Habits {
-        lists_paused: true,
-        index_takes: Duration::from_secs(30),
-        ..Habits::default()
-    };
+    let habits =
+        Habits { lists_paused: true, index_takes: Duration::from_secs(30), ..Habits::default() };
     let flags = ["--zombies", "destroy", "--transient-grace", "1s"];
     let world = World::with(1, habits, &flags);
     let id = world.capsule("paused");

@@ -7,6 +7,9 @@
 //! done; a sandbox is listed as running until its pause is over, and one that paused by
 //! itself leaves the list a moment before it is announced; what was announced is forgotten;
 //! a restart empties the list, keeps the snapshots, and may find its microVMs again later.
+//! A call ends with its connection: an unfinished create is undone, a pause leaves the
+//! sandbox running, a resume leaves the snapshot. Before an orderly end nothing but lists is
+//! answered, and after a restart the snapshots are unknown until the disk is read.
 
 use crate::chance::Chance;
 use roost::agent::client::CallError;
@@ -26,6 +29,14 @@ const ANNOUNCED_WITHIN_MS: u64 = 2_000;
 pub(crate) struct Habits {
     /// Lists paused sandboxes too.
     pub(crate) lists_paused: bool,
+    /// After a restart it lists those from before, with the time of their pause.
+    pub(crate) lists_after_restart: bool,
+    /// Names what it paused by itself in its list too, not only in a report.
+    pub(crate) announces: bool,
+    /// Lists what failed by itself as `error`, and reports failures under their own names.
+    pub(crate) tells_failures: bool,
+    /// Finishes a call although its caller is gone.
+    pub(crate) finishes_orphans: bool,
     /// Takes its time to send a list that it has made.
     pub(crate) lists_slowly: bool,
     /// Lets a destroy wait for a create that is under way; others know nothing of it yet.
@@ -43,6 +54,8 @@ pub(crate) enum Truth {
     Pausing,
     /// A snapshot.
     Paused,
+    /// A microVM that failed by itself, kept to be listed.
+    Failed,
 }
 
 /// One call as it arrived.
@@ -56,8 +69,8 @@ pub(crate) struct Arrived {
 /// What an agent will do later, unless it was started anew meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Later {
-    /// The call that works on it is done.
-    Done(SandboxId),
+    /// The call of this number, which works on it, is done.
+    Done(SandboxId, u64),
     /// Nobody used it for long, if it is still the same life.
     Idle(SandboxId, u64),
     /// Its own pause is over.
@@ -67,6 +80,8 @@ pub(crate) enum Later {
     PausedAll,
     /// It has found its microVMs again.
     Found,
+    /// It has read its disk.
+    Read,
 }
 
 /// What comes of something.
@@ -83,8 +98,10 @@ struct Sandbox {
     /// The call that works on it; `None` while its own pause does, or nothing.
     call: Option<Arrived>,
     busy: bool,
+    /// Paused before the last restart.
     shelved: bool,
     created_at_unix: i64,
+    paused_at_unix: i64,
     timeout_s: u64,
     life: u64,
 }
@@ -96,15 +113,23 @@ pub(crate) struct Agent {
     pub(crate) boot: u32,
     /// Its microVMs run, and it does not know of them.
     pub(crate) blind: bool,
+    /// It has not read its disk yet: it has no snapshot from before the restart.
+    pub(crate) reading: bool,
+    /// It is about to end, and answers nothing but lists.
+    pub(crate) draining: bool,
     /// No sandbox pauses by itself any more: the world comes to rest.
     pub(crate) restful: bool,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     waiting: BTreeMap<SandboxId, VecDeque<Arrived>>,
     announced: Vec<SandboxId>,
-    /// Paused by itself; nobody has fetched the announcement.
+    /// Paused by itself; the announcement was not fetched yet, nor a report of it taken.
     untold: BTreeSet<SandboxId>,
-    /// The same, and a restart forgot the announcement.
+    /// The same, and the announcement is lost: a restart forgot it, or every report of it.
     pub(crate) forgotten: BTreeSet<SandboxId>,
+    /// How often it answered that it has no snapshot of what it has one of.
+    denied: BTreeMap<SandboxId, u32>,
+    /// What it said it had not when it was to destroy it, and has on its disk.
+    pub(crate) disowned: BTreeSet<SandboxId>,
     lives: u64,
 }
 
@@ -115,12 +140,16 @@ impl Agent {
             up: true,
             boot: 0,
             blind: false,
+            reading: false,
+            draining: false,
             restful: false,
             sandboxes: BTreeMap::new(),
             waiting: BTreeMap::new(),
             announced: Vec::new(),
             untold: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            denied: BTreeMap::new(),
+            disowned: BTreeSet::new(),
             lives: 0,
         }
     }
@@ -138,14 +167,45 @@ impl Agent {
         self.sandboxes.get(&id).map(|sandbox| Later::Idle(id, sandbox.life))
     }
 
+    /// Whether it paused this by itself and whoever hears only what it has told so far cannot
+    /// know it.
+    pub(crate) fn has_not_told(&self, id: SandboxId) -> bool {
+        self.forgotten.contains(&id) || !self.habits.announces && self.untold.contains(&id)
+    }
+
+    /// How often it denied to have a snapshot of this since it last ran.
+    pub(crate) fn denials(&self, id: SandboxId) -> u32 {
+        self.denied.get(&id).copied().unwrap_or(0)
+    }
+
+    /// A report of what it paused by itself was taken.
+    pub(crate) fn was_told(&mut self, id: SandboxId) {
+        self.untold.remove(&id);
+    }
+
+    /// Every try to report it failed.
+    pub(crate) fn gave_up_telling(&mut self, id: SandboxId) {
+        if !self.habits.announces && self.untold.remove(&id) {
+            self.forgotten.insert(id);
+        }
+    }
+
     /// The answer to `ListSandboxes`. What it announces is forgotten.
     pub(crate) fn list(&mut self) -> Listing {
+        let lists = |sandbox: &Sandbox| match sandbox.shelved {
+            false => self.habits.lists_paused,
+            true => self.habits.lists_after_restart && !self.reading,
+        };
         let entry = |(id, sandbox): (&SandboxId, &Sandbox)| {
-            let state = match sandbox.state {
-                Truth::Running | Truth::Pausing if !self.blind => ListedState::Running,
-                Truth::Paused if self.habits.lists_paused && !sandbox.shelved => {
-                    ListedState::Paused
+            let (state, created_at_unix) = match sandbox.state {
+                Truth::Running | Truth::Pausing if !self.blind => {
+                    (ListedState::Running, sandbox.created_at_unix)
                 }
+                Truth::Paused if lists(sandbox) && sandbox.shelved => {
+                    (ListedState::Paused, sandbox.paused_at_unix)
+                }
+                Truth::Paused if lists(sandbox) => (ListedState::Paused, sandbox.created_at_unix),
+                Truth::Failed => (ListedState::Error, sandbox.created_at_unix),
                 Truth::Nothing
                 | Truth::Making
                 | Truth::Running
@@ -154,7 +214,6 @@ impl Agent {
                     return None;
                 }
             };
-            let created_at_unix = sandbox.created_at_unix;
             Some(Listed { id: *id, state, created_at_unix, details: details() })
         };
         let sandboxes = self.sandboxes.iter().filter_map(entry).collect();
@@ -196,11 +255,22 @@ impl Agent {
         let refuse = |why: &str| vec![Out::Answer(call.number, Err(internal(why)))];
         let (to, takes_ms) = match (call.kind, self.truth(id)) {
             // The slowest outlive their deadline.
-            (OperationKind::Create, Truth::Nothing) => (Truth::Making, chance.duration_ms(4_000)),
+            (OperationKind::Create, Truth::Nothing) => {
+                (Truth::Making, self.takes_ms(4_000, chance))
+            }
             (OperationKind::Create, _) => return refuse("sandbox already exists"),
-            (OperationKind::Pause, Truth::Running) => (Truth::Pausing, chance.duration_ms(4_000)),
+            (OperationKind::Pause, Truth::Running) => {
+                (Truth::Pausing, self.takes_ms(4_000, chance))
+            }
             (OperationKind::Pause, _) => return refuse("sandbox not running"),
-            (OperationKind::Resume, Truth::Paused) => (Truth::Making, chance.duration_ms(2_000)),
+            (OperationKind::Resume, Truth::Paused) if self.hides(id) => {
+                *self.denied.entry(id).or_default() += 1;
+                return match chance.permille(500) {
+                    true => refuse("no snapshot found"),
+                    false => vec![Out::Answer(call.number, Err(not_found()))],
+                };
+            }
+            (OperationKind::Resume, Truth::Paused) => (Truth::Making, self.takes_ms(2_000, chance)),
             (OperationKind::Resume, Truth::Nothing) => return refuse("no snapshot found"),
             (OperationKind::Resume, _) => return refuse("sandbox is not paused"),
             (OperationKind::Snapshot, _) => return refuse("snapshots are not simulated"),
@@ -209,6 +279,10 @@ impl Agent {
             }
             (OperationKind::Destroy, _) if self.sandboxes[&id].busy => {
                 // Only a create that this agent knows nothing of yet.
+                return vec![Out::Answer(call.number, Err(not_found()))];
+            }
+            (OperationKind::Destroy, Truth::Paused) if self.hides(id) => {
+                self.disowned.insert(id);
                 return vec![Out::Answer(call.number, Err(not_found()))];
             }
             (OperationKind::Destroy, _) if chance.permille(20) => return refuse("device is busy"),
@@ -223,6 +297,7 @@ impl Agent {
             busy: true,
             shelved: false,
             created_at_unix: now_unix,
+            paused_at_unix: now_unix,
             timeout_s: 0,
             life: 0,
         });
@@ -230,35 +305,81 @@ impl Agent {
         if call.timeout_s > 0 {
             sandbox.timeout_s = call.timeout_s;
         }
-        vec![Out::Later(takes_ms, Later::Done(id))]
+        vec![Out::Later(takes_ms, Later::Done(id, call.number))]
+    }
+
+    /// Whether it does not know yet that it has a snapshot of this.
+    fn hides(&self, id: SandboxId) -> bool {
+        self.reading && self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.shelved)
+    }
+
+    fn takes_ms(&self, usual_ms: u64, chance: &mut Chance) -> u64 {
+        if self.restful { usual_ms } else { chance.duration_ms(usual_ms) }
+    }
+
+    /// The caller of this call is gone. Gives whether that ended anything, and what follows.
+    pub(crate) fn hang_up(
+        &mut self,
+        number: u64,
+        now_unix: i64,
+        chance: &mut Chance,
+    ) -> (bool, Vec<Out>) {
+        if self.habits.finishes_orphans {
+            return (false, Vec::new());
+        }
+        for calls in self.waiting.values_mut() {
+            // A destroy that waits is carried out or not.
+            let keeps = chance.permille(500);
+            calls.retain(|c| c.number != number || c.kind == OperationKind::Destroy && keeps);
+        }
+        let works = |s: &Sandbox| s.call.is_some_and(|call| call.number == number);
+        let found = self.sandboxes.iter_mut().find(|(_, sandbox)| works(sandbox));
+        let Some((&id, sandbox)) = found else { return (false, Vec::new()) };
+        let was_made = sandbox.life > 0;
+        (sandbox.call, sandbox.busy) = (None, false);
+        match sandbox.state {
+            Truth::Making if was_made => sandbox.state = Truth::Paused,
+            Truth::Making => drop(self.sandboxes.remove(&id)),
+            Truth::Pausing => sandbox.state = Truth::Running,
+            Truth::Nothing | Truth::Running | Truth::Paused | Truth::Failed => {}
+        }
+        (true, self.next(id, now_unix, chance))
     }
 
     /// The moment for something has come.
     pub(crate) fn act(&mut self, later: Later, now_unix: i64, chance: &mut Chance) -> Vec<Out> {
         match later {
-            Later::Done(id) => {
-                let mut out = self.done(id, now_unix, chance);
+            Later::Done(id, number) => {
+                let mut out = self.done(id, number, now_unix, chance);
                 out.extend(self.next(id, now_unix, chance));
                 out
             }
             Later::Idle(id, life) => self.idle(id, life, chance),
             Later::Slept(id) => {
-                let mut out = self.slept(id, chance);
+                let mut out = self.slept(id, now_unix, chance);
                 out.extend(self.next(id, now_unix, chance));
                 out
             }
             Later::Announce(id) => {
-                self.announced.push(id);
+                if self.habits.announces {
+                    self.announced.push(id);
+                }
                 vec![Out::Report(ReportKind::AutoPaused, id)]
             }
             Later::PausedAll => {
                 let idle =
                     |sandbox: &&mut Sandbox| sandbox.state == Truth::Running && !sandbox.busy;
-                self.sandboxes.values_mut().filter(idle).for_each(|s| s.state = Truth::Paused);
+                self.sandboxes.values_mut().filter(idle).for_each(|s| {
+                    (s.state, s.paused_at_unix) = (Truth::Paused, now_unix);
+                });
                 Vec::new()
             }
             Later::Found => {
                 self.blind = false;
+                Vec::new()
+            }
+            Later::Read => {
+                self.reading = false;
                 Vec::new()
             }
         }
@@ -274,11 +395,14 @@ impl Agent {
         out
     }
 
-    fn done(&mut self, id: SandboxId, now_unix: i64, chance: &mut Chance) -> Vec<Out> {
+    fn done(&mut self, id: SandboxId, number: u64, now_unix: i64, chance: &mut Chance) -> Vec<Out> {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return Vec::new() };
-        let Some(call) = sandbox.call.take() else { return Vec::new() };
+        let Some(call) = sandbox.call.take_if(|call| call.number == number) else {
+            return Vec::new();
+        };
         sandbox.busy = false;
-        let fails = chance.permille(40);
+        let fails = chance.permille(40) && !self.restful;
+        let named = |newer| if self.habits.tells_failures { newer } else { ReportKind::Failed };
         let answer = |result| Out::Answer(call.number, result);
         match call.kind {
             OperationKind::Create if fails => {
@@ -287,11 +411,14 @@ impl Agent {
             }
             OperationKind::Resume if fails => {
                 sandbox.state = Truth::Paused;
-                vec![answer(Err(internal("not ready"))), Out::Report(ReportKind::Failed, id)]
+                let report = Out::Report(named(ReportKind::ResumeFailed), id);
+                vec![answer(Err(internal("not ready"))), report]
             }
             OperationKind::Create | OperationKind::Resume => {
                 self.lives += 1;
                 self.forgotten.remove(&id);
+                self.untold.remove(&id);
+                self.denied.remove(&id);
                 (sandbox.state, sandbox.life, sandbox.shelved) =
                     (Truth::Running, self.lives, false);
                 sandbox.created_at_unix = now_unix;
@@ -315,10 +442,11 @@ impl Agent {
                     true => drop(self.sandboxes.remove(&id)),
                     false => sandbox.state = Truth::Running,
                 }
-                vec![answer(Err(internal("snapshot failed"))), Out::Report(ReportKind::Failed, id)]
+                let report = Out::Report(named(ReportKind::PauseFailed), id);
+                vec![answer(Err(internal("snapshot failed"))), report]
             }
             OperationKind::Pause => {
-                sandbox.state = Truth::Paused;
+                (sandbox.state, sandbox.paused_at_unix) = (Truth::Paused, now_unix);
                 vec![answer(Ok(None)), Out::Report(ReportKind::Paused, id)]
             }
             OperationKind::Destroy | OperationKind::Snapshot => Vec::new(),
@@ -335,28 +463,34 @@ impl Agent {
         vec![Out::Later(chance.duration_ms(1_500), Later::Slept(id))]
     }
 
-    fn slept(&mut self, id: SandboxId, chance: &mut Chance) -> Vec<Out> {
+    fn slept(&mut self, id: SandboxId, now_unix: i64, chance: &mut Chance) -> Vec<Out> {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return Vec::new() };
         (sandbox.state, sandbox.busy) = (Truth::Paused, false);
+        sandbox.paused_at_unix = now_unix;
         self.untold.insert(id);
         vec![Out::Later(chance.within(10, ANNOUNCED_WITHIN_MS), Later::Announce(id))]
     }
 
-    /// A microVM dies. False when there is none that does nothing else.
-    pub(crate) fn crash(&mut self, id: SandboxId) -> bool {
-        let idle = self.sandboxes.get(&id).is_some_and(|s| s.state == Truth::Running && !s.busy);
-        if idle {
-            self.sandboxes.remove(&id);
+    /// A microVM dies; gives what is reported of it. `None` when there is none that does
+    /// nothing else.
+    pub(crate) fn crash(&mut self, id: SandboxId) -> Option<ReportKind> {
+        let idle = |s: &&mut Sandbox| s.state == Truth::Running && !s.busy;
+        let sandbox = self.sandboxes.get_mut(&id).filter(idle)?;
+        match self.habits.tells_failures {
+            true => sandbox.state = Truth::Failed,
+            false => drop(self.sandboxes.remove(&id)),
         }
-        idle
+        let newer = self.habits.tells_failures;
+        Some(if newer { ReportKind::Error } else { ReportKind::Stopped })
     }
 
-    /// The process ends; `found` says that its microVMs live on and that it will find them.
-    /// Gives the calls that are broken off.
-    pub(crate) fn end(&mut self, found: bool) -> Vec<u64> {
+    /// The process ends; `found` says that its microVMs live on and that it will find them,
+    /// `reading` that the next one reads its disk for a while. Gives the calls that are broken
+    /// off.
+    pub(crate) fn end(&mut self, found: bool, reading: bool) -> Vec<u64> {
         self.up = false;
         self.boot += 1;
-        self.blind = found;
+        (self.blind, self.reading, self.draining) = (found, reading, false);
         self.announced.clear();
         self.forgotten.append(&mut self.untold);
         let mut broken: Vec<u64> = Vec::new();
@@ -369,7 +503,7 @@ impl Agent {
                 Truth::Running => {}
                 Truth::Pausing => sandbox.state = Truth::Running,
                 Truth::Making if from_snapshot => sandbox.state = Truth::Paused,
-                Truth::Making | Truth::Nothing => return false,
+                Truth::Making | Truth::Nothing | Truth::Failed => return false,
                 Truth::Paused => {}
             }
             sandbox.shelved |= sandbox.state == Truth::Paused;

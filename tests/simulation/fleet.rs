@@ -6,7 +6,7 @@ use crate::agent::{Agent, Habits};
 use crate::chance::Chance;
 use crate::leaving::Standing;
 use crate::people::somebody;
-use crate::world::{Heart, Link, Machine, TOKEN_LIFE};
+use crate::world::{Heart, Link, MINUTE, Machine, SECOND, TOKEN_LIFE};
 use roost::model::endpoint::Resolved;
 use roost::model::host::AgentAddress;
 use roost::model::id::{HostId, PLATFORM_TEAM};
@@ -82,9 +82,14 @@ pub(crate) fn machine(
 ) -> Machine {
     let habits = Habits {
         lists_paused: chance.permille(400),
+        lists_after_restart: chance.permille(700),
+        announces: chance.permille(750),
+        tells_failures: chance.permille(500),
+        finishes_orphans: chance.permille(250),
         lists_slowly: chance.permille(300),
         waits_for_creates: chance.permille(500),
     };
+    let reports = chance.permille(600) || !habits.announces;
     Machine {
         id,
         address,
@@ -99,9 +104,14 @@ pub(crate) fn machine(
             beat_ms: None,
             token_expires_at: now.after(TOKEN_LIFE),
             refresh_token: [0; 32],
+            straggler_ms: None,
+            renewing: None,
         },
-        skew_ms: chance.within(0, 4_000) as i64 - 2_000,
-        reports: chance.permille(600),
+        skew_ms: skew_ms(chance),
+        reports,
+        refused: BTreeSet::new(),
+        stale: BTreeSet::new(),
+        gone: BTreeSet::new(),
         heard_ms: None,
         verdict: None,
         asked: BTreeMap::new(),
@@ -109,4 +119,10 @@ pub(crate) fn machine(
         late: BTreeSet::new(),
         create_asked_ms: BTreeMap::new(),
     }
+}
+
+/// Most clocks are a little off, some by days.
+fn skew_ms(chance: &mut Chance) -> i64 {
+    let most = if chance.permille(300) { 3 * 24 * 60 * MINUTE } else { 2 * SECOND };
+    chance.within(0, 2 * most) as i64 - most as i64
 }

@@ -9,7 +9,7 @@ use crate::leaving::Standing;
 use crate::world::{Machine, Verdict, World};
 use roost::model::event::EventKind;
 use roost::model::host::{Host, Liveness};
-use roost::model::id::SandboxId;
+use roost::model::id::{HostId, SandboxId};
 use roost::model::policy::{MASS_VANISH_MIN, ZombiePolicy};
 use roost::model::sandbox::{Reason, SandboxStatus};
 
@@ -98,7 +98,9 @@ impl World {
         let reason = &change.reason;
         let host = self.machine_of(change.host);
         let Standing { aside, forced, .. } = self.machines[host].standing;
-        if aside && is_seen(reason) {
+        // Nothing runs on a host that was unreachable before it was set aside (rule 4).
+        let is_down = *reason == Reason::HostUnreachable && self.is_unreachable(change.host);
+        if aside && is_seen(reason) && !is_down {
             self.wrong(format!("{id} went to {to} ({reason}) on a host that is set aside"));
         }
         let with_host = *reason == Reason::HostDeleted;
@@ -106,26 +108,54 @@ impl World {
             self.wrong(format!("{id} was {from} when its host was deleted, and nobody said so"));
         }
         let over = to == SandboxStatus::Stopped || to == SandboxStatus::Error;
-        if !over || truth == Truth::Nothing || with_host {
-            return;
-        }
-        // A create that outlives its deadline is nobody's fault; it is reported as a zombie.
-        let late_create = from == SandboxStatus::Starting && *reason == Reason::NotStarted;
-        // Destroyed while its create goes on: the deadline of that create bounds it.
-        let overtaken = from == SandboxStatus::Stopping && truth == Truth::Making;
-        // An agent that is started anew within a minute forgets what it had to announce,
-        // and nothing tells that from microVMs that died with it.
-        let vanished = *reason == Reason::Vanished;
-        let refused = from == SandboxStatus::Pausing && *reason == Reason::OperationFailed;
-        let forgotten = (vanished || refused)
-            && truth == Truth::Paused
-            && self.machines[host].agent.forgotten.contains(&id);
-        // Of an agent that has lost sight of its microVMs; rule 1 undoes it when it lists them.
-        let running = truth == Truth::Running;
-        let unseen = vanished && running && self.few_vanish(host)
-            || refused && running && self.machines[host].agent.blind;
-        if !late_create && !overtaken && !forgotten && !unseen {
+        if over && truth != Truth::Nothing && !with_host && self.excuse(change, id, truth).is_none()
+        {
             self.wrong(format!("{id} went from {from} to {to} ({reason}) and is {truth:?}"));
+        }
+    }
+
+    fn is_unreachable(&self, host: HostId) -> bool {
+        let host = self.history.as_ref().and_then(|history| history.hosts.get(&host));
+        host.is_some_and(|host| host.liveness == Liveness::Unreachable)
+    }
+
+    /// Why something may be over in the database that is not over in truth, if there is a
+    /// reason that Roost cannot know of.
+    fn excuse(&self, change: &Change, id: SandboxId, truth: Truth) -> Option<&'static str> {
+        let host = self.machine_of(change.host);
+        let machine = &self.machines[host];
+        let agent = &machine.agent;
+        let (from, to) = (change.from?, change.to?);
+        let refused = from == SandboxStatus::Pausing && change.reason == Reason::OperationFailed;
+        let vanished = change.reason == Reason::Vanished;
+        match (&change.reason, truth) {
+            // The agent is asked to destroy it from then on; at the end it must have done so.
+            (Reason::Requested, _) if from.is_over() => Some("a user ends what was over already"),
+            (_, Truth::Failed) if to == SandboxStatus::Error => Some("it failed by itself"),
+            (Reason::NotStarted, _) if from == SandboxStatus::Starting => {
+                Some("a create that outlives its deadline is reported as a zombie")
+            }
+            (_, Truth::Making) if from == SandboxStatus::Stopping => {
+                Some("destroyed while its create goes on; the deadline of that create bounds it")
+            }
+            (_, Truth::Paused)
+                if from == SandboxStatus::Stopping && agent.disowned.contains(&id) =>
+            {
+                Some("the agent said that it has none, and had not read its disk")
+            }
+            (Reason::SnapshotGone, Truth::Paused) if agent.denials(id) >= 2 => {
+                Some("the agent said twice that it has no snapshot; it can be resumed all the same")
+            }
+            // Nothing tells what an agent forgot to announce from microVMs that died with it.
+            // What we refused to hear does: that is a contact gap.
+            (_, Truth::Paused) if vanished || refused => {
+                let unheard = agent.has_not_told(id) && !machine.refused.contains(&id);
+                unheard.then_some("it paused by itself, and no notice of that reached Roost")
+            }
+            (_, Truth::Running) if vanished && self.few_vanish(host) || refused && agent.blind => {
+                Some("its agent has lost sight of it, and it comes back when it is listed")
+            }
+            _ => None,
         }
     }
 
@@ -244,9 +274,15 @@ impl World {
             let machine = self.machines.iter().find(|machine| machine.id == row.host);
             let truth = machine.map_or(Truth::Nothing, |machine| machine.agent.truth(*id));
             let zombie = self.policy.zombies == ZombiePolicy::Report && self.zombies.contains(id);
+            let by_user = row.reason.as_ref().is_some_and(Reason::is_users_destroy);
             let forgotten = machine.is_some_and(|machine| {
-                machine.agent.forgotten.contains(id) || machine.late.contains(id)
+                let agent = &machine.agent;
+                let unheard = agent.has_not_told(*id) && !by_user;
+                unheard || agent.disowned.contains(id) || machine.late.contains(id)
             });
+            let stale = row.reason == Some(Reason::AutoPaused)
+                && machine.is_some_and(|machine| machine.stale.contains(id));
+            let gone = row.reason == Some(Reason::SnapshotGone);
             let presumed = row.reason == Some(Reason::PresumedPaused)
                 || row.reason == Some(Reason::PauseFinished)
                 || row.reason == Some(Reason::NotResumed)
@@ -255,9 +291,12 @@ impl World {
                 (SandboxStatus::Running, Truth::Running) => true,
                 (SandboxStatus::Paused, Truth::Paused) => true,
                 // The first resume finds out.
-                (SandboxStatus::Paused, Truth::Nothing) => presumed,
+                (SandboxStatus::Paused, Truth::Nothing) => presumed || stale,
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Nothing) => true,
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Paused) if forgotten => true,
+                (SandboxStatus::Error, Truth::Failed) => true,
+                // It can be resumed all the same.
+                (SandboxStatus::Stopped, Truth::Paused) if gone => true,
                 // It was made after all, unseen, and has paused since: nobody lists it.
                 (SandboxStatus::Error, Truth::Paused) => row.reason == Some(Reason::NotStarted),
                 (SandboxStatus::Stopped | SandboxStatus::Error, _) => zombie,

@@ -34,6 +34,10 @@ pub(crate) struct Standing {
     pub(crate) aside: bool,
     /// Another host has its address for good.
     pub(crate) successor: Option<usize>,
+    /// Another machine has registered as this host since.
+    pub(crate) superseded: bool,
+    /// It listens where the database does not know of.
+    pub(crate) moved: bool,
     /// When its agent last asked to be registered, which is contact like a heartbeat.
     pub(crate) asked_ms: u64,
     /// When it was last registered, or its operators' intent last changed.
@@ -203,7 +207,7 @@ impl World {
         let id = machine.id;
         machine.standing.ended = true;
         self.tally.struck(Fault::ToldToEnd);
-        let broken = machine.agent.end(false);
+        let broken = machine.agent.end(false, false);
         machine.agent.destroy_all();
         if !machine.standing.deleted {
             self.wrong(format!("{id} was told to destroy everything"));

@@ -12,6 +12,16 @@ use roost::engine::monitor::Input;
 use roost::store::presence::Beat;
 use roost::store::writer::Command;
 
+/// How long an agent waits for the answer to a heartbeat, and to a renewal.
+const HEARTBEAT_PATIENCE_MS: u64 = 10 * SECOND;
+const RENEWAL_PATIENCE_MS: u64 = 15 * SECOND;
+
+/// How long what was sent on a connection that is closed since may still arrive.
+const STRAGGLES_MS: u64 = 100 * SECOND;
+
+/// Longest way of a message between two sides that nothing ails.
+const USUAL_WAY_MS: u64 = 21;
+
 impl World {
     pub(crate) fn agent_acts(&mut self, host: usize, boot: u32, later: Later) {
         let now_ms = self.now_ms();
@@ -35,7 +45,10 @@ impl World {
         {
             self.note(|| format!("  host {host}: {later:?}"));
         }
-        if let Later::Done(sandbox) = later {
+        if let Later::Slept(sandbox) = later {
+            self.machines[host].refused.remove(&sandbox);
+        }
+        if let Later::Done(sandbox, _) = later {
             self.judge_truth(host, sandbox);
         }
         self.comes_of(host, out);
@@ -60,24 +73,54 @@ impl World {
         if self.machines[host].heart.beat_ms.replace(now_ms) == Some(now_ms) {
             return;
         }
-        let reached = self.machines[host].link.beats
-            && self.attention == Attention::Listening
-            && !self.is_lost(host);
-        match reached {
-            true => self.beat_arrives(host),
-            false => self.unanswered(host),
+        let up = self.attention != Attention::Down;
+        let kept_open = self.machines[host].heart.failures == 0;
+        if !self.machines[host].link.beats || !up || self.is_lost(host) {
+            // What is on its way on a connection that is open arrives when the way is free.
+            let straggles = up && kept_open && self.chance.permille(500);
+            self.machines[host].heart.straggler_ms = straggles.then_some(now_ms);
+            return self.unanswered(host);
+        }
+        let (there, back) = (self.one_way(host), self.one_way(host));
+        let asleep_until = if self.attention == Attention::Asleep { self.awake_at } else { 0 };
+        let arrives = (now_ms + there).max(asleep_until);
+        let late = arrives + back > now_ms + HEARTBEAT_PATIENCE_MS;
+        if late {
+            self.tally.struck(Fault::HeartbeatAnsweredLate);
+            self.after(HEARTBEAT_PATIENCE_MS, Event::Unanswered(host, boot));
+        }
+        match arrives - now_ms > USUAL_WAY_MS {
+            // A new connection takes both ways before anything is sent on it.
+            true if late && !kept_open => {}
+            true => self.at(arrives, Event::BeatArrives(host, late)),
+            false => self.beat_arrives(host, late),
         }
     }
 
-    pub(crate) fn beat_arrives(&mut self, host: usize) {
+    /// The way is free again for what was sent, and given up, before.
+    pub(crate) fn straggler_arrives(&mut self, host: usize) {
+        let Some(sent_ms) = self.machines[host].heart.straggler_ms.take() else { return };
+        if self.now_ms() - sent_ms < STRAGGLES_MS && self.attention == Attention::Listening {
+            self.tally.struck(Fault::HeartbeatStraggled);
+            self.beat_arrives(host, true);
+        }
+    }
+
+    /// `late`: the agent gives up before the answer reaches it.
+    pub(crate) fn beat_arrives(&mut self, host: usize, late: bool) {
         let now = self.now();
-        let Some(plane) = &mut self.plane else { return self.unanswered(host) };
+        let Some(plane) = &mut self.plane else {
+            if !late {
+                self.unanswered(host);
+            }
+            return;
+        };
         let id = self.machines[host].id;
         let known = matches!(plane.presence.lookup(id), Beat::Known { .. });
         let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
-        if expired && !plane.presence.clock_is_suspect() {
+        if expired && !plane.presence.clock_is_suspect(now.mono) {
             // As the API: a renewal is asked for only when it could be served.
-            if !plane.is_failing() && !plane.failing {
+            if !plane.is_failing() && !plane.failing && !late {
                 self.refresh(host);
             }
             return;
@@ -98,15 +141,22 @@ impl World {
                 // Only on a connection from the last beat: a new one needs both ways.
                 let lost = self.is_lost(host) && self.machines[host].heart.failures == 0;
                 match lost {
+                    _ if late => {}
                     true => self.unanswered(host),
                     false => self.machines[host].heart.failures = 0,
                 }
             }
-            Beat::Deleted if self.defect == Some(Defect::TombstoneForgotten) => {}
+            Beat::Deleted if self.defect == Some(Defect::TombstoneForgotten) || late => {}
             Beat::Deleted if self.is_lost(host) => self.unanswered(host),
             Beat::Deleted => self.obey_end(host),
             Beat::Unknown if self.machines[host].standing.deleted => {}
             Beat::Unknown => self.wrong(format!("{id} is not known any more")),
+        }
+    }
+
+    pub(crate) fn gave_up_on_beat(&mut self, host: usize, boot: u32) {
+        if self.machines[host].agent.boot == boot && !self.machines[host].heart.over {
+            self.unanswered(host);
         }
     }
 
@@ -138,12 +188,22 @@ impl World {
         let shown = self.machines[host].heart.refresh_token;
         let fresh = self.secret();
         let Some(plane) = &mut self.plane else { return };
-        let lenient = plane.presence.clock_is_suspect();
+        let lenient = plane.presence.clock_is_suspect(now.mono);
         plane.ask_all(
             now,
             move |result| Told::Refreshed(host, fresh, result),
             |reply| Command::Refresh { shown, fresh, lenient, reply },
         );
+        self.machines[host].heart.renewing = Some(fresh);
+        self.after(RENEWAL_PATIENCE_MS, Event::RenewalOver(host, fresh));
+    }
+
+    /// An agent waits for the answer to a renewal no longer.
+    pub(crate) fn renewal_over(&mut self, host: usize, fresh: [u8; 32]) {
+        if self.machines[host].heart.renewing == Some(fresh) {
+            self.tally.struck(Fault::RenewalAnsweredLate);
+            self.gives_up_beating(host);
+        }
     }
 
     pub(crate) fn secret(&mut self) -> [u8; 32] {
@@ -175,14 +235,23 @@ impl World {
         let unlucky = self.stormy && self.chance.permille(60);
         let lost = !self.machines[host].link.beats || self.is_lost(host) || unlucky;
         let heart = &mut self.machines[host].heart;
+        if heart.renewing != Some(fresh) {
+            return;
+        }
         if matches!(result, Ok(Some(_))) && !lost {
+            heart.renewing = None;
             heart.refresh_token = fresh;
             heart.token_expires_at = now.wall.after(TOKEN_LIFE);
             heart.failures = 0;
             return;
         }
-        // A refresh that fails in any way is the end of all beating.
-        heart.over = true;
+        self.gives_up_beating(host);
+    }
+
+    /// A renewal that fails in any way is the end of all heartbeats.
+    fn gives_up_beating(&mut self, host: usize) {
+        let heart = &mut self.machines[host].heart;
+        (heart.over, heart.renewing) = (true, None);
         self.tally.struck(Fault::AgentGaveUp);
         self.note(|| format!("host {host} gives up after a failed refresh"));
         self.pause_all(host);
@@ -193,14 +262,15 @@ impl World {
     /// The agent's process ends, and comes back after a while.
     pub(crate) fn end_agent(&mut self, host: usize, found: bool, away_ms: u64) {
         self.note(|| format!("the agent of host {host} ends (found again: {found})"));
-        let over = self.machines[host].heart.over;
+        let (over, now_unix) = (self.machines[host].heart.over, self.unix_of(host));
+        let reading = !found && self.stormy && self.chance.permille(400);
         let agent = &mut self.machines[host].agent;
         // What gave up paused everything before somebody came to start it again.
-        let mut broken = Vec::new();
         if over {
-            agent.act(Later::PausedAll, 0, &mut self.chance);
+            agent.act(Later::PausedAll, now_unix, &mut self.chance);
         }
-        broken.extend(self.machines[host].agent.end(found));
+        let broken = agent.end(found, reading);
+        self.machines[host].heart.renewing = None;
         self.tally.struck(if found { Fault::AgentLostSight } else { Fault::AgentRestarted });
         if !broken.is_empty() {
             self.tally.struck(Fault::CallBrokenOff);
@@ -220,6 +290,18 @@ impl World {
         }
     }
 
+    /// An orderly end of an agent begins: it takes no calls any more.
+    pub(crate) fn agent_drains(&mut self, host: usize) {
+        let machine = &mut self.machines[host];
+        if machine.agent.up && !machine.agent.draining {
+            machine.agent.draining = true;
+            self.tally.struck(Fault::AgentDrained);
+            let (boot, after) = (machine.agent.boot, self.chance.within(SECOND, 10 * SECOND));
+            self.note(|| format!("the agent of host {host} begins to shut down"));
+            self.after(after, Event::AgentDies(host, boot));
+        }
+    }
+
     pub(crate) fn agent_starts(&mut self, host: usize, boot: u32) {
         let machine = &mut self.machines[host];
         if machine.agent.boot != boot || machine.agent.up || machine.standing.ended {
@@ -232,6 +314,11 @@ impl World {
             // Shorter than the hold on many that vanish at once.
             let after = self.chance.within(5 * SECOND, 40 * SECOND);
             self.after(after, Event::Agent(host, boot, Later::Found));
+        }
+        if self.machines[host].agent.reading {
+            self.tally.struck(Fault::DiskReadSlowly);
+            let after = self.chance.within(SECOND, 45 * SECOND);
+            self.after(after, Event::Agent(host, boot, Later::Read));
         }
         self.note(|| format!("the agent of host {host} starts"));
         self.after(10, Event::Beat(host, boot, true));

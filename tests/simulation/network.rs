@@ -20,6 +20,19 @@ use roost::plan::report::ReportKind;
 use roost::store::reports::AgentReport;
 use std::time::Duration;
 
+/// How often an agent sends one report.
+const REPORT_TRIES: u32 = 3;
+
+/// One try to report something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) kind: ReportKind,
+    pub(crate) sandbox: SandboxId,
+    /// The life of the agent that sends it.
+    boot: u32,
+    tries: u32,
+}
+
 impl World {
     pub(crate) fn one_way(&mut self, host: usize) -> u64 {
         let delay_ms = self.machines[host].link.delay_ms;
@@ -34,7 +47,7 @@ impl World {
     /// A host that does not listen refuses at once; one that is cut off says nothing.
     pub(crate) fn unreached_after(&mut self, host: usize) -> Option<u64> {
         let Machine { agent, link, standing, .. } = &self.machines[host];
-        let taken = link.taken_by.is_some() || standing.successor.is_some();
+        let taken = link.taken_by.is_some() || standing.successor.is_some() || standing.moved;
         match (agent.up, link.calls && !taken) {
             (true, true) => None,
             (false, true) => Some(5),
@@ -80,8 +93,9 @@ impl World {
                     return self.after(after_ms, Event::Result(life, number, Err(error)));
                 }
                 self.count(host, op, sandbox, kind);
+                self.in_flight.insert(number, host);
                 let gives_up = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-                self.after(gives_up, Event::Result(life, number, Err(unknown())));
+                self.after(gives_up, Event::GivesUp(life, number));
                 let way = self.one_way(host);
                 let call = Arrived { number, kind, timeout_s };
                 if self.defect == Some(Defect::AskedOfAnother) && kind == OperationKind::Create {
@@ -170,11 +184,21 @@ impl World {
         if !machine.agent.up {
             return self.after(1, Event::Result(life, call.number, Err(unknown())));
         }
-        if machine.agent.blind || self.chance.permille(5) {
-            let code = ConnectCode::Unavailable;
-            let error = CallError::Refused { code, message: "starting".to_owned() };
-            return self.after(1, Event::Result(life, call.number, Err(error)));
+        if machine.gone.contains(&call.number) && !machine.agent.habits.finishes_orphans {
+            return;
         }
+        let (blind, draining) = (machine.agent.blind, machine.agent.draining);
+        if blind || draining || self.chance.permille(5) {
+            self.tally.struck(if draining { Fault::DeclinedAtEnd } else { Fault::Declined });
+            let (code, message) = match (blind, draining) {
+                (_, true) => (ConnectCode::Unavailable, "shutting down"),
+                (true, false) => (ConnectCode::Unavailable, "starting"),
+                (false, false) => (ConnectCode::ResourceExhausted, "too many at once"),
+            };
+            let error = CallError::Refused { code, message: message.to_owned() };
+            return self.answer(host, call.number, Err(error));
+        }
+        let machine = &mut self.machines[host];
         let out = machine.agent.call(sandbox, call, now_unix, &mut self.chance);
         self.judge_place(sandbox);
         if self.stormy && self.chance.permille(10) {
@@ -204,6 +228,7 @@ impl World {
             return;
         }
         let Some(plane) = &mut self.plane else { return };
+        self.in_flight.remove(&number);
         let text = result.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned());
         if let Some(work) = plane.called(number, result, now) {
             self.note(|| format!("  {} of {}: {text}", work.kind, work.sandbox));
@@ -242,36 +267,142 @@ impl World {
         self.after(way, Event::Result(number >> 32, number, result));
     }
 
-    /// Reports may be late, repeated or lost.
+    /// Nothing came of a call for as long as it may take: its connection is closed.
+    pub(crate) fn gives_up(&mut self, life: u64, number: u64) {
+        let Some(host) = self.in_flight.get(&number).copied().filter(|_| life == self.life) else {
+            return;
+        };
+        self.call_ended(life, number, Err(unknown()));
+        self.close_call(host, number);
+    }
+
+    /// The connection of a call is closed from here. Its agent notices if that gets through.
+    pub(crate) fn close_call(&mut self, host: usize, number: u64) {
+        match self.machines[host].link.calls {
+            true => {
+                let way = self.one_way(host);
+                self.after(way, Event::HungUp(host, number));
+            }
+            false => self.tally.struck(Fault::HangUpUnnoticed),
+        }
+    }
+
+    /// An agent notices that the caller is gone; one that hangs notices later.
+    pub(crate) fn hung_up(&mut self, host: usize, number: u64) {
+        let (now_ms, now_unix) = (self.now_ms(), self.unix_of(host));
+        let machine = &mut self.machines[host];
+        if machine.link.hung_until > now_ms {
+            let at = machine.link.hung_until;
+            return self.at(at, Event::HungUp(host, number));
+        }
+        // The call itself may be on its way.
+        machine.gone.insert(number);
+        if !machine.agent.up {
+            return;
+        }
+        let (ended, out) = machine.agent.hang_up(number, now_unix, &mut self.chance);
+        if ended {
+            self.tally.struck(Fault::CallCancelled);
+            self.note(|| format!("  host {host} ends call {number}: its caller is gone"));
+        }
+        self.comes_of(host, out);
+    }
+
+    /// Reports may be late or repeated; one that is not taken is sent three times in all.
     pub(crate) fn send_report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId) {
         if !self.machines[host].reports {
             return;
         }
-        if self.chance.permille(300) {
-            return self.tally.struck(Fault::ReportLost);
-        }
+        let boot = self.machines[host].agent.boot;
+        let report = Sent { kind, sandbox, boot, tries: 1 };
         let late = if self.chance.permille(150) { 90 * SECOND } else { 200 };
         let after = self.chance.within(1, late);
         if after > 30 * SECOND {
             self.tally.struck(Fault::ReportLate);
         }
-        self.after(after, Event::Report(host, kind, sandbox));
+        self.after(after, Event::Report(host, report));
         if self.chance.permille(80) {
             self.tally.struck(Fault::ReportTwice);
             let after = self.chance.within(1, 5 * MINUTE);
-            self.after(after, Event::Report(host, kind, sandbox));
+            self.after(after, Event::Report(host, report));
         }
     }
 
-    pub(crate) fn report(&mut self, host: usize, kind: ReportKind, sandbox: SandboxId) {
+    pub(crate) fn report(&mut self, host: usize, sent: Sent) {
         let now = self.now();
-        let reachable = self.machines[host].link.beats && self.attention == Attention::Listening;
-        let lost = self.is_lost(host);
-        if let Some(plane) = self.plane.as_mut().filter(|_| reachable && !lost) {
-            let host = self.machines[host].id;
-            let report = AgentReport { host, sandbox, kind, host_ip: None, error: None };
-            plane.report(now, report);
-            self.note(|| format!("{host} reports {kind} of {sandbox}"));
+        let Sent { kind, sandbox, boot, tries } = sent;
+        let machine = &self.machines[host];
+        if tries > 1 && machine.agent.boot != boot {
+            return;
+        }
+        let reachable = machine.link.beats && self.attention == Attention::Listening;
+        let lost = self.is_lost(host) || self.stormy && self.chance.permille(300);
+        if !reachable || lost {
+            self.tally.struck(Fault::ReportLost);
+            return self.report_again(host, sent);
+        }
+        if self.machines[host].standing.superseded {
+            return;
+        }
+        let machine = &mut self.machines[host];
+        if kind == ReportKind::AutoPaused && machine.agent.truth(sandbox) != Truth::Paused {
+            machine.stale.insert(sandbox);
+        }
+        let id = machine.id;
+        let Some(plane) = &mut self.plane else { return };
+        if plane.held {
+            return self.report_refused(host, sent);
+        }
+        let error = match kind {
+            ReportKind::Error | ReportKind::PauseFailed | ReportKind::ResumeFailed => {
+                self.tally.struck(Fault::FailureReported);
+                Some("as the simulation wants it".to_owned())
+            }
+            ReportKind::AutoPaused
+            | ReportKind::Stopped
+            | ReportKind::Started
+            | ReportKind::Resumed
+            | ReportKind::Paused
+            | ReportKind::Failed => None,
+        };
+        plane.report(
+            now,
+            AgentReport { host: id, sandbox, kind, host_ip: None, error },
+            host,
+            sent,
+        );
+        self.note(|| format!("{id} reports {kind} of {sandbox}"));
+    }
+
+    /// What became of a report that was heard.
+    pub(crate) fn reported(&mut self, host: usize, sent: Sent, taken: bool) {
+        if !taken {
+            return self.report_refused(host, sent);
+        }
+        if sent.kind == ReportKind::AutoPaused && self.machines[host].agent.boot == sent.boot {
+            self.machines[host].agent.was_told(sent.sandbox);
+        }
+    }
+
+    fn report_refused(&mut self, host: usize, sent: Sent) {
+        self.note(|| format!("the report {} of {} is refused", sent.kind, sent.sandbox));
+        self.tally.struck(Fault::ReportRefused);
+        if sent.kind == ReportKind::AutoPaused {
+            self.machines[host].refused.insert(sent.sandbox);
+        }
+        self.report_again(host, sent);
+    }
+
+    fn report_again(&mut self, host: usize, sent: Sent) {
+        if sent.tries < REPORT_TRIES {
+            let after = self.chance.within(SECOND, 4 * SECOND);
+            let again = Sent { tries: sent.tries + 1, ..sent };
+            return self.after(after, Event::Report(host, again));
+        }
+        self.tally.struck(Fault::ReportGivenUp);
+        let agent = &mut self.machines[host].agent;
+        if sent.kind == ReportKind::AutoPaused && agent.boot == sent.boot {
+            agent.gave_up_telling(sent.sandbox);
         }
     }
 

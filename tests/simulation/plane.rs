@@ -7,6 +7,7 @@
 use crate::defect::Defect;
 use crate::disk::{self, wal_of};
 use crate::leaving::Newcomer;
+use crate::network::Sent;
 use roost::agent::client::CallError;
 use roost::clock::Reading;
 use roost::engine::monitor::{self, Monitor};
@@ -27,6 +28,7 @@ use roost::store::lifecycle::{self, Begun, Ended, Placed, Said, Work};
 use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
+use roost::store::reports::AgentReport;
 use roost::store::templates::NotMade;
 use roost::store::writer::{Command, Envelope, Writer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,8 +61,10 @@ pub(crate) enum Want {
 
 /// What the writer answered to others than the plane itself.
 pub(crate) enum Told {
-    Created(Result<(Sandbox, Work), NotMade>),
+    Created(Result<Box<(Sandbox, Work)>, NotMade>),
     Begun(Begun),
+    /// Whether a report was taken.
+    Reported(usize, Sent, bool),
     Refreshed(usize, [u8; 32], Result<Option<Host>, StoreError>),
     /// Whether the host was found.
     Intended(usize, Intent, bool),
@@ -82,7 +86,7 @@ enum Reply {
     Sent(Box<Job>, Result<bool, StoreError>),
     Written(Box<Ended>, Result<bool, StoreError>),
     Placed(OpId, Result<Placed, StoreError>),
-    Reported(HostId, Result<bool, StoreError>),
+    Reported(HostId, usize, Sent, Result<bool, StoreError>),
     Told(Box<Result<Told, StoreError>>),
 }
 
@@ -110,6 +114,8 @@ pub(crate) struct Plane {
     /// Hosts on which a verdict waits to be written.
     pub(crate) judged: Vec<HostId>,
     pub(crate) failing: bool,
+    /// The database was restored and is not accepted: everything is refused.
+    pub(crate) held: bool,
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
     wal: PathBuf,
@@ -182,6 +188,7 @@ impl Plane {
             told: Vec::new(),
             judged: Vec::new(),
             failing: false,
+            held: false,
             acknowledged: 0,
             wal: wal_of(db),
             announced: BTreeMap::new(),
@@ -205,11 +212,6 @@ impl Plane {
 
     pub(crate) fn has_queue(&self) -> bool {
         !self.queue.is_empty()
-    }
-
-    /// Whether nothing is under way that an end in order would wait for.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.asked.is_empty() && self.calls.is_empty()
     }
 
     fn has(&self, defect: Defect) -> bool {
@@ -362,8 +364,12 @@ impl Plane {
             Reply::Placed(op, result) => {
                 self.operations.handle(now, operations::Input::Placed(op, result));
             }
-            Reply::Reported(host, Ok(true)) => self.tell(now, monitor::Input::ProbeNow(host)),
-            Reply::Reported(_, Ok(false) | Err(_)) => {}
+            Reply::Reported(host, at, sent, result) => {
+                if result == Ok(true) {
+                    self.tell(now, monitor::Input::ProbeNow(host));
+                }
+                self.told.push(Told::Reported(at, sent, result.is_ok()));
+            }
             Reply::Told(told) => {
                 // Whoever asked in vain hears 503.
                 if let Ok(told) = *told {
@@ -376,12 +382,13 @@ impl Plane {
     /// As the API does with what begins.
     fn hand_on(&mut self, told: Told, now: Now) {
         let work = match &told {
-            Told::Created(Ok((_, work))) => Some(work.clone()),
+            Told::Created(Ok(created)) => Some(created.1.clone()),
             Told::Begun(Begun::Started(_, work) | Begun::AlreadyTerminal(Some(work))) => {
                 Some(work.as_ref().clone())
             }
             Told::Created(Err(_))
             | Told::Begun(_)
+            | Told::Reported(..)
             | Told::Refreshed(..)
             | Told::Intended(..)
             | Told::Deleted(..)
@@ -497,9 +504,9 @@ impl Plane {
         self.send(now, command(reply));
     }
 
-    pub(crate) fn report(&mut self, now: Now, report: roost::store::reports::AgentReport) {
+    pub(crate) fn report(&mut self, now: Now, report: AgentReport, at: usize, sent: Sent) {
         let host = report.host;
-        let reply = self.reply(move |result| Reply::Reported(host, result));
+        let reply = self.reply(move |result| Reply::Reported(host, at, sent, result));
         self.send(now, Command::Report(Box::new(report), reply));
     }
 

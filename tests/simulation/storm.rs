@@ -13,7 +13,6 @@ use roost::clock::Reading;
 use roost::model::id::SandboxId;
 use roost::model::sandbox::SandboxStatus;
 use roost::model::time::Wall;
-use roost::plan::report::ReportKind;
 use roost::store::Connection;
 
 impl World {
@@ -30,7 +29,7 @@ impl World {
             _ => self.chance.within(5 * MINUTE, 25 * MINUTE),
         };
         let link = self.machines[host].link;
-        match self.chance.within(0, 34) {
+        match self.chance.within(0, 36) {
             0 => {
                 self.tally.struck(Fault::AllCut);
                 self.change(host, lasts, link.cut());
@@ -85,6 +84,7 @@ impl World {
                     self.end_agent(host, true, away);
                 }
             }
+            32 | 33 => self.agent_drains(host),
             13 => {
                 let away = self.chance.within(MINUTE, 10 * MINUTE);
                 self.end_agent(host, false, away);
@@ -171,6 +171,9 @@ impl World {
             Heal::Address => link.taken_by = None,
         }
         self.note(|| format!("host {host}: {heal:?} is in order"));
+        if self.machines[host].agent.up && self.machines[host].standing.registered {
+            self.straggler_arrives(host);
+        }
     }
 
     /// An agent may find its microVMs again later, and only the hold on many that vanish at
@@ -208,10 +211,10 @@ impl World {
         let running = |(id, truth): (SandboxId, Truth)| (truth == Truth::Running).then_some(id);
         let all: Vec<SandboxId> = self.machines[host].agent.all().filter_map(running).collect();
         let Some(sandbox) = self.chance.pick(&all).copied() else { return };
-        if self.machines[host].agent.crash(sandbox) {
+        if let Some(report) = self.machines[host].agent.crash(sandbox) {
             self.note(|| format!("the microVM of {sandbox} dies"));
             self.tally.struck(Fault::MicroVmDied);
-            self.send_report(host, ReportKind::Stopped, sandbox);
+            self.send_report(host, report, sandbox);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::disk::{self, Disk, wal_of};
 use crate::fleet::settlers;
 use crate::history::History;
 use crate::leaving::{Newcomer, Standing};
+use crate::network::Sent;
 use crate::plane::{Plane, Told};
 use crate::tally::{Fault, Tally, WISHES};
 use roost::agent::client::CallError;
@@ -20,7 +21,6 @@ use roost::model::operation::OperationKind;
 use roost::model::policy::{Policy, ZombiePolicy};
 use roost::model::probe::{Details, Probe};
 use roost::model::time::{Now, Wall};
-use roost::plan::report::ReportKind;
 use roost::store::Connection;
 use roost::store::lifecycle::Begun;
 use roost::store::writer::Command;
@@ -105,6 +105,10 @@ pub(crate) struct Heart {
     pub(crate) beat_ms: Option<u64>,
     pub(crate) token_expires_at: Wall,
     pub(crate) refresh_token: [u8; 32],
+    /// When it sent what may arrive when the way is free again.
+    pub(crate) straggler_ms: Option<u64>,
+    /// The token that a renewal asks for, until it is answered.
+    pub(crate) renewing: Option<[u8; 32]>,
 }
 
 /// What was known when a host was to be marked down.
@@ -129,6 +133,12 @@ pub(crate) struct Machine {
     pub(crate) skew_ms: i64,
     /// Its agent is new enough to report what it does.
     pub(crate) reports: bool,
+    /// Of which the notice of its last pause by itself was refused.
+    pub(crate) refused: BTreeSet<SandboxId>,
+    /// Of which a notice arrived when it had been resumed since.
+    pub(crate) stale: BTreeSet<SandboxId>,
+    /// Calls whose caller is gone.
+    pub(crate) gone: BTreeSet<u64>,
     /// When it was last heard by the plane that runs.
     pub(crate) heard_ms: Option<u64>,
     /// The last time that it was found silent for too long.
@@ -148,6 +158,11 @@ pub(crate) struct Machine {
 pub(crate) enum Event {
     /// The last says whether another one follows after the interval.
     Beat(usize, u32, bool),
+    /// A heartbeat arrives; whether its agent has given up by then.
+    BeatArrives(usize, bool),
+    /// An agent gives up on a heartbeat.
+    Unanswered(usize, u32),
+    RenewalOver(usize, [u8; 32]),
     /// A question arrives at a host that had this boot when it was sent.
     Listed(usize, u64, u64),
     Called(usize, u64, SandboxId, Arrived),
@@ -155,7 +170,11 @@ pub(crate) enum Event {
     Answer(u64, u64, Probe),
     Result(u64, u64, Result<Option<Details>, CallError>),
     Agent(usize, u32, Later),
-    Report(usize, ReportKind, SandboxId),
+    Report(usize, Sent),
+    /// The plane waits no longer for a call.
+    GivesUp(u64, u64),
+    /// An agent notices that a caller is gone.
+    HungUp(usize, u64),
     Write(u64),
     User,
     /// Somebody wants this done with that sandbox.
@@ -238,6 +257,8 @@ pub(crate) struct World {
     pub(crate) locker: Option<Connection>,
     pub(crate) stormy: bool,
     pub(crate) tls: bool,
+    /// Which host each call of the plane that runs is with.
+    pub(crate) in_flight: BTreeMap<u64, usize>,
 }
 
 /// What came of a simulation.
@@ -313,6 +334,7 @@ impl World {
             locker: None,
             stormy: true,
             tls,
+            in_flight: BTreeMap::new(),
         }
     }
 
@@ -459,6 +481,8 @@ impl World {
             Event::Answer(..)
             | Event::Result(..)
             | Event::Report(..)
+            | Event::BeatArrives(..)
+            | Event::GivesUp(..)
             | Event::Write(_)
             | Event::User
             | Event::Wish(..)
@@ -468,6 +492,9 @@ impl World {
             | Event::Arrives(_)
             | Event::Register(_) => true,
             Event::Beat(..)
+            | Event::Unanswered(..)
+            | Event::RenewalOver(..)
+            | Event::HungUp(..)
             | Event::Listed(..)
             | Event::Called(..)
             | Event::Agent(..)
@@ -491,7 +518,12 @@ impl World {
             Event::Answer(life, number, probe) => self.answered(life, number, probe),
             Event::Result(life, number, result) => self.call_ended(life, number, result),
             Event::Agent(host, boot, later) => self.agent_acts(host, boot, later),
-            Event::Report(host, kind, sandbox) => self.report(host, kind, sandbox),
+            Event::BeatArrives(host, late) => self.beat_arrives(host, late),
+            Event::Unanswered(host, boot) => self.gave_up_on_beat(host, boot),
+            Event::RenewalOver(host, fresh) => self.renewal_over(host, fresh),
+            Event::GivesUp(life, number) => self.gives_up(life, number),
+            Event::HungUp(host, number) => self.hung_up(host, number),
+            Event::Report(host, sent) => self.report(host, sent),
             Event::Write(life) => self.write(life),
             Event::User => {
                 self.judge_silence();
@@ -572,6 +604,13 @@ impl World {
         if how == End::PowerLost {
             self.boots += 1;
             self.lose_power(&plane);
+        }
+        for (number, host) in std::mem::take(&mut self.in_flight) {
+            // A machine without power closes no connection.
+            match how {
+                End::InOrder | End::Killed => self.close_call(host, number),
+                End::PowerLost => self.tally.struck(Fault::HangUpUnnoticed),
+            }
         }
         self.attention = Attention::Down;
     }
@@ -670,7 +709,8 @@ impl World {
 
     pub(crate) fn hear(&mut self, told: Told) {
         match told {
-            Told::Created(Ok((sandbox, work))) => {
+            Told::Created(Ok(created)) => {
+                let (sandbox, work) = *created;
                 let (id, host) = (sandbox.id, work.host);
                 self.note(|| format!("a user creates {id} on {host}"));
                 self.perhaps_regret(id);
@@ -684,6 +724,7 @@ impl World {
                 self.perhaps_regret(sandbox.id);
             }
             Told::Begun(_) => {}
+            Told::Reported(host, sent, taken) => self.reported(host, sent, taken),
             Told::Refreshed(host, fresh, result) => self.refreshed(host, fresh, result),
             Told::Intended(host, intent, found) => self.intended(host, intent, found),
             Told::Deleted(host, force, deletion) => self.deleted(host, force, &deletion),

@@ -99,6 +99,8 @@ families! {
         "Templates by type, without minimal, which every agent has.";
     TEMPLATES_DELETED = Gauge "roost_templates_to_delete" []
         "Deleted templates whose files hosts have yet to delete, counted once for each host.";
+    UNKNOWN_HOSTS = Gauge "roost_unknown_hosts" []
+        "Hosts that sent a heartbeat within a day and are not in this database; see `roost status`.";
     CONTACT_GAPS = Gauge "roost_hosts_with_contact_gap" []
         "Hosts whose agents may have paused everything unannounced: what is absent there is presumed paused.";
     SANDBOXES = Gauge "roost_sandboxes" [SANDBOX_STATUS]

@@ -177,6 +177,7 @@ fn read(
 fn watched(ready: &Ready, out: &mut Scrape, now: Now) {
     let interval = Duration::from_millis(load(&ready.pulse.interval_ms));
     let all = ready.presence.overview(now, interval);
+    out.one(&f::UNKNOWN_HOSTS, super::hosts::unknown_now(ready).len());
     out.one(&f::CONTACT_GAPS, all.contact_gaps);
     out.one(&f::ZOMBIES, all.zombies);
     out.one(&f::MISPLACED, all.misplaced);
@@ -184,7 +185,7 @@ fn watched(ready: &Ready, out: &mut Scrape, now: Now) {
     out.one(&f::HELD, all.held);
     out.one(&f::HEARTBEAT_AGE, seconds(all.heartbeat_age_max));
     out.one(&f::OBSERVATION_AGE, seconds(all.observation_age_max));
-    out.one(&f::CLOCK_SUSPECT, u8::from(ready.presence.clock_is_suspect()));
+    out.one(&f::CLOCK_SUSPECT, u8::from(ready.presence.clock_is_suspect(now.mono)));
     out.each(&f::HEARTBEATS, ready.scraped.heartbeats.get());
 }
 

@@ -150,5 +150,5 @@ fn listen(stream: BufReader<impl Read>, seen: &mut Seen) -> Option<Rest> {
 fn rest(status: SandboxStatus, reason: &str, detail: &str) -> Option<Rest> {
     let moves = status.is_transient() || status == SandboxStatus::Pending;
     let reason = with_detail(reason, Some(detail).filter(|detail| !detail.is_empty()));
-    (!moves).then(|| Rest { status: Some(status), reason })
+    (!moves).then_some(Rest { status: Some(status), reason })
 }

@@ -68,10 +68,9 @@ impl World {
 
     /// Adds a template that must be taken.
     pub(in crate::store) fn added(&mut self, new: NewTemplate) -> Template {
-        match self.add(new) {
-            Added::Added(template) => *template,
-            other => panic!("not added: {other:?}"),
-        }
+        let added = self.add(new);
+        let Added::Added(template) = added else { panic!("not added: {added:?}") };
+        *template
     }
 
     pub(in crate::store) fn create(
