@@ -118,14 +118,14 @@ const ROUTES: &[(Method, &str, Door)] = &[
         Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume, a.request)),
     ),
     (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
-    (Get, "v1/snapshots", Key(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Get, "v1/snapshots", Key(|a| templates::list(a.ready, &a.caller, a.request))),
     (Post, "v1/snapshots", Key(|a| templates::snapshot(a.ready, &a.caller, a.request))),
     (
         Delete,
         "v1/snapshots/{id}",
         Key(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Delete)),
     ),
-    (Get, "v1/templates", Admin(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Get, "v1/templates", Admin(|a| templates::list(a.ready, &a.caller, a.request))),
     (Post, "v1/templates", Admin(|a| templates::add(a.ready, a.request))),
     (
         Delete,

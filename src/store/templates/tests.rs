@@ -390,6 +390,21 @@ fn a_deleted_one_is_kept_until_its_hosts_have_deleted_it() {
 }
 
 #[test]
+fn a_deleted_row_without_hosts_goes_with_the_rest_of_the_past() {
+    let mut world = World::new();
+    world.added(new(team(1), "everywhere", &[]));
+    world.added(new(team(1), "there", &[1]));
+    world.added(new(team(1), "kept", &[]));
+    world.sql("UPDATE templates SET deleted_at = 1 WHERE name <> 'kept'");
+    let more = world.give(Command::Prune);
+    assert!(!more);
+    let left: Vec<String> =
+        all(&world.writer.conn).unwrap().iter().map(|(t, _)| t.name.to_string()).collect();
+    assert_eq!(left.len(), 2, "a host has yet to delete one: {left:?}");
+    assert!(!left.contains(&"everywhere".to_owned()));
+}
+
+#[test]
 fn a_deleted_one_waits_for_the_sandboxes_that_need_it() {
     let mut world = World::new();
     let template = world.added(new(team(1), "py", &[1, 2]));
