@@ -17,6 +17,10 @@
 
 #[path = "simulation/agent.rs"]
 mod agent;
+#[path = "simulation/bounds.rs"]
+mod bounds;
+#[path = "simulation/calm.rs"]
+mod calm;
 #[path = "simulation/chance.rs"]
 mod chance;
 #[path = "simulation/defect.rs"]
@@ -39,6 +43,8 @@ mod network;
 mod people;
 #[path = "simulation/plane.rs"]
 mod plane;
+#[path = "simulation/registering.rs"]
+mod registering;
 #[path = "simulation/storm.rs"]
 mod storm;
 #[path = "simulation/tally.rs"]

@@ -53,25 +53,33 @@ pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now
     let keep = Arc::clone(&made);
     let reply = Box::new(move |result| *keep.lock().expect("one thread") = Some(result));
     let address: AgentAddress = format!("10.0.0.{}:50051", n + 1).parse().expect("an address");
-    let registration = Registration {
-        token,
-        refresh: refresh_token,
-        address: address.clone(),
-        resolved: Resolved::new(),
-        arch: None,
-        cpu_cores: Some(64),
-        memory_mb: Some(65_536),
-        disk_gb: None,
-    };
-    let register = Command::Register(Box::new(registration), Box::new(|_| {}));
     writer.execute(vec![Envelope { now, command: Command::CreateHost(new, reply) }]);
-    writer.execute(vec![Envelope { now, command: register }]);
     let host = made.lock().expect("one thread").take().expect("an answer").expect("a host");
     let mut settler = machine(host.id, address, chance, now.wall);
+    let registration = registration(&settler, token, refresh_token);
+    let register = Command::Register(Box::new(registration), Box::new(|_| {}));
+    writer.execute(vec![Envelope { now, command: register }]);
     settler.standing.registered = true;
     settler.heart.refresh_token = refresh_token;
     settler
 }
+
+/// What the agent of a machine says when it registers.
+pub(crate) fn registration(machine: &Machine, token: [u8; 32], refresh: [u8; 32]) -> Registration {
+    Registration {
+        token,
+        refresh,
+        address: machine.address.clone(),
+        resolved: Resolved::new(),
+        arch: None,
+        cpu_cores: Some(64),
+        memory_mb: Some(machine.memory_mb),
+        disk_gb: None,
+    }
+}
+
+/// Memory of hosts in MiB: half of them have room for a few sandboxes only.
+const MEMORY_MB: &[u64] = &[2_048, 3_000, 65_536, 65_536];
 
 /// A host that nobody has heard of yet.
 pub(crate) fn machine(
@@ -104,11 +112,13 @@ pub(crate) fn machine(
             beat_ms: None,
             token_expires_at: now.after(TOKEN_LIFE),
             refresh_token: [0; 32],
+            registration: 0,
             straggler_ms: None,
             renewing: None,
         },
         skew_ms: skew_ms(chance),
         reports,
+        memory_mb: chance.pick(MEMORY_MB).copied().unwrap_or(65_536),
         refused: BTreeSet::new(),
         stale: BTreeSet::new(),
         gone: BTreeSet::new(),
@@ -116,6 +126,7 @@ pub(crate) fn machine(
         verdict: None,
         asked: BTreeMap::new(),
         sighted_ms: 0,
+        found_ms: 0,
         late: BTreeSet::new(),
         create_asked_ms: BTreeMap::new(),
     }

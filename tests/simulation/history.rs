@@ -5,13 +5,15 @@
 
 use crate::defect::Defect;
 use roost::model::event::{ActorType, EventKind};
-use roost::model::host::Host;
+use roost::model::host::{Host, Liveness};
 use roost::model::id::{HostId, SandboxId};
 use roost::model::policy::Policy;
 use roost::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use roost::model::time::Wall;
 use roost::plan::history::audit_of_transition;
 use roost::store::Connection;
 use roost::store::read::{self, SandboxFilter};
+use roost::store::strangers::{Recorded, strangers};
 use roost::store::verify::verify;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,13 +38,20 @@ pub(crate) struct Change {
     pub(crate) to: Option<SandboxStatus>,
     pub(crate) reason: Reason,
     pub(crate) by_user: bool,
+    /// The host that the row was on before, when this moved it.
+    pub(crate) left: Option<HostId>,
 }
 
 impl Change {
-    /// Its first host did not take the create (rule 8): only this gives a row another host.
+    /// Its first host did not take the create (rule 8).
     pub(crate) fn is_placed_elsewhere(&self) -> bool {
         let starting = Some(SandboxStatus::Starting);
         self.reason == Reason::PlacedElsewhere && (self.from, self.to) == (starting, starting)
+    }
+
+    /// Only that gives a row another host, and an operator who takes over what one has.
+    fn may_move_hosts(&self) -> bool {
+        self.is_placed_elsewhere() || self.by_user && self.reason == Reason::Adopted
     }
 }
 
@@ -66,6 +75,8 @@ pub(crate) struct History {
     /// Rows that were over for so long, by the clock, that they are kept no more.
     pub(crate) given_up: BTreeSet<SandboxId>,
     pub(crate) hosts: BTreeMap<HostId, Host>,
+    /// What each sandbox takes of its host's memory when it runs, in MiB.
+    memory: BTreeMap<SandboxId, u64>,
 }
 
 impl History {
@@ -89,7 +100,8 @@ impl History {
             .expect("the audit log can be read");
         let (rows, hosts) = (rows(&conn), hosts(&conn));
         let given_up = BTreeSet::new();
-        History { conn, policy, defect, revision, audited, rows, given_up, hosts }
+        let memory = memory(&conn);
+        History { conn, policy, defect, revision, audited, rows, given_up, hosts, memory }
     }
 
     /// What was committed since the last time. Says what is wrong with it. `aged` as for
@@ -112,7 +124,7 @@ impl History {
         if changes.iter().map(|change| change.revision).ne(expected) {
             wrong.push(format!("revisions {}..={newest} have a gap", self.revision + 1));
         }
-        for change in &changes {
+        for change in &mut changes {
             self.apply(change, aged, wrong);
             self.compare(change, entries.remove(&change.revision), wrong);
         }
@@ -127,6 +139,14 @@ impl History {
         }
         if changes.iter().any(|change| change.sandbox.is_none()) {
             self.look_at_hosts();
+        }
+        for (id, row) in &self.rows {
+            let is_down = |host: &Host| host.liveness == Liveness::Unreachable;
+            if row.status == SandboxStatus::Running
+                && self.hosts.get(&row.host).is_some_and(is_down)
+            {
+                wrong.push(format!("{id} runs on {}, which is unreachable", row.host));
+            }
         }
         self.revision = newest;
         changes
@@ -152,6 +172,7 @@ impl History {
                 to: status(text(5)?),
                 reason: Reason::from(row.get::<_, String>(6)?.as_str()),
                 by_user: row.get::<_, String>(7)? != ActorType::System.as_str(),
+                left: None,
             })
         });
         rows.and_then(Iterator::collect).expect("events can be read")
@@ -186,7 +207,7 @@ impl History {
         entries
     }
 
-    fn apply(&mut self, change: &Change, aged: bool, wrong: &mut Vec<String>) {
+    fn apply(&mut self, change: &mut Change, aged: bool, wrong: &mut Vec<String>) {
         if change.kind == EventKind::HostDeleted {
             self.end_rows_of(change.host, aged, wrong);
         }
@@ -195,14 +216,54 @@ impl History {
         };
         let row = Row { host: change.host, status: to, reason: Some(change.reason.clone()) };
         let before = self.rows.insert(id, row);
-        let elsewhere = before.as_ref().is_some_and(|before| before.host != change.host);
-        if elsewhere != change.is_placed_elsewhere() {
+        let left = before.as_ref().map(|before| before.host).filter(|left| *left != change.host);
+        change.left = left;
+        if left.is_some() && !change.may_move_hosts()
+            || change.is_placed_elsewhere() && left.is_none()
+        {
             wrong.push(format!("{id} changed with a host that is not its own: {change:?}"));
+        }
+        if matches!(to, SandboxStatus::Starting | SandboxStatus::Resuming) {
+            self.judge_room(id, change.host, wrong);
         }
         let before = before.map(|row| row.status);
         if before != change.from {
             wrong.push(format!("{id} left {:?} and was {before:?}", change.from));
         }
+    }
+
+    /// What is to run has room on its host (rule 7). What was adopted or came back may fill it
+    /// beyond that, but then nothing else starts there.
+    fn judge_room(&mut self, id: SandboxId, host: HostId, wrong: &mut Vec<String>) {
+        if !self.memory.contains_key(&id) {
+            self.memory = memory(&self.conn);
+        }
+        let Some(has) = self.hosts.get(&host).and_then(|host| host.memory_mb) else { return };
+        let holds = |row: &Row| row.host == host && holds_memory(row.status);
+        let of = |(id, row): (&SandboxId, &Row)| {
+            if holds(row) { self.memory.get(id).copied().unwrap_or(0) } else { 0 }
+        };
+        let used: u64 = self.rows.iter().map(of).sum();
+        if used > has {
+            wrong.push(format!("{id} starts on {host}, which then has {used} of {has} MiB"));
+        }
+    }
+
+    /// Sandboxes on unreachable hosts that nothing will settle: their create's deadline passed
+    /// before `until`.
+    pub(crate) fn starting_on_unreachable(&self, until: Wall) -> Vec<SandboxId> {
+        let mut select = self
+            .conn
+            .prepare_cached(
+                "SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id \
+                 WHERE h.liveness = 'unreachable' AND s.status = 'starting' AND NOT EXISTS \
+                 (SELECT 1 FROM operations o WHERE o.host_id = s.host_id AND o.sandbox_id = s.id \
+                 AND o.finished_at IS NULL AND o.deadline_at >= ?1)",
+            )
+            .expect("sandboxes can be read");
+        let rows = select.query_map([until.0], |row| row.get::<_, String>(0));
+        let ids: Vec<String> = rows.and_then(Iterator::collect).expect("sandboxes can be read");
+        ids.iter().map(|id| id.parse().expect("a sandbox's id")).collect()
     }
 
     /// With a host its rows go; each had its last event before.
@@ -281,6 +342,20 @@ impl History {
         left.map(|(table, _)| *table).collect()
     }
 
+    /// Whether the database has a row of it now; one that was over for long is given up.
+    pub(crate) fn has_row(&self, id: SandboxId) -> bool {
+        let mut select = self
+            .conn
+            .prepare_cached("SELECT 1 FROM sandboxes WHERE id = ?1")
+            .expect("sandboxes can be read");
+        select.exists([id.to_string()]).expect("sandboxes can be read")
+    }
+
+    /// What hosts have and should not have.
+    pub(crate) fn strangers(&self) -> Vec<Recorded> {
+        strangers(&self.conn).expect("strangers can be read")
+    }
+
     pub(crate) fn look_at_hosts(&mut self) {
         self.hosts = hosts(&self.conn);
     }
@@ -305,6 +380,29 @@ fn rows(conn: &Connection) -> BTreeMap<SandboxId, Row> {
         (row.id, Row { host: row.host_id, status: row.status, reason: row.status_reason })
     };
     rows.into_iter().map(row).collect()
+}
+
+/// Whether a sandbox in this status has a microVM, or is to have one.
+fn holds_memory(status: SandboxStatus) -> bool {
+    match status {
+        SandboxStatus::Pending
+        | SandboxStatus::Starting
+        | SandboxStatus::Running
+        | SandboxStatus::Pausing
+        | SandboxStatus::Resuming
+        | SandboxStatus::Stopping
+        | SandboxStatus::Missing => true,
+        SandboxStatus::Paused
+        | SandboxStatus::Stopped
+        | SandboxStatus::Error
+        | SandboxStatus::Hibernated => false,
+    }
+}
+
+fn memory(conn: &Connection) -> BTreeMap<SandboxId, u64> {
+    let all = SandboxFilter { all: true, ..SandboxFilter::default() };
+    let rows = read::sandboxes(conn, &all).expect("sandboxes can be read");
+    rows.into_iter().map(|row| (row.id, row.memory_mb.unwrap_or(0))).collect()
 }
 
 fn hosts(conn: &Connection) -> BTreeMap<HostId, Host> {

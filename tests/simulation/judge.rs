@@ -6,7 +6,7 @@
 use crate::agent::Truth;
 use crate::history::Change;
 use crate::leaving::Standing;
-use crate::world::{Machine, Verdict, World};
+use crate::world::{Machine, PROBE_TIMEOUT_MS, Verdict, World};
 use roost::model::event::EventKind;
 use roost::model::host::{Host, Liveness};
 use roost::model::id::{HostId, SandboxId};
@@ -21,6 +21,9 @@ const JUDGED_WITHIN_MS: u64 = 90_000 + 300_000 + 180_000 + 30_000;
 
 /// Longest deadline of a create.
 const CREATE_DEADLINE_MS: u64 = 120_000;
+
+/// Longest time from when a list was made to when it is applied, but for a disk that fails.
+const ANSWER_AGE_MAX_MS: u64 = 2 * PROBE_TIMEOUT_MS;
 
 /// Reasons that only a look at the host gives, or its silence.
 fn is_seen(reason: &Reason) -> bool {
@@ -43,6 +46,10 @@ fn is_seen(reason: &Reason) -> bool {
 
 impl World {
     pub(crate) fn judge(&mut self, change: &Change) {
+        if change.kind == EventKind::HostRegistered {
+            self.supersede(change.host, change.revision);
+        }
+        self.bound_change(change);
         let (host, kind) = (self.machine_of(change.host), change.kind);
         let Change { revision, reason, .. } = change;
         let Some(id) = change.sandbox else {
@@ -128,6 +135,9 @@ impl World {
         let (from, to) = (change.from?, change.to?);
         let refused = from == SandboxStatus::Pausing && change.reason == Reason::OperationFailed;
         let vanished = change.reason == Reason::Vanished;
+        // Its answer may be older than what it has found since.
+        let was_blind = agent.blind
+            || machine.found_ms > 0 && self.now_ms() - machine.found_ms < ANSWER_AGE_MAX_MS;
         match (&change.reason, truth) {
             // The agent is asked to destroy it from then on; at the end it must have done so.
             (Reason::Requested, _) if from.is_over() => Some("a user ends what was over already"),
@@ -152,7 +162,7 @@ impl World {
                 let unheard = agent.has_not_told(id) && !machine.refused.contains(&id);
                 unheard.then_some("it paused by itself, and no notice of that reached Roost")
             }
-            (_, Truth::Running) if vanished && self.few_vanish(host) || refused && agent.blind => {
+            (_, Truth::Running) if vanished && self.few_vanish(host) || refused && was_blind => {
                 Some("its agent has lost sight of it, and it comes back when it is listed")
             }
             _ => None,
@@ -226,7 +236,8 @@ impl World {
             return;
         };
         let mut wrong = Vec::new();
-        for (at, machine) in self.machines.iter().enumerate() {
+        let is_current = |(at, m): &(usize, &Machine)| self.machine_of(m.id) == *at;
+        for (at, machine) in self.machines.iter().enumerate().filter(is_current) {
             let is_up = |h: &Host| h.is_active() && h.liveness == Liveness::Alive;
             let up = history.hosts.get(&machine.id).is_some_and(is_up);
             let since = calm_since.max(machine.standing.since_ms);
@@ -240,7 +251,10 @@ impl World {
 
     /// A sandbox is in one place. An agent has it once; Roost must not give it to two.
     pub(crate) fn judge_place(&mut self, id: SandboxId) {
-        let has = |machine: &&Machine| machine.agent.truth(id) != Truth::Nothing;
+        // A machine that another one took the place of is no host any more.
+        let has = |machine: &&Machine| {
+            machine.agent.truth(id) != Truth::Nothing && !machine.standing.superseded
+        };
         let there = self.machines.iter().filter(has).count();
         if there > 1 {
             self.wrong(format!("{there} hosts have {id}"));
@@ -248,17 +262,27 @@ impl World {
     }
 
     /// A call came true: what was destroyed before must not have come to life.
-    pub(crate) fn judge_truth(&mut self, host: usize, id: SandboxId) {
+    /// A call whose connection has ended, and which its agent finished all the same, may come
+    /// true at any time: it is reported then.
+    pub(crate) fn judge_truth(&mut self, host: usize, id: SandboxId, number: u64) {
         let truth = self.machines[host].agent.truth(id);
         let row = self.history.as_ref().and_then(|history| history.rows.get(&id));
         let stopped = row.is_some_and(|row| row.status == SandboxStatus::Stopped);
         let asked = self.machines[host].create_asked_ms.get(&id).copied().unwrap_or(0);
-        let in_time = self.now_ms() - asked <= CREATE_DEADLINE_MS;
+        let orphaned = !self.in_flight.contains_key(&number);
+        let in_time = self.now_ms() - asked <= CREATE_DEADLINE_MS && !orphaned;
         if truth == Truth::Running && stopped && !in_time {
             self.machines[host].late.insert(id);
         }
         if truth == Truth::Running && stopped && in_time && !self.clock_moved {
             self.wrong(format!("{id} was destroyed and came to life"));
+        }
+    }
+
+    /// Users have had time to resume all that is paused.
+    pub(crate) fn judge_resumed(&mut self) {
+        if !self.resuming.is_empty() && self.violations.is_empty() {
+            self.wrong("users are not done with what is paused".to_owned());
         }
     }
 
@@ -270,8 +294,10 @@ impl World {
         };
         history.verify(self.clock_moved, &mut wrong);
         history.look_at_hosts();
+        let history = &*history;
         for (id, row) in &history.rows {
-            let machine = self.machines.iter().find(|machine| machine.id == row.host);
+            let is_host = |m: &&Machine| m.id == row.host && !m.standing.superseded;
+            let machine = self.machines.iter().find(is_host);
             let truth = machine.map_or(Truth::Nothing, |machine| machine.agent.truth(*id));
             let zombie = self.policy.zombies == ZombiePolicy::Report && self.zombies.contains(id);
             let by_user = row.reason.as_ref().is_some_and(Reason::is_users_destroy);
@@ -291,7 +317,9 @@ impl World {
                 (SandboxStatus::Running, Truth::Running) => true,
                 (SandboxStatus::Paused, Truth::Paused) => true,
                 // The first resume finds out.
-                (SandboxStatus::Paused, Truth::Nothing) => presumed || stale,
+                (SandboxStatus::Paused, Truth::Nothing) => {
+                    presumed || stale || self.left_behind.contains(id)
+                }
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Nothing) => true,
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Paused) if forgotten => true,
                 (SandboxStatus::Error, Truth::Failed) => true,
@@ -316,7 +344,8 @@ impl World {
             wrong.push(format!("the {kind} of {id} does not end"));
         }
         let rows = &history.rows;
-        for (at, machine) in self.machines.iter().enumerate() {
+        let current = |(_, m): &(usize, &Machine)| !m.standing.superseded;
+        for (at, machine) in self.machines.iter().enumerate().filter(current) {
             let known = |id: &SandboxId| rows.contains_key(id) || history.given_up.contains(id);
             let strangers = machine.agent.all().filter(|(id, _)| !known(id));
             wrong.extend(strangers.map(|(id, truth)| format!("{id} on host {at} is {truth:?}")));

@@ -4,20 +4,19 @@
 //! Never: looks behind the control plane, but for what an agent does that was told to end.
 
 use crate::defect::Defect;
-use crate::fleet::machine;
+use crate::fleet::{machine, registration};
 use crate::network::unknown;
 use crate::people::somebody;
 use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
-use roost::model::endpoint::Resolved;
 use roost::model::host::{AgentAddress, Host, Intent};
 use roost::model::id::PLATFORM_TEAM;
 use roost::model::time::Mono;
 use roost::store::StoreError;
 use roost::store::deletion::Deletion;
-use roost::store::identity::{NewHost, Registered, Registration};
+use roost::store::identity::{NewHost, Registered};
 use roost::store::writer::Command;
 
 /// Where a host stands with its operators, as far as they were told.
@@ -36,6 +35,8 @@ pub(crate) struct Standing {
     pub(crate) successor: Option<usize>,
     /// Another machine has registered as this host since.
     pub(crate) superseded: bool,
+    /// It is away, and registers at another address when it is back.
+    pub(crate) moves: bool,
     /// It listens where the database does not know of.
     pub(crate) moved: bool,
     /// When its agent last asked to be registered, which is contact like a heartbeat.
@@ -250,23 +251,18 @@ impl World {
     /// Its agent registers; when that comes to nothing, somebody makes another token.
     pub(crate) fn register(&mut self, host: usize) {
         let now = self.now();
-        if self.machines[host].standing.registered {
+        let Standing { registered, deleted, superseded, .. } = self.machines[host].standing;
+        if registered || deleted || superseded {
             return;
         }
         self.after(2 * MINUTE, Event::Register(host));
+        if !self.machines[host].agent.up {
+            return;
+        }
         self.machines[host].standing.asked_ms = self.now_ms();
         let (token, refresh) = (self.secret(), self.secret());
-        let (id, address) = (self.machines[host].id, self.machines[host].address.clone());
-        let registration = Registration {
-            token,
-            refresh,
-            address,
-            resolved: Resolved::new(),
-            arch: None,
-            cpu_cores: Some(64),
-            memory_mb: Some(65_536),
-            disk_gb: None,
-        };
+        let id = self.machines[host].id;
+        let registration = registration(&self.machines[host], token, refresh);
         let Some(plane) = &mut self.plane else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
         let told = move |found: Registered| {
@@ -279,14 +275,19 @@ impl World {
         let now = self.now();
         let id = self.machines[host].id;
         if let Some(plane) = &mut self.plane {
+            if found && self.defect != Some(Defect::MovedCallsWaitedFor) {
+                plane.registered(now, id);
+            }
             plane.tell(now, Input::Changed(id));
         }
+        let registration = self.registrations.get(&id).copied().unwrap_or(0);
         let lost = self.chance.permille(100);
         if !found || lost || self.machines[host].standing.registered {
             return;
         }
         let new = &mut self.machines[host];
         new.standing.registered = true;
+        new.heart.registration = registration;
         new.heart.refresh_token = refresh;
         new.heart.token_expires_at = now.wall.after(TOKEN_LIFE);
         let (boot, instead_of) = (new.agent.boot, new.instead_of);
@@ -305,6 +306,8 @@ impl World {
         let machine = &mut self.machines[host];
         (machine.standing.deleted, machine.standing.aside) = (true, false);
         let (id, address) = (machine.id, machine.address.clone());
+        self.replace_no_more(id);
+        let machine = &self.machines[host];
         let taken = machine.standing.successor.is_some();
         let left = self.history.as_ref().map(|history| history.left_of(id)).unwrap_or_default();
         for table in left {

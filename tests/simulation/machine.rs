@@ -45,11 +45,14 @@ impl World {
         {
             self.note(|| format!("  host {host}: {later:?}"));
         }
+        if let Later::Found = later {
+            self.machines[host].found_ms = now_ms;
+        }
         if let Later::Slept(sandbox) = later {
             self.machines[host].refused.remove(&sandbox);
         }
-        if let Later::Done(sandbox, _) = later {
-            self.judge_truth(host, sandbox);
+        if let Later::Done(sandbox, number) = later {
+            self.judge_truth(host, sandbox, number);
         }
         self.comes_of(host, out);
     }
@@ -118,9 +121,17 @@ impl World {
         let id = self.machines[host].id;
         let known = matches!(plane.presence.lookup(id), Beat::Known { .. });
         let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
-        if expired && !plane.presence.clock_is_suspect(now.mono) {
+        // As the API: of two machines only the one that registered last is the host.
+        let newest = self.registrations.get(&id).copied().unwrap_or(0);
+        let outdated = known
+            && self.machines[host].heart.registration < newest
+            && self.defect != Some(Defect::OldRegistrationCounts);
+        if outdated || expired && !plane.presence.clock_is_suspect(now.mono) {
+            if outdated {
+                self.tally.struck(Fault::OldMachineRefused);
+            }
             // As the API: a renewal is asked for only when it could be served.
-            if !plane.is_failing() && !plane.failing && !late {
+            if !plane.is_failing() && !plane.failing && !plane.stopping && !late {
                 self.refresh(host);
             }
             return;
@@ -136,8 +147,10 @@ impl World {
                 if wake && self.defect != Some(Defect::ReturnIgnored) {
                     plane.tell(now, Input::Heard(id));
                 }
-                self.judge_beat(host);
-                self.machines[host].heard_ms = Some(self.now_ms());
+                if !self.machines[host].standing.superseded {
+                    self.judge_beat(host);
+                    self.machines[host].heard_ms = Some(self.now_ms());
+                }
                 // Only on a connection from the last beat: a new one needs both ways.
                 let lost = self.is_lost(host) && self.machines[host].heart.failures == 0;
                 match lost {
@@ -195,6 +208,10 @@ impl World {
             |reply| Command::Refresh { shown, fresh, lenient, reply },
         );
         self.machines[host].heart.renewing = Some(fresh);
+        if self.stormy && self.chance.permille(20) {
+            let stall = self.chance.within(RENEWAL_PATIENCE_MS, 2 * RENEWAL_PATIENCE_MS);
+            self.stalled_until = self.stalled_until.max(self.now_ms() + stall);
+        }
         self.after(RENEWAL_PATIENCE_MS, Event::RenewalOver(host, fresh));
     }
 
@@ -228,8 +245,10 @@ impl World {
                 plane.order(now, Command::Refresh { shown, fresh, lenient, reply });
             }
         }
-        let deleted = self.machines[host].standing.deleted;
-        if matches!(result, Ok(None)) && !deleted {
+        let machine = &self.machines[host];
+        let newest = self.registrations.get(&machine.id).copied().unwrap_or(0);
+        let ended = machine.standing.deleted || machine.heart.registration < newest;
+        if matches!(result, Ok(None)) && !ended {
             self.wrong(format!("the genuine refresh token of host {host} was refused"));
         }
         let unlucky = self.stormy && self.chance.permille(60);
@@ -304,10 +323,12 @@ impl World {
 
     pub(crate) fn agent_starts(&mut self, host: usize, boot: u32) {
         let machine = &mut self.machines[host];
-        if machine.agent.boot != boot || machine.agent.up || machine.standing.ended {
+        let superseded = machine.standing.superseded;
+        if machine.agent.boot != boot || machine.agent.up || machine.standing.ended || superseded {
             return;
         }
         machine.agent.up = true;
+        let moves = machine.standing.moves;
         (machine.heart.failures, machine.heart.over, machine.heart.pausing_until) = (0, false, 0);
         let blind = machine.agent.blind;
         if blind {
@@ -321,6 +342,9 @@ impl World {
             self.after(after, Event::Agent(host, boot, Later::Read));
         }
         self.note(|| format!("the agent of host {host} starts"));
+        if moves {
+            return self.arrive_elsewhere(host);
+        }
         self.after(10, Event::Beat(host, boot, true));
     }
 }

@@ -60,6 +60,7 @@ impl World {
         match want {
             Want::List(number, id) => {
                 let host = self.machine_of(id);
+                self.bound_probe(id);
                 if self.machines[host].standing.aside {
                     self.wrong(format!("{id} is set aside and probed"));
                 }
@@ -86,8 +87,11 @@ impl World {
                 }
             }
             Want::Call { number, op, host, sandbox, kind, timeout_s, within } => {
+                let id = host;
                 let host = self.machine_of(host);
-                if let Some(after_ms) = self.unreached_after(host) {
+                let unreached = self.unreached_after(host);
+                self.bound_call(id, sandbox, kind, unreached.is_none());
+                if let Some(after_ms) = unreached {
                     let kind = FailureKind::Unreachable;
                     let error = CallError::NotReached { kind, detail: String::new() };
                     return self.after(after_ms, Event::Result(life, number, Err(error)));
@@ -213,7 +217,11 @@ impl World {
         if life == self.life
             && let Some(plane) = &mut self.plane
         {
-            plane.answered(number, probe, now);
+            let listed = matches!(probe, Probe::Listed(_));
+            let host = plane.answered(number, probe, now);
+            if let Some(host) = host.filter(|_| listed) {
+                self.observed(host);
+            }
         }
     }
 
@@ -229,8 +237,12 @@ impl World {
         }
         let Some(plane) = &mut self.plane else { return };
         self.in_flight.remove(&number);
+        let answer = result.clone();
         let text = result.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned());
         if let Some(work) = plane.called(number, result, now) {
+            if work.kind == OperationKind::Create {
+                self.bound_result(work.sandbox, &answer);
+            }
             self.note(|| format!("  {} of {}: {text}", work.kind, work.sandbox));
         }
     }

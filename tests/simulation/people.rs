@@ -37,6 +37,7 @@ impl World {
         let picked = self.chance.pick(&rows).copied();
         let dice = self.chance.within(0, 100);
         let (timeout, vcpus) = (self.chance.within(0, 1200), self.chance.within(1, 3) as u32);
+        let memory_mb = self.chance.pick(&[256, 512, 512, 1024]).copied().unwrap_or(512);
         let Some(plane) = self.plane.as_mut() else { return };
         match picked.filter(|_| !create) {
             None => {
@@ -44,7 +45,7 @@ impl World {
                     team: PLATFORM_TEAM,
                     template: "minimal".to_owned(),
                     vcpus: Some(vcpus),
-                    memory_mb: Some(512),
+                    memory_mb: Some(memory_mb),
                     timeout_sec: if timeout < 120 { 0 } else { timeout as u32 },
                     disk_size_mb: Some(1024),
                     actor: somebody(),
@@ -111,14 +112,21 @@ impl World {
     }
 
     pub(crate) fn operator(&mut self) {
-        let after = self.chance.within(5 * MINUTE, 40 * MINUTE);
+        let latest = if self.stormy { 40 } else { 6 };
+        let after = self.chance.within(5 * MINUTE, latest * MINUTE);
         self.after(after, Event::Operator);
         let host = self.chance.within(0, self.machines.len() as u64) as usize;
+        self.look_after_strangers();
+        if self.machines[host].standing.superseded {
+            return;
+        }
         match self.chance.within(0, 100) {
             _ if !self.stormy => self.intend(host, Intent::Active),
             0..25 => self.intend(host, Intent::Draining),
             25..50 => self.intend(host, Intent::Offline),
-            50..70 => self.part_with(host),
+            50..65 => self.part_with(host),
+            65..72 => self.move_host(host),
+            72..79 => self.replace_host(host),
             _ => self.intend(host, Intent::Active),
         }
     }

@@ -29,6 +29,7 @@ use roost::store::open::{begin_serving, open_writer};
 use roost::store::presence::Presence;
 use roost::store::read;
 use roost::store::reports::AgentReport;
+use roost::store::strangers::Adopted;
 use roost::store::templates::NotMade;
 use roost::store::writer::{Command, Envelope, Writer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,9 @@ pub(crate) enum Told {
     Begun(Begun),
     /// Whether a report was taken.
     Reported(usize, Sent, bool),
+    Adopted(Adopted),
+    /// What was begun to destroy a stranger.
+    StrangerEnds(Vec<Work>),
     Refreshed(usize, [u8; 32], Result<Option<Host>, StoreError>),
     /// Whether the host was found.
     Intended(usize, Intent, bool),
@@ -116,6 +120,8 @@ pub(crate) struct Plane {
     pub(crate) failing: bool,
     /// The database was restored and is not accepted: everything is refused.
     pub(crate) held: bool,
+    /// It was told to stop: nothing new begins.
+    pub(crate) stopping: bool,
     /// Newest revision of which somebody was told that it will last.
     pub(crate) acknowledged: u64,
     wal: PathBuf,
@@ -189,6 +195,7 @@ impl Plane {
             judged: Vec::new(),
             failing: false,
             held: false,
+            stopping: false,
             acknowledged: 0,
             wal: wal_of(db),
             announced: BTreeMap::new(),
@@ -212,6 +219,22 @@ impl Plane {
 
     pub(crate) fn has_queue(&self) -> bool {
         !self.queue.is_empty()
+    }
+
+    /// As `engine` does when a host has registered.
+    pub(crate) fn registered(&mut self, now: Now, host: HostId) {
+        self.operations.handle(now, operations::Input::Registered(host));
+    }
+
+    /// An orderly stop begins, as in `engine::calls`: calls in flight may end first.
+    pub(crate) fn stop(&mut self, now: Now) {
+        self.stopping = true;
+        self.operations.handle(now, operations::Input::Stop);
+    }
+
+    /// Whether nothing is in flight that an orderly stop waits for.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopping && (self.operations.is_idle() || self.has(Defect::StopCutsCalls))
     }
 
     fn has(&self, defect: Defect) -> bool {
@@ -381,24 +404,28 @@ impl Plane {
 
     /// As the API does with what begins.
     fn hand_on(&mut self, told: Told, now: Now) {
-        let work = match &told {
-            Told::Created(Ok(created)) => Some(created.1.clone()),
+        let works: Vec<Work> = match &told {
+            Told::Created(Ok(created)) => vec![created.1.clone()],
             Told::Begun(Begun::Started(_, work) | Begun::AlreadyTerminal(Some(work))) => {
-                Some(work.as_ref().clone())
+                vec![work.as_ref().clone()]
+            }
+            Told::StrangerEnds(works) => works.clone(),
+            Told::Adopted(Adopted::Done(sandbox)) => {
+                self.tell(now, monitor::Input::ProbeNow(sandbox.host_id));
+                Vec::new()
             }
             Told::Created(Err(_))
             | Told::Begun(_)
+            | Told::Adopted(_)
             | Told::Reported(..)
             | Told::Refreshed(..)
             | Told::Intended(..)
             | Told::Deleted(..)
             | Told::Dead(..)
             | Told::Added(..)
-            | Told::Registered(..) => None,
+            | Told::Registered(..) => Vec::new(),
         };
-        if let Some(work) = work {
-            self.take_up(work, now);
-        }
+        works.into_iter().for_each(|work| self.take_up(work, now));
         self.told.push(told);
     }
 

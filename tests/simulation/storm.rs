@@ -10,10 +10,23 @@ use crate::world::{
     Attention, End, Event, Heal, Link, MINUTE, Machine, SECOND, UNNOTICED_MS, World,
 };
 use roost::clock::Reading;
-use roost::model::id::SandboxId;
+use roost::model::id::{HostId, SandboxId};
 use roost::model::sandbox::SandboxStatus;
 use roost::model::time::Wall;
 use roost::store::Connection;
+
+/// What ends while a call is in flight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Disturbance {
+    StopPlane,
+    KillPlane,
+    DrainAgent,
+}
+
+impl Disturbance {
+    const ALL: &[Disturbance] =
+        &[Disturbance::StopPlane, Disturbance::KillPlane, Disturbance::DrainAgent];
+}
 
 impl World {
     pub(crate) fn strike(&mut self) {
@@ -104,9 +117,13 @@ impl World {
                 };
                 let away = if self.chance.permille(600) { 50 * SECOND } else { 10 * MINUTE };
                 let away = self.chance.within(500, away);
-                if self.attention == Attention::Listening {
-                    self.end_plane(how);
-                    self.after(away, Event::PlaneStarts);
+                match how {
+                    _ if self.attention != Attention::Listening => {}
+                    End::InOrder => self.stop_plane(away),
+                    End::Killed | End::PowerLost => {
+                        self.end_plane(how);
+                        self.after(away, Event::PlaneStarts);
+                    }
                 }
             }
             17 => {
@@ -155,6 +172,38 @@ impl World {
                 }
             }
             _ => self.crash_one(host),
+        }
+    }
+
+    pub(crate) fn cut(&mut self, host: usize, lasts: u64) {
+        if self.stormy {
+            self.tally.struck(Fault::AllCut);
+            let link = self.machines[host].link;
+            self.change(host, lasts, link.cut());
+        }
+    }
+
+    /// Something ends while a call of a user's is in flight.
+    pub(crate) fn perhaps_disturb(&mut self, host: HostId) {
+        if !self.stormy || !self.chance.permille(50) {
+            return;
+        }
+        let host = self.machine_of(host);
+        let disturbance = self.chance.pick(Disturbance::ALL).copied();
+        let after = self.chance.within(0, 3 * SECOND);
+        self.after(after, Event::Disturb(host, disturbance.unwrap_or(Disturbance::StopPlane)));
+    }
+
+    pub(crate) fn disturb(&mut self, host: usize, disturbance: Disturbance) {
+        let away = self.chance.within(500, 50 * SECOND);
+        match disturbance {
+            Disturbance::DrainAgent => self.agent_drains(host),
+            _ if self.attention != Attention::Listening => {}
+            Disturbance::StopPlane => self.stop_plane(away),
+            Disturbance::KillPlane => {
+                self.end_plane(End::Killed);
+                self.after(away, Event::PlaneStarts);
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 //! Never: threads, sleeps, the machine's clock or chance. What must hold is in `judge`.
 
 use crate::agent::{Agent, Arrived, Later};
+use crate::bounds::Bounds;
+use crate::calm::Resuming;
 use crate::chance::Chance;
 use crate::defect::Defect;
 use crate::disk::{self, Disk, wal_of};
@@ -12,6 +14,7 @@ use crate::history::History;
 use crate::leaving::{Newcomer, Standing};
 use crate::network::Sent;
 use crate::plane::{Plane, Told};
+use crate::storm::Disturbance;
 use crate::tally::{Fault, Tally, WISHES};
 use roost::agent::client::CallError;
 use roost::clock::{Clock, ManualClock, Reading};
@@ -21,8 +24,11 @@ use roost::model::operation::OperationKind;
 use roost::model::policy::{Policy, ZombiePolicy};
 use roost::model::probe::{Details, Probe};
 use roost::model::time::{Now, Wall};
+use roost::plan::placement::NoHost;
 use roost::store::Connection;
 use roost::store::lifecycle::Begun;
+use roost::store::strangers::Adopted;
+use roost::store::templates::NotMade;
 use roost::store::writer::Command;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -41,6 +47,9 @@ pub(crate) const STORM_MS: u64 = 120 * MINUTE;
 /// After the last fault everything must be in order again within this: the longest
 /// deadline of an operation and what follows it.
 pub(crate) const CALM_MS: u64 = 25 * MINUTE;
+
+/// So long users take to resume all that is paused, one after the other.
+pub(crate) const RESUMED_MS: u64 = 15 * MINUTE;
 
 /// From then on no sandbox pauses by itself: what is compared must not move.
 pub(crate) const RESTFUL_AFTER_MS: u64 = 15 * MINUTE;
@@ -105,6 +114,8 @@ pub(crate) struct Heart {
     pub(crate) beat_ms: Option<u64>,
     pub(crate) token_expires_at: Wall,
     pub(crate) refresh_token: [u8; 32],
+    /// The registration that its tokens belong to.
+    pub(crate) registration: u64,
     /// When it sent what may arrive when the way is free again.
     pub(crate) straggler_ms: Option<u64>,
     /// The token that a renewal asks for, until it is answered.
@@ -131,6 +142,7 @@ pub(crate) struct Machine {
     pub(crate) heart: Heart,
     /// How far its clock is ahead.
     pub(crate) skew_ms: i64,
+    pub(crate) memory_mb: u64,
     /// Its agent is new enough to report what it does.
     pub(crate) reports: bool,
     /// Of which the notice of its last pause by itself was refused.
@@ -147,6 +159,8 @@ pub(crate) struct Machine {
     pub(crate) asked: BTreeMap<OpId, u32>,
     /// Until then its agent may not lose sight of its microVMs again.
     pub(crate) sighted_ms: u64,
+    /// When it last found its microVMs again.
+    pub(crate) found_ms: u64,
     /// What came to life after its create's deadline, when it was stopped.
     pub(crate) late: BTreeSet<SandboxId>,
     /// When it was first asked to create each sandbox.
@@ -188,10 +202,17 @@ pub(crate) enum Event {
     /// An agent is told to end.
     Terminate(usize),
     Strike,
+    /// Both ways to a machine are cut for so long.
+    Cut(usize, u64),
+    /// A user of a host's sandboxes goes on.
+    ResumeNext(HostId),
+    Disturb(usize, Disturbance),
     Heal(usize, Heal),
     AgentStarts(usize, u32),
     AgentDies(usize, u32),
     PlaneStarts,
+    /// An orderly stop of this life waits no longer.
+    StopOver(u64),
     Wakes,
     Unlock(u64),
 }
@@ -259,6 +280,19 @@ pub(crate) struct World {
     pub(crate) tls: bool,
     /// Which host each call of the plane that runs is with.
     pub(crate) in_flight: BTreeMap<u64, usize>,
+    /// How long the plane stays away that is stopping.
+    pub(crate) away_ms: u64,
+    pub(crate) bounds: Bounds,
+    /// The newest registration of each host that registered here.
+    pub(crate) registrations: BTreeMap<HostId, u64>,
+    /// Machines that are to take the place of another one.
+    pub(crate) replacing: BTreeMap<HostId, usize>,
+    /// Calls to an agent that was there before its host registered again.
+    pub(crate) abandoned: BTreeSet<u64>,
+    /// What was on a machine that another one took the place of.
+    pub(crate) left_behind: BTreeSet<SandboxId>,
+    pub(crate) resuming: BTreeMap<HostId, Resuming>,
+    pub(crate) addresses: u64,
 }
 
 /// What came of a simulation.
@@ -335,6 +369,14 @@ impl World {
             stormy: true,
             tls,
             in_flight: BTreeMap::new(),
+            away_ms: 0,
+            bounds: Bounds::default(),
+            registrations: BTreeMap::new(),
+            replacing: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+            left_behind: BTreeSet::new(),
+            resuming: BTreeMap::new(),
+            addresses: 0,
         }
     }
 
@@ -357,7 +399,13 @@ impl World {
             self.pass_until(storm_ms + CALM_MS);
         }
         if self.violations.is_empty() {
+            self.judge_bounds();
             self.judge_end();
+        }
+        if self.violations.is_empty() {
+            self.resume_all();
+            self.pass_until(storm_ms + CALM_MS + RESUMED_MS);
+            self.judge_resumed();
         }
     }
 
@@ -367,6 +415,9 @@ impl World {
         self.stormy = false;
         self.unlock();
         self.stalled_until = 0;
+        if self.plane.as_ref().is_some_and(|plane| plane.stopping) {
+            self.stop_over(self.life);
+        }
         for host in 0..self.machines.len() {
             self.machines[host].link = Link::GOOD;
             self.after(SECOND, Event::SetBack(host));
@@ -400,7 +451,10 @@ impl World {
     }
 
     pub(crate) fn machine_of(&self, host: HostId) -> usize {
-        self.machines.iter().position(|machine| machine.id == host).expect("a host of ours")
+        let is_host = |m: &Machine| m.id == host && !m.standing.superseded;
+        let of_host = |m: &Machine| m.id == host;
+        let current = self.machines.iter().position(is_host);
+        current.or_else(|| self.machines.iter().rposition(of_host)).expect("a host of ours")
     }
 
     pub(crate) fn after(&mut self, span_ms: u64, event: Event) {
@@ -474,6 +528,12 @@ impl World {
             let at = self.stalled_until.max(self.now_ms() + usual);
             self.at(at, Event::Write(self.life));
         }
+        if self.plane.as_ref().is_some_and(Plane::has_stopped) {
+            if self.in_flight.keys().any(|number| !self.abandoned.contains(number)) {
+                self.wrong("an orderly stop waits for no call".to_owned());
+            }
+            self.plane_stopped();
+        }
     }
 
     pub(crate) fn happen(&mut self, event: Event) {
@@ -483,10 +543,12 @@ impl World {
             | Event::Report(..)
             | Event::BeatArrives(..)
             | Event::GivesUp(..)
+            | Event::StopOver(_)
             | Event::Write(_)
             | Event::User
             | Event::Wish(..)
             | Event::Operator
+            | Event::ResumeNext(_)
             | Event::SetBack(_)
             | Event::Delete(..)
             | Event::Arrives(_)
@@ -500,6 +562,8 @@ impl World {
             | Event::Agent(..)
             | Event::Terminate(_)
             | Event::Strike
+            | Event::Cut(..)
+            | Event::Disturb(..)
             | Event::Heal(..)
             | Event::AgentStarts(..)
             | Event::AgentDies(..)
@@ -527,6 +591,7 @@ impl World {
             Event::Write(life) => self.write(life),
             Event::User => {
                 self.judge_silence();
+                self.judge_bounds();
                 self.user();
             }
             Event::Wish(sandbox, kind) => self.wish(sandbox, kind),
@@ -537,10 +602,14 @@ impl World {
             Event::Register(host) => self.register(host),
             Event::Terminate(host) => self.terminated(host),
             Event::Strike => self.strike(),
+            Event::Cut(host, lasts) => self.cut(host, lasts),
+            Event::ResumeNext(host) => self.resume_next(host),
+            Event::Disturb(host, disturbance) => self.disturb(host, disturbance),
             Event::Heal(host, heal) => self.heal(host, heal),
             Event::AgentStarts(host, boot) => self.agent_starts(host, boot),
             Event::AgentDies(host, boot) => self.agent_dies(host, boot),
             Event::PlaneStarts => self.start_plane(),
+            Event::StopOver(life) => self.stop_over(life),
             Event::Wakes => {
                 self.attention = Attention::Listening;
                 self.note(|| "the control plane's machine wakes up".to_owned());
@@ -577,8 +646,40 @@ impl World {
         self.listening_ms = self.now_ms();
         self.writing = false;
         self.machines.iter_mut().for_each(|machine| machine.heard_ms = None);
+        self.bound_start();
         let life = self.life;
         self.note(|| format!("the control plane starts for the {life}. time"));
+    }
+
+    /// An orderly stop begins. Calls in flight have the usual ten minutes to end, or until a
+    /// second signal.
+    pub(crate) fn stop_plane(&mut self, away_ms: u64) {
+        let now = self.now();
+        let patience = match self.chance.permille(300) {
+            true => self.chance.within(100, 20 * SECOND),
+            false => 10 * MINUTE,
+        };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.stopping) else { return };
+        plane.stop(now);
+        self.away_ms = away_ms;
+        if !self.in_flight.is_empty() {
+            self.tally.struck(Fault::StopWaited);
+        }
+        self.note(|| "the control plane is told to stop".to_owned());
+        self.after(patience, Event::StopOver(self.life));
+        self.settle();
+    }
+
+    fn stop_over(&mut self, life: u64) {
+        if life == self.life && self.plane.is_some() {
+            self.tally.struck(Fault::StopCutOff);
+            self.plane_stopped();
+        }
+    }
+
+    fn plane_stopped(&mut self) {
+        self.end_plane(End::InOrder);
+        self.after(self.away_ms, Event::PlaneStarts);
     }
 
     pub(crate) fn end_plane(&mut self, how: End) {
@@ -713,15 +814,28 @@ impl World {
                 let (sandbox, work) = *created;
                 let (id, host) = (sandbox.id, work.host);
                 self.note(|| format!("a user creates {id} on {host}"));
+                self.perhaps_disturb(host);
                 self.perhaps_regret(id);
             }
             Told::Created(Err(no_host)) => {
-                self.tally.struck(Fault::NoHost);
+                let full = NotMade::NoHost(NoHost::AllFull);
+                self.tally.struck(if no_host == full { Fault::AllFull } else { Fault::NoHost });
                 self.note(|| format!("no host for a user: {no_host:?}"));
             }
             Told::Begun(Begun::Started(sandbox, work)) => {
                 self.note(|| format!("a user wants to {} {}", work.kind, sandbox.id));
+                self.perhaps_disturb(sandbox.host_id);
                 self.perhaps_regret(sandbox.id);
+            }
+            Told::Adopted(Adopted::Done(sandbox)) => {
+                self.tally.struck(Fault::StrangerAdopted);
+                self.note(|| format!("an operator takes {} over", sandbox.id));
+            }
+            Told::Adopted(_) | Told::StrangerEnds(_) => {}
+            Told::Begun(Begun::NoRoom(_)) => self.tally.struck(Fault::NoRoom),
+            Told::Begun(Begun::AlreadyTerminal(work)) => {
+                let asks = work.is_some();
+                self.tally.struck(if asks { Fault::EndedAgain } else { Fault::EndedTwice });
             }
             Told::Begun(_) => {}
             Told::Reported(host, sent, taken) => self.reported(host, sent, taken),
