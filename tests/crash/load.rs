@@ -110,8 +110,9 @@ fn wish(target: &Target, journal: &Journal, id: SandboxId, verb: Verb) -> Option
     journal.ask(id, verb);
     let answer = target.ask(method, &format!("/v1/capsules/{id}{path}"), &Value::Null)?;
     let accepted = answer.status == 202;
-    // Its status has changed since it was asked for.
-    assert!(accepted || answer.status == 409, "{verb:?} {id}: {answer:?}");
+    // Its status has changed since it was asked for, or others have taken its room.
+    let has_room = verb != Verb::Resume || !answer.body.contains("no_room");
+    assert!(accepted || answer.status == 409 || !has_room, "{verb:?} {id}: {answer:?}");
     if accepted {
         assert_eq!(answer.json()["status"], verb.status(), "{answer:?}");
     }
