@@ -199,7 +199,7 @@ fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
     users_wait(&serving);
     agents_wait(&home, &serving);
     unavailable(&refresh(&serving, &registered));
-    let body = json!({"token": pending["registration_token"], "address": "127.0.0.1:1"});
+    let body = json!({"token": pending["registration_token"], "address": "127.0.0.1:2"});
     let register = || serving.ask("POST", "/v1/hosts/register", &[], &body.to_string());
     unavailable(&register());
     unavailable(&report_auto_pause(&serving, &home.token(&host(2)), 2));
@@ -501,7 +501,7 @@ fn a_log_that_is_lost_costs_what_was_in_it_and_kills_nobody() {
     let kept = serving.register("127.0.0.1:1");
     serving.stop();
     let serving = home.serve(FLAGS);
-    let lost = serving.register("127.0.0.1:1");
+    let lost = serving.register("127.0.0.1:2");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
     std::fs::remove_file(home.path("roost.db-shm")).unwrap();
@@ -522,7 +522,7 @@ fn a_log_that_is_lost_costs_what_was_in_it_and_kills_nobody() {
 fn a_database_that_was_only_in_its_log_is_begun_anew_and_kills_nobody() {
     let home = Home::new();
     let serving = home.serve(FLAGS);
-    let lost = serving.register("127.0.0.1:1");
+    let lost = serving.register("127.0.0.1:3");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
     let serving = home.serve(FLAGS);
