@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 /// A wait first notices after this long that the host has changed. Larger: tests wait;
 /// smaller: a hanging host costs processor time.
-const NOTICE_FIRST: Duration = Duration::from_millis(5);
+const NOTICE_FIRST: Duration = Duration::from_millis(25);
 
 /// The longest time after which it notices that. Larger and smaller: as above, for hosts
 /// that hang for long.
-const NOTICE_LAST: Duration = Duration::from_millis(80);
+const NOTICE_LAST: Duration = Duration::from_millis(200);
 
 /// The client of one call.
 pub(super) enum Client<'c> {

@@ -109,8 +109,8 @@ fn use_everything(serving: &Serving) -> Vec<Value> {
 
 #[test]
 fn no_secret_is_ever_logged() {
-    let home = Home::new();
     for format in ["text", "json"] {
+        let home = Home::new();
         let flags = ["--log", "trace", "--log-format", format, "--agent-tls", "mtls"];
         let serving = home.serve(&flags);
         let mut hidden = secrets(&use_everything(&serving));
