@@ -522,7 +522,7 @@ fn a_log_that_is_lost_costs_what_was_in_it_and_kills_nobody() {
 fn a_database_that_was_only_in_its_log_is_begun_anew_and_kills_nobody() {
     let home = Home::new();
     let serving = home.serve(FLAGS);
-    let lost = serving.register("127.0.0.1:1");
+    let lost = serving.register("127.0.0.1:3");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
     let serving = home.serve(FLAGS);
