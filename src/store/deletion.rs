@@ -46,7 +46,7 @@ pub struct Deleted {
     /// As it was last.
     pub host: Host,
     /// An observation asked for after the request lists sandboxes of this host, and no
-    /// others: whoever answers at its address is its agent.
+    /// others: what answers at its address is its agent.
     pub is_its_agent: bool,
 }
 

@@ -92,7 +92,7 @@ impl UnknownHosts {
     pub fn heard(&self, id: HostId, genuine: bool, now: Wall) -> bool {
         let mut entries = self.lock();
         if let Some(entry) = entries.get_mut(&id) {
-            // Anybody can name it; that a token of ours did is not undone by that.
+            // Without a token of ours any id can be named: that does not undo a genuine one.
             entry.host.genuine |= genuine;
             entry.host.last_seen_at = now;
             return false;

@@ -40,7 +40,7 @@ fn two_hosts(options: &[&str]) -> (Child, u16) {
             assert_eq!(line, format!("ready 2 hosts 127.0.0.1:{port}-{}\n", port + 1));
             return (child, port);
         }
-        // Somebody else, most likely another test, was quicker.
+        // Another process, most likely another test, was quicker.
         let (_, stderr) = end(child);
         assert!(stderr.starts_with("roost: could not "), "{stderr}");
     }
