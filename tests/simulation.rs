@@ -45,6 +45,8 @@ mod people;
 mod plane;
 #[path = "simulation/registering.rs"]
 mod registering;
+#[path = "simulation/restoring.rs"]
+mod restoring;
 #[path = "simulation/storm.rs"]
 mod storm;
 #[path = "simulation/tally.rs"]

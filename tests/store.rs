@@ -30,6 +30,7 @@ use roost::store::open::{open_reader, open_writer};
 use roost::store::presence::{Beat, Presence};
 use roost::store::read;
 use roost::store::reports::AgentReport;
+use roost::store::strangers::{Adopted, Adoption};
 use roost::store::verify::verify;
 use roost::store::writer::{Command, Envelope, Reply, Writer, WriterFigures, WriterHandle};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -259,6 +260,27 @@ fn a_report_that_could_not_be_stored_is_a_gap_and_its_notice_is_kept() {
     assert_eq!(moves(100), [], "asked for before the notice could be kept");
     assert_eq!(moves(1_000), [paused(1, Reason::AutoPaused)]);
     assert_eq!(moves(4_000), [paused(2, Reason::PresumedPaused)]);
+}
+
+/// What its agent announced of it while it had no row was ignored.
+#[test]
+fn what_was_adopted_may_have_paused_itself_before() {
+    let mut watched = Watched::new(json!([]));
+    let other = open_writer(&watched.dir.path().join("roost.db"), false, watched.now.wall).unwrap();
+    let row = (host(1), sandbox(1));
+    other
+        .execute("INSERT INTO strangers VALUES (?1, ?2, 'forgotten', 1)", [row.0, row.1.clone()])
+        .unwrap();
+    let sandbox = row.1.parse().unwrap();
+    let actor = Actor { kind: ActorType::ApiKey, id: None, name: None };
+    let wanted = Box::new(Adoption { sandbox, host: None, team: None, actor });
+    let adopted = watched.ask(1, |reply| Command::Adopt(wanted, reply)).unwrap();
+    assert!(matches!(adopted, Adopted::Done(row) if row.status == SandboxStatus::Running));
+    for (after_ms, expected) in [(100, None), (4_000, Some(Reason::PresumedPaused))] {
+        watched.now = watched.at(after_ms);
+        let applied = watched.probed(watched.at(1), Probe::Listed(Listing::default())).unwrap();
+        assert_eq!(applied.transitions.first().map(|t| t.reason.clone()), expected);
+    }
 }
 
 /// The list was made before the pause, and its answer read before the report and handed over

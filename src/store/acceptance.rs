@@ -75,7 +75,7 @@ pub fn is_undone(conn: &Connection, revision: u64) -> Result<bool, StoreError> {
 }
 
 /// Marks a database as restored from a backup; gives of when it is.
-pub(super) fn mark(conn: &mut Connection, now: Wall) -> Result<Wall, StoreError> {
+pub fn mark(conn: &mut Connection, now: Wall) -> Result<Wall, StoreError> {
     let tx = conn.transaction()?;
     let as_of: i64 = tx.query_row(
         "SELECT max(created_at, coalesce(listened_until, 0), \

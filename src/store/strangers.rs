@@ -8,7 +8,7 @@ use super::journal::{Actor, Audit, Event};
 use super::lifecycle::{NewOperation, Work};
 use super::rows;
 use super::transition::Move;
-use super::writer::Writer;
+use super::writer::{After, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::Host;
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId};
@@ -184,6 +184,8 @@ impl Writer {
                 None => w.make_row_of(host, &wanted, now)?,
             };
             w.forget_stranger(host, wanted.sandbox)?;
+            // What its agent announced of it before was ignored.
+            w.after.push(After::AnswerLost(host));
             Ok(Adopted::Done(Box::new(adopted)))
         })
     }

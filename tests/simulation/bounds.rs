@@ -3,7 +3,7 @@
 //!
 //! Never: repairs or forgives anything.
 
-use crate::history::Change;
+use crate::history::{Change, Row};
 use crate::plane::Plane;
 use crate::tally::Fault;
 use crate::world::{Machine, SECOND, World};
@@ -53,7 +53,7 @@ pub(crate) struct Bounds {
     /// What was under way when the plane started, or when its host registered: nothing has
     /// become of it since, nor was it asked for again.
     unsettled: BTreeMap<SandboxId, (HostId, u64)>,
-    /// What users wanted destroyed, and operators.
+    /// What users wanted destroyed, by what the database knows, and operators.
     destroyed: BTreeSet<SandboxId>,
     /// What operators wanted destroyed where it should not be.
     ended_strangers: BTreeSet<(HostId, SandboxId)>,
@@ -124,7 +124,10 @@ impl World {
     fn may_be_destroyed(&self, host: HostId, id: SandboxId) -> bool {
         let Some(history) = &self.history else { return false };
         let bounds = &self.bounds;
-        let is_zombie = self.policy.zombies == ZombiePolicy::Destroy && !history.has_row(id);
+        // What a restore has forgotten was made by a user, and none wanted it destroyed.
+        let is_zombie = self.policy.zombies == ZombiePolicy::Destroy
+            && !history.has_row(id)
+            && !self.restores.forgotten.contains(&id);
         let asked = bounds.destroyed.contains(&id) || bounds.ended_strangers.contains(&(host, id));
         asked || bounds.elsewhere.contains(&(host, id)) || is_zombie
     }
@@ -172,6 +175,17 @@ impl World {
         }
     }
 
+    /// A backup took the place of the database: what users wanted since is lost.
+    pub(crate) fn bound_restore(&mut self) {
+        let Some(history) = &self.history else { return };
+        let is_destroyed = |row: &Row| {
+            let by_user = row.reason.as_ref().is_some_and(Reason::is_users_destroy);
+            row.status == SandboxStatus::Stopping || row.status == SandboxStatus::Stopped && by_user
+        };
+        let destroyed = history.rows.iter().filter(|(_, row)| is_destroyed(row));
+        self.bounds.destroyed = destroyed.map(|(id, _)| *id).collect();
+    }
+
     /// The plane starts: it knows nothing of what went before.
     pub(crate) fn bound_start(&mut self) {
         self.bounds.probed_ms.clear();
@@ -185,7 +199,10 @@ impl World {
     fn expect_settled(&mut self, host: Option<HostId>) {
         let now_ms = self.now_ms();
         let Some(history) = &self.history else { return };
-        for (id, row) in &history.rows {
+        // What has no operation, since a restore, is settled when its grace is over.
+        let owned: BTreeSet<SandboxId> =
+            history.open_operations().into_iter().map(|(_, id)| id).collect();
+        for (id, row) in history.rows.iter().filter(|(id, _)| owned.contains(id)) {
             let under_way = matches!(
                 row.status,
                 SandboxStatus::Starting | SandboxStatus::Pausing | SandboxStatus::Resuming

@@ -47,7 +47,7 @@ impl World {
         if kind == StrangerKind::Misplaced {
             self.tally.struck(Fault::Misplaced);
         }
-        let Some(plane) = &mut self.plane else { return };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         if adopts {
             let actor = somebody();
             let wanted = Adoption { sandbox, host: Some(host), team: None, actor };

@@ -113,6 +113,8 @@ pub(crate) fn machine(
             token_expires_at: now.after(TOKEN_LIFE),
             refresh_token: [0; 32],
             registration: 0,
+            issued_at: now,
+            asked_at: now,
             straggler_ms: None,
             renewing: None,
         },
@@ -128,7 +130,7 @@ pub(crate) fn machine(
         sighted_ms: 0,
         found_ms: 0,
         late: BTreeSet::new(),
-        create_asked_ms: BTreeMap::new(),
+        creates_asked: BTreeMap::new(),
     }
 }
 

@@ -135,6 +135,7 @@ impl World {
         let (from, to) = (change.from?, change.to?);
         let refused = from == SandboxStatus::Pausing && change.reason == Reason::OperationFailed;
         let vanished = change.reason == Reason::Vanished;
+        let asked_again = machine.creates_asked.get(&id).is_some_and(|(_, times)| *times > 1);
         // Its answer may be older than what it has found since.
         let was_blind = agent.blind
             || machine.found_ms > 0 && self.now_ms() - machine.found_ms < ANSWER_AGE_MAX_MS;
@@ -144,6 +145,9 @@ impl World {
             (_, Truth::Failed) if to == SandboxStatus::Error => Some("it failed by itself"),
             (Reason::NotStarted, _) if from == SandboxStatus::Starting => {
                 Some("a create that outlives its deadline is reported as a zombie")
+            }
+            (Reason::Reported, Truth::Making) if asked_again && from == SandboxStatus::Starting => {
+                Some("the failure of an earlier call is reported, and the next one goes on")
             }
             (_, Truth::Making) if from == SandboxStatus::Stopping => {
                 Some("destroyed while its create goes on; the deadline of that create bounds it")
@@ -231,7 +235,8 @@ impl World {
         let now_ms = self.now_ms();
         let calm_since = self.listening_ms.max(self.disk_failed_ms);
         let steady_ms = if self.writes_wait() { 0 } else { now_ms - calm_since };
-        let runs = self.plane.is_some() && steady_ms > JUDGED_WITHIN_MS;
+        let judges = self.plane.as_ref().is_some_and(|plane| !plane.held);
+        let runs = judges && steady_ms > JUDGED_WITHIN_MS;
         let Some(history) = self.history.as_ref().filter(|_| runs) else {
             return;
         };
@@ -268,7 +273,7 @@ impl World {
         let truth = self.machines[host].agent.truth(id);
         let row = self.history.as_ref().and_then(|history| history.rows.get(&id));
         let stopped = row.is_some_and(|row| row.status == SandboxStatus::Stopped);
-        let asked = self.machines[host].create_asked_ms.get(&id).copied().unwrap_or(0);
+        let (asked, _) = self.machines[host].creates_asked.get(&id).copied().unwrap_or_default();
         let orphaned = !self.in_flight.contains_key(&number);
         let in_time = self.now_ms() - asked <= CREATE_DEADLINE_MS && !orphaned;
         if truth == Truth::Running && stopped && !in_time {
@@ -306,6 +311,8 @@ impl World {
                 let unheard = agent.has_not_told(*id) && !by_user;
                 unheard || agent.disowned.contains(id) || machine.late.contains(id)
             });
+            // What the database says of it was true at the time of a backup.
+            let rewound = self.restores.rewound.contains(id);
             let stale = row.reason == Some(Reason::AutoPaused)
                 && machine.is_some_and(|machine| machine.stale.contains(id));
             let gone = row.reason == Some(Reason::SnapshotGone);
@@ -318,11 +325,12 @@ impl World {
                 (SandboxStatus::Paused, Truth::Paused) => true,
                 // The first resume finds out.
                 (SandboxStatus::Paused, Truth::Nothing) => {
-                    presumed || stale || self.left_behind.contains(id)
+                    presumed || stale || self.left_behind.contains(id) || rewound
                 }
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Nothing) => true,
                 (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Paused) if forgotten => true,
                 (SandboxStatus::Error, Truth::Failed) => true,
+                (SandboxStatus::Stopped | SandboxStatus::Error, Truth::Paused) if rewound => true,
                 // It can be resumed all the same.
                 (SandboxStatus::Stopped, Truth::Paused) if gone => true,
                 // It was made after all, unseen, and has paused since: nobody lists it.
@@ -347,7 +355,12 @@ impl World {
         let current = |(_, m): &(usize, &Machine)| !m.standing.superseded;
         for (at, machine) in self.machines.iter().enumerate().filter(current) {
             let known = |id: &SandboxId| rows.contains_key(id) || history.given_up.contains(id);
-            let strangers = machine.agent.all().filter(|(id, _)| !known(id));
+            // What a restore has forgotten and what nobody lists an operator cannot see.
+            let unseen = |id: &SandboxId, truth: Truth| {
+                self.restores.forgotten.contains(id) && truth == Truth::Paused
+            };
+            let strangers =
+                machine.agent.all().filter(|(id, truth)| !known(id) && !unseen(id, *truth));
             wrong.extend(strangers.map(|(id, truth)| format!("{id} on host {at} is {truth:?}")));
             if machine.standing.deleted && !machine.standing.ended {
                 wrong.push(format!("host {at} was deleted, and nobody told its agent"));

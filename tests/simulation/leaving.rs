@@ -35,6 +35,10 @@ pub(crate) struct Standing {
     pub(crate) successor: Option<usize>,
     /// Another machine has registered as this host since.
     pub(crate) superseded: bool,
+    /// It was deleted once, whatever the database says of it now.
+    pub(crate) was_deleted: bool,
+    /// The database, which was restored, does not know it.
+    pub(crate) lost: bool,
     /// It is away, and registers at another address when it is back.
     pub(crate) moves: bool,
     /// It listens where the database does not know of.
@@ -61,7 +65,7 @@ impl World {
             (intent, _) => intent,
         };
         let id = self.machines[host].id;
-        let Some(plane) = &mut self.plane else { return };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         let told = move |found: Option<Host>| Told::Intended(host, intent, found.is_some());
         plane.ask(now, told, |reply| Command::SetIntent(id, sent, somebody(), reply));
     }
@@ -118,7 +122,7 @@ impl World {
 
     pub(crate) fn delete(&mut self, host: usize, force: bool) {
         let now = self.now();
-        if self.machines[host].standing.deleted {
+        if self.machines[host].standing.deleted || self.machines[host].standing.lost {
             return;
         }
         if force {
@@ -128,7 +132,7 @@ impl World {
         self.machines[host].standing.forced |= force;
         let id = self.machines[host].id;
         let sent = force || self.defect == Some(Defect::ForceUnasked);
-        let Some(plane) = &mut self.plane else { return };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         let told = move |deletion| Told::Deleted(host, force, deletion);
         plane.ask(now, told, |reply| Command::DeleteHost {
             host: id,
@@ -210,7 +214,7 @@ impl World {
         self.tally.struck(Fault::ToldToEnd);
         let broken = machine.agent.end(false, false);
         machine.agent.destroy_all();
-        if !machine.standing.deleted {
+        if !machine.standing.was_deleted {
             self.wrong(format!("{id} was told to destroy everything"));
         }
         for number in broken {
@@ -222,7 +226,7 @@ impl World {
     pub(crate) fn arrives(&mut self, newcomer: Newcomer) {
         let now = self.now();
         let token = self.secret();
-        let Some(plane) = &mut self.plane else {
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else {
             return self.after(MINUTE, Event::Arrives(newcomer));
         };
         let new = NewHost {
@@ -260,10 +264,11 @@ impl World {
             return;
         }
         self.machines[host].standing.asked_ms = self.now_ms();
+        self.machines[host].heart.asked_at = now.wall;
         let (token, refresh) = (self.secret(), self.secret());
         let id = self.machines[host].id;
         let registration = registration(&self.machines[host], token, refresh);
-        let Some(plane) = &mut self.plane else { return };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
         let told = move |found: Registered| {
             Told::Registered(host, refresh, matches!(found, Registered::Done(_)))
@@ -289,6 +294,7 @@ impl World {
         new.standing.registered = true;
         new.heart.registration = registration;
         new.heart.refresh_token = refresh;
+        new.heart.issued_at = new.heart.asked_at;
         new.heart.token_expires_at = now.wall.after(TOKEN_LIFE);
         let (boot, instead_of) = (new.agent.boot, new.instead_of);
         let at = self.chance.within(0, 30 * SECOND);
@@ -306,6 +312,8 @@ impl World {
         let machine = &mut self.machines[host];
         (machine.standing.deleted, machine.standing.aside) = (true, false);
         let (id, address) = (machine.id, machine.address.clone());
+        let of_host = self.machines.iter_mut().filter(|machine| machine.id == id);
+        of_host.for_each(|machine| machine.standing.was_deleted = true);
         self.replace_no_more(id);
         let machine = &self.machines[host];
         let taken = machine.standing.successor.is_some();

@@ -118,6 +118,10 @@ impl World {
             }
             return;
         };
+        if plane.held {
+            // As the API: it waits, and goes on.
+            return;
+        }
         let id = self.machines[host].id;
         let known = matches!(plane.presence.lookup(id), Beat::Known { .. });
         let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
@@ -163,6 +167,7 @@ impl World {
             Beat::Deleted if self.is_lost(host) => self.unanswered(host),
             Beat::Deleted => self.obey_end(host),
             Beat::Unknown if self.machines[host].standing.deleted => {}
+            Beat::Unknown if self.machines[host].standing.lost => {}
             Beat::Unknown => self.wrong(format!("{id} is not known any more")),
         }
     }
@@ -198,8 +203,20 @@ impl World {
 
     pub(crate) fn refresh(&mut self, host: usize) {
         let now = self.now();
-        let shown = self.machines[host].heart.refresh_token;
         let fresh = self.secret();
+        self.ask_renewal(host, fresh);
+        let heart = &mut self.machines[host].heart;
+        (heart.renewing, heart.asked_at) = (Some(fresh), now.wall);
+        if self.stormy && self.chance.permille(20) {
+            let stall = self.chance.within(RENEWAL_PATIENCE_MS, 2 * RENEWAL_PATIENCE_MS);
+            self.stalled_until = self.stalled_until.max(self.now_ms() + stall);
+        }
+        self.after(RENEWAL_PATIENCE_MS, Event::RenewalOver(host, fresh));
+    }
+
+    pub(crate) fn ask_renewal(&mut self, host: usize, fresh: [u8; 32]) {
+        let now = self.now();
+        let shown = self.machines[host].heart.refresh_token;
         let Some(plane) = &mut self.plane else { return };
         let lenient = plane.presence.clock_is_suspect(now.mono);
         plane.ask_all(
@@ -207,12 +224,6 @@ impl World {
             move |result| Told::Refreshed(host, fresh, result),
             |reply| Command::Refresh { shown, fresh, lenient, reply },
         );
-        self.machines[host].heart.renewing = Some(fresh);
-        if self.stormy && self.chance.permille(20) {
-            let stall = self.chance.within(RENEWAL_PATIENCE_MS, 2 * RENEWAL_PATIENCE_MS);
-            self.stalled_until = self.stalled_until.max(self.now_ms() + stall);
-        }
-        self.after(RENEWAL_PATIENCE_MS, Event::RenewalOver(host, fresh));
     }
 
     /// An agent waits for the answer to a renewal no longer.
@@ -248,6 +259,9 @@ impl World {
         let machine = &self.machines[host];
         let newest = self.registrations.get(&machine.id).copied().unwrap_or(0);
         let ended = machine.standing.deleted || machine.heart.registration < newest;
+        if matches!(result, Ok(None)) && !ended && self.restores.any {
+            return self.take_back(host, fresh);
+        }
         if matches!(result, Ok(None)) && !ended {
             self.wrong(format!("the genuine refresh token of host {host} was refused"));
         }
@@ -260,6 +274,7 @@ impl World {
         if matches!(result, Ok(Some(_))) && !lost {
             heart.renewing = None;
             heart.refresh_token = fresh;
+            heart.issued_at = heart.asked_at;
             heart.token_expires_at = now.wall.after(TOKEN_LIFE);
             heart.failures = 0;
             return;
@@ -268,7 +283,7 @@ impl World {
     }
 
     /// A renewal that fails in any way is the end of all heartbeats.
-    fn gives_up_beating(&mut self, host: usize) {
+    pub(crate) fn gives_up_beating(&mut self, host: usize) {
         let heart = &mut self.machines[host].heart;
         (heart.over, heart.renewing) = (true, None);
         self.tally.struck(Fault::AgentGaveUp);

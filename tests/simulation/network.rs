@@ -137,7 +137,8 @@ impl World {
         let machine = &mut self.machines[host];
         *machine.asked.entry(op).or_default() += 1;
         if kind == OperationKind::Create {
-            machine.create_asked_ms.insert(sandbox, now_ms);
+            let asked = machine.creates_asked.entry(sandbox).or_default();
+            *asked = (now_ms, asked.1 + 1);
         }
     }
 

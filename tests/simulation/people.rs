@@ -38,7 +38,7 @@ impl World {
         let dice = self.chance.within(0, 100);
         let (timeout, vcpus) = (self.chance.within(0, 1200), self.chance.within(1, 3) as u32);
         let memory_mb = self.chance.pick(&[256, 512, 512, 1024]).copied().unwrap_or(512);
-        let Some(plane) = self.plane.as_mut() else { return };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         match picked.filter(|_| !create) {
             None => {
                 let new = NewSandbox {
@@ -103,7 +103,7 @@ impl World {
 
     pub(crate) fn wish(&mut self, sandbox: SandboxId, kind: OperationKind) {
         let now = self.now();
-        let Some(plane) = self.plane.as_mut() else { return };
+        let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         if let Some(row) = self.history.as_ref().and_then(|history| history.rows.get(&sandbox)) {
             self.tally.wished(kind, row.status);
         }
@@ -117,7 +117,7 @@ impl World {
         self.after(after, Event::Operator);
         let host = self.chance.within(0, self.machines.len() as u64) as usize;
         self.look_after_strangers();
-        if self.machines[host].standing.superseded {
+        if self.machines[host].standing.superseded || self.machines[host].standing.lost {
             return;
         }
         match self.chance.within(0, 100) {

@@ -21,6 +21,7 @@ use roost::model::sandbox::Sandbox;
 use roost::model::time::{Mono, Now};
 use roost::plan::operation::Call;
 use roost::store::StoreError;
+use roost::store::acceptance::Accepted;
 use roost::store::apply::{Applied, Probed};
 use roost::store::deletion::Deletion;
 use roost::store::journal::Random;
@@ -66,6 +67,9 @@ pub(crate) enum Told {
     Begun(Begun),
     /// Whether a report was taken.
     Reported(usize, Sent, bool),
+    Accepted(Option<Accepted>),
+    /// Whether a refresh token that was forgotten counts again.
+    TakenBack(usize, [u8; 32], bool),
     Adopted(Adopted),
     /// What was begun to destroy a stranger.
     StrangerEnds(Vec<Work>),
@@ -203,9 +207,13 @@ impl Plane {
         };
         // What was left is on the disk: nothing is lost twice.
         plane.acknowledged = plane.revision();
-        for work in unfinished {
-            plane.take_up(work, now);
+        plane.held = plane.writer.acceptance().awaited().is_some();
+        if plane.held {
+            plane.monitor.hold();
         }
+        // Otherwise whoever accepts the database sets them going.
+        let taken = if plane.held { Vec::new() } else { unfinished };
+        taken.into_iter().for_each(|work| plane.take_up(work, now));
         plane
     }
 
@@ -410,12 +418,19 @@ impl Plane {
                 vec![work.as_ref().clone()]
             }
             Told::StrangerEnds(works) => works.clone(),
+            Told::Accepted(Some(accepted)) => {
+                self.held = false;
+                self.tell(now, monitor::Input::Accepted);
+                accepted.work.clone()
+            }
             Told::Adopted(Adopted::Done(sandbox)) => {
                 self.tell(now, monitor::Input::ProbeNow(sandbox.host_id));
                 Vec::new()
             }
             Told::Created(Err(_))
             | Told::Begun(_)
+            | Told::Accepted(None)
+            | Told::TakenBack(..)
             | Told::Adopted(_)
             | Told::Reported(..)
             | Told::Refreshed(..)

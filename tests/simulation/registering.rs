@@ -48,7 +48,7 @@ impl World {
         self.after(SECOND, Event::Register(host));
     }
 
-    fn new_address(&mut self) -> AgentAddress {
+    pub(crate) fn new_address(&mut self) -> AgentAddress {
         self.addresses += 1;
         let number = self.addresses;
         let place = format!("10.1.{}.{}:50051", number / 200, number % 200 + 1);

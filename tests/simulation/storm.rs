@@ -42,7 +42,7 @@ impl World {
             _ => self.chance.within(5 * MINUTE, 25 * MINUTE),
         };
         let link = self.machines[host].link;
-        match self.chance.within(0, 36) {
+        match self.chance.within(0, 41) {
             0 => {
                 self.tally.struck(Fault::AllCut);
                 self.change(host, lasts, link.cut());
@@ -97,6 +97,8 @@ impl World {
                     self.end_agent(host, true, away);
                 }
             }
+            36..39 => self.back_up(),
+            39 | 40 => self.restore(),
             32 | 33 => self.agent_drains(host),
             13 => {
                 let away = self.chance.within(MINUTE, 10 * MINUTE);
@@ -268,7 +270,12 @@ impl World {
     }
 
     pub(crate) fn move_clock(&mut self) {
-        let far = if self.chance.permille(300) { 40 * 24 * 60 * MINUTE } else { 20 * MINUTE };
+        // By a clock that is a day ahead what a restore has forgotten is not forgotten any more.
+        let far = if self.chance.permille(300) && !self.restores.any {
+            40 * 24 * 60 * MINUTE
+        } else {
+            20 * MINUTE
+        };
         let by = self.chance.within(SECOND, far) as i64;
         let by = if self.chance.permille(500) { by } else { -by };
         self.tally.struck(if by < 0 { Fault::ClockBack } else { Fault::ClockForward });

@@ -14,6 +14,7 @@ use crate::history::History;
 use crate::leaving::{Newcomer, Standing};
 use crate::network::Sent;
 use crate::plane::{Plane, Told};
+use crate::restoring::Restores;
 use crate::storm::Disturbance;
 use crate::tally::{Fault, Tally, WISHES};
 use roost::agent::client::CallError;
@@ -118,6 +119,9 @@ pub(crate) struct Heart {
     pub(crate) registration: u64,
     /// When it sent what may arrive when the way is free again.
     pub(crate) straggler_ms: Option<u64>,
+    /// When its refresh token was given out, and when the next one was asked for.
+    pub(crate) issued_at: Wall,
+    pub(crate) asked_at: Wall,
     /// The token that a renewal asks for, until it is answered.
     pub(crate) renewing: Option<[u8; 32]>,
 }
@@ -163,8 +167,8 @@ pub(crate) struct Machine {
     pub(crate) found_ms: u64,
     /// What came to life after its create's deadline, when it was stopped.
     pub(crate) late: BTreeSet<SandboxId>,
-    /// When it was first asked to create each sandbox.
-    pub(crate) create_asked_ms: BTreeMap<SandboxId, u64>,
+    /// When it was last asked to create each sandbox, and how often.
+    pub(crate) creates_asked: BTreeMap<SandboxId, (u64, u32)>,
 }
 
 /// Something that happens at its time.
@@ -202,6 +206,10 @@ pub(crate) enum Event {
     /// An agent is told to end.
     Terminate(usize),
     Strike,
+    /// An operator accepts a restored database.
+    Accept,
+    /// A forgotten host is added as another one.
+    AddAnew(usize),
     /// Both ways to a machine are cut for so long.
     Cut(usize, u64),
     /// A user of a host's sandboxes goes on.
@@ -293,6 +301,9 @@ pub(crate) struct World {
     pub(crate) left_behind: BTreeSet<SandboxId>,
     pub(crate) resuming: BTreeMap<HostId, Resuming>,
     pub(crate) addresses: u64,
+    pub(crate) restores: Restores,
+    /// Changes that were committed.
+    pub(crate) changes: u64,
 }
 
 /// What came of a simulation.
@@ -315,7 +326,7 @@ pub(crate) fn play(seed: u64, pace: u64, defect: Option<Defect>, traced: bool) -
     world.weather();
     let hosts = world.machines.len() as f64;
     let host_hours = hosts * world.now_ms() as f64 / (60 * MINUTE) as f64;
-    let revisions = world.history.as_ref().map_or(0, |history| history.revision);
+    let revisions = world.changes;
     let (violations, trace) = (world.violations, world.trace.unwrap_or_default());
     Course { violations, trace, host_hours, revisions, tally: world.tally }
 }
@@ -377,6 +388,8 @@ impl World {
             left_behind: BTreeSet::new(),
             resuming: BTreeMap::new(),
             addresses: 0,
+            restores: Restores::default(),
+            changes: 0,
         }
     }
 
@@ -418,6 +431,10 @@ impl World {
         if self.plane.as_ref().is_some_and(|plane| plane.stopping) {
             self.stop_over(self.life);
         }
+        if self.plane.as_ref().is_none_or(|plane| plane.held) {
+            self.after(SECOND, Event::Accept);
+        }
+        self.after(MINUTE, Event::Operator);
         for host in 0..self.machines.len() {
             self.machines[host].link = Link::GOOD;
             self.after(SECOND, Event::SetBack(host));
@@ -548,6 +565,7 @@ impl World {
             | Event::User
             | Event::Wish(..)
             | Event::Operator
+            | Event::Accept
             | Event::ResumeNext(_)
             | Event::SetBack(_)
             | Event::Delete(..)
@@ -562,6 +580,7 @@ impl World {
             | Event::Agent(..)
             | Event::Terminate(_)
             | Event::Strike
+            | Event::AddAnew(_)
             | Event::Cut(..)
             | Event::Disturb(..)
             | Event::Heal(..)
@@ -602,6 +621,8 @@ impl World {
             Event::Register(host) => self.register(host),
             Event::Terminate(host) => self.terminated(host),
             Event::Strike => self.strike(),
+            Event::Accept => self.accept(),
+            Event::AddAnew(host) => self.add_anew(host),
             Event::Cut(host, lasts) => self.cut(host, lasts),
             Event::ResumeNext(host) => self.resume_next(host),
             Event::Disturb(host, disturbance) => self.disturb(host, disturbance),
@@ -777,6 +798,7 @@ impl World {
             None => Vec::new(),
         };
         wrong.into_iter().for_each(|what| self.wrong(what));
+        self.changes += changes.len() as u64;
         changes.iter().for_each(|change| self.judge(change));
     }
 
@@ -827,6 +849,14 @@ impl World {
                 self.perhaps_disturb(sandbox.host_id);
                 self.perhaps_regret(sandbox.id);
             }
+            Told::Accepted(Some(accepted)) => {
+                self.note(|| format!("the restored database is accepted: {:?}", accepted.restore));
+                self.tally.struck(Fault::Accepted);
+                self.listening_ms = self.now_ms();
+                self.bound_start();
+            }
+            Told::Accepted(None) => self.wrong("nothing was restored".to_owned()),
+            Told::TakenBack(host, fresh, counts) => self.taken_back(host, fresh, counts),
             Told::Adopted(Adopted::Done(sandbox)) => {
                 self.tally.struck(Fault::StrangerAdopted);
                 self.note(|| format!("an operator takes {} over", sandbox.id));
