@@ -194,7 +194,13 @@ const scenes = {
     await close(page);
   },
 
-  /* What keeps the server from its work is above everything, with what to do. */
+  async strangers(browser) {
+    const page = await openSignedIn(browser);
+    await says(page.locator('#strangers'), 'zombie');
+    await says(page.locator('#unknown'), 'not in this database');
+    await close(page);
+  },
+
   /* Each row of the table is read whole: name, type, sizes, on disk, hosts, team. */
   async templates(browser) {
     const page = await openSignedIn(browser);
@@ -225,6 +231,7 @@ const scenes = {
     await close(page);
   },
 
+  /* What keeps the server from its work is above everything, with what to do. */
   async guard(browser) {
     const page = await openSignedIn(browser);
     const trouble = page.locator('#trouble');

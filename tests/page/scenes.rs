@@ -5,13 +5,14 @@ use crate::days::now_ms;
 use crate::support::server::Serving;
 use crate::support::{Home, host, sandbox, sim_fleet};
 use crate::troubled::Troubled;
-use roost::model::id::{TeamId, TemplateId};
+use roost::model::id::{SandboxId, TeamId, TemplateId};
 use roost::model::sandbox::SandboxStatus;
-use roost::sim::SimFleet;
+use roost::sim::{SimFleet, SimState};
 use rusqlite::{Connection, params};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::cell::RefCell;
+use std::time::Duration;
 
 /// Nobody is judged silent while a scene plays.
 const PATIENT: [&str; 4] = ["--startup-grace", "1h", "--unreachable-after", "1h"];
@@ -132,6 +133,19 @@ fn templates_are_listed_and_added() {
     let made = serving.post("/v1/api-keys", &json!({"name": "page", "team_id": team})).json();
     let place = Place { address: serving.address(), key: made["key"].as_str().unwrap().into() };
     tools.play("templatesOfATeam", &place, |what| nothing(&serving, what));
+    serving.stop();
+}
+
+#[test]
+fn what_the_database_does_not_know_is_shown() {
+    let Some(tools) = tools() else { return };
+    let (fleet, home) = fleet(1, 1, &|_| {});
+    let stranger = SandboxId::from_u128(77);
+    fleet.hosts()[0].put(stranger, SimState::Running, Duration::from_secs(600));
+    let quick = ["--probe-interval", "1s", "--confirm-delay", "50ms", "--transient-grace", "1s"];
+    let serving = home.serve(&[&PATIENT[..], &quick].concat());
+    assert_eq!(serving.beat(&host(77), &home.token(&host(77))).status, 503);
+    tools.play("strangers", &Place::of(&serving), |what| nothing(&serving, what));
     serving.stop();
 }
 
