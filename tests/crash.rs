@@ -246,7 +246,6 @@ fn what_is_missing_is_found() {
         status: status.to_owned(),
         history: history.iter().map(|(to, why)| ((*to).into(), (*why).into())).collect(),
         announced,
-        settles: false,
     };
     let asked = |verbs: &[Verb], announced| Capsule {
         asked: verbs.iter().map(|&verb| Asked { verb, accepted: true }).collect(),
