@@ -13,6 +13,8 @@ mod following;
 mod stub;
 #[path = "act/stubbed.rs"]
 mod stubbed;
+#[path = "act/templates.rs"]
+mod templates;
 
 use expect_test::{Expect, expect};
 use roost::agent::wire::{ConnectCode, Method};
@@ -239,13 +241,13 @@ fn an_operation_that_fails_says_where_the_sandbox_is_left() {
     };
     refuse(Method::Pause);
     world.check(&["sandboxes", "pause", &id, "--wait"], &expect![[r#"
-        roost: could not pause SANDBOX1: its status is running (operation_failed); `roost audit --sandbox SANDBOX1` says what was done
+        roost: could not pause SANDBOX1: its status is running (operation_failed: refused, internal: as simulated); `roost audit --sandbox SANDBOX1` says what was done
         exit 1
     "#]]);
     refuse(Method::Create);
     let done = world.roost(&["sandboxes", "create", "--wait"]);
     expect![[r#"
-        roost: could not create SANDBOX1: its status is error (operation_failed); `roost audit --sandbox SANDBOX1` says what was done
+        roost: could not create SANDBOX1: its status is error (operation_failed: refused, internal: as simulated); `roost audit --sandbox SANDBOX1` says what was done
         exit 1
     "#]].assert_eq(&world.stable(&told(&done)));
 }

@@ -179,36 +179,29 @@ impl World {
         sandboxes
     }
 
-    /// A server that nobody disturbs brings the database and the hosts together, but for
-    /// calls that a kill cut off before they arrived: those end at their deadlines.
+    /// A server that is left alone brings the database and the hosts together, in seconds.
     fn settle(&self) {
         let serving = self.home.serve(FLAGS);
         let db = self.home.path("roost.db");
-        let open = eventually("what is left to end", || {
+        eventually("what is left to end", || {
             let rows = check::sandboxes(&db);
-            let state = |id: &SandboxId| self.state(*id);
-            let open = rows.iter().filter(|(id, found)| !fits(&found.status, state(id)));
-            let open: Vec<SandboxId> = open.map(|(id, _)| *id).collect();
-            let wait = |id: &SandboxId| waits_for_deadline(&rows[id], state(id));
-            open.iter().all(wait).then_some(open)
+            let fits = |(id, found): (&SandboxId, &Found)| fits(&found.status, self.state(*id));
+            rows.iter().all(fits).then_some(())
         });
         serving.stop();
         let rows = self.check();
         for (host, id) in self.fleet.hosts().iter().zip(self.host_ids()) {
-            let here = rows.iter().filter(|(id, _)| !open.contains(id));
-            let here = here.filter(|(_, found)| found.host == id);
-            check_host(host, here.map(|(id, found)| (*id, found.status.as_str())), &open);
+            let here = rows.iter().filter(|(_, found)| found.host == id);
+            check_host(host, here.map(|(id, found)| (*id, found.status.as_str())), &[]);
         }
         let moves = || rows.values().flat_map(|found| &found.history);
         let because = |why: &str| moves().filter(|(_, reason)| reason == why).count();
         println!(
-            "{} capsules in {} steps: {} announced, {} presumed paused, {} wait for a deadline; \
-             {} requests accepted",
+            "{} capsules in {} steps: {} announced, {} presumed paused; {} requests accepted",
             rows.len(),
             moves().count(),
             because("auto_paused"),
             because("presumed_paused"),
-            open.len(),
             self.journal.notes().accepted,
         );
     }
@@ -225,17 +218,6 @@ impl World {
             host.unwrap()["id"].as_str().unwrap().to_owned()
         };
         self.fleet.hosts().iter().map(|host| id_at(host.address().to_string())).collect()
-    }
-}
-
-/// The call was noted and did not arrive, and no look can tell that it will not.
-fn waits_for_deadline(found: &Found, really: Option<SimState>) -> bool {
-    match found.status.as_str() {
-        "starting" => really.is_none(),
-        "resuming" => matches!(really, Some(SimState::Paused | SimState::Shelved)),
-        "pausing" => really == Some(SimState::Running),
-        "stopping" => really.is_none() && found.settles,
-        _ => false,
     }
 }
 
@@ -264,7 +246,6 @@ fn what_is_missing_is_found() {
         status: status.to_owned(),
         history: history.iter().map(|(to, why)| ((*to).into(), (*why).into())).collect(),
         announced,
-        settles: false,
     };
     let asked = |verbs: &[Verb], announced| Capsule {
         asked: verbs.iter().map(|&verb| Asked { verb, accepted: true }).collect(),

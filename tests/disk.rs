@@ -199,7 +199,7 @@ fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
     users_wait(&serving);
     agents_wait(&home, &serving);
     unavailable(&refresh(&serving, &registered));
-    let body = json!({"token": pending["registration_token"], "address": "127.0.0.1:1"});
+    let body = json!({"token": pending["registration_token"], "address": "127.0.0.1:2"});
     let register = || serving.ask("POST", "/v1/hosts/register", &[], &body.to_string());
     unavailable(&register());
     unavailable(&report_auto_pause(&serving, &home.token(&host(2)), 2));
@@ -351,25 +351,37 @@ fn starts_when_it_can(beside: Beside, spoil: fn(&SmallDisk), mend: fn(&SmallDisk
     home.verify();
 }
 
-fn starts_when_there_is_room(beside: Beside) {
-    let words = ["the disk refused a write", "free space"];
-    starts_when_it_can(beside, SmallDisk::fill, SmallDisk::free, &words);
-}
-
 fn starts_when_it_can_be_written(beside: Beside) {
     let set = |disk: &SmallDisk| disk.set_read_only(true);
     let unset = |disk: &SmallDisk| disk.set_read_only(false);
     starts_when_it_can(beside, set, unset, &["readonly", "repair"]);
 }
 
+/// A start on the machine that it last ran on has nothing to write.
 #[test]
-fn a_server_on_a_full_disk_starts_when_there_is_room() {
-    starts_when_there_is_room(Beside::EmptyLog);
+fn a_server_starts_on_a_full_disk() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (_agents, fleet) = two_hosts();
+    let home = disk.home();
+    home.load(&fleet);
+    home.serve(FLAGS).stop();
+    Beside::EmptyLog.leave(&home);
+    let token = home.token(&host(1));
+    disk.fill();
+    let serving = home.serve(FLAGS);
+    assert_eq!(serving.beat(&host(1), &token).status, 204);
+    unavailable(&serving.post("/v1/hosts", &json!({})));
+    disk.free();
+    ready(&serving);
+    assert_eq!(serving.post("/v1/hosts", &json!({})).status, 201);
+    serving.stop();
+    home.verify();
 }
 
 #[test]
 fn a_server_on_a_full_disk_starts_without_a_log_when_there_is_room() {
-    starts_when_there_is_room(Beside::Nothing);
+    let words = ["the disk refused a write", "free space"];
+    starts_when_it_can(Beside::Nothing, SmallDisk::fill, SmallDisk::free, &words);
 }
 
 #[test]
@@ -489,7 +501,7 @@ fn a_log_that_is_lost_costs_what_was_in_it_and_kills_nobody() {
     let kept = serving.register("127.0.0.1:1");
     serving.stop();
     let serving = home.serve(FLAGS);
-    let lost = serving.register("127.0.0.1:1");
+    let lost = serving.register("127.0.0.1:2");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
     std::fs::remove_file(home.path("roost.db-shm")).unwrap();
@@ -510,7 +522,7 @@ fn a_log_that_is_lost_costs_what_was_in_it_and_kills_nobody() {
 fn a_database_that_was_only_in_its_log_is_begun_anew_and_kills_nobody() {
     let home = Home::new();
     let serving = home.serve(FLAGS);
-    let lost = serving.register("127.0.0.1:1");
+    let lost = serving.register("127.0.0.1:3");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
     let serving = home.serve(FLAGS);

@@ -117,6 +117,13 @@ fn filled() -> Home {
             &[&n, &second, &first, &at, text],
         );
         put("INSERT INTO auto_pause_inbox VALUES (?1, ?2, 0, ?3)", &[&first, &second, &at]);
+        put("INSERT INTO strangers VALUES (?1, ?2, 'zombie', ?3)", &[&first, &second, &at]);
+        put(
+            "INSERT INTO templates (id, team_id, name, type, default_env, metadata, created_at) \
+             VALUES (?1, 'team', 'name-' || ?1, 'base', ?2, ?2, ?3)",
+            &[&format!("template-{n}"), &metadata, &at],
+        );
+        put("INSERT INTO template_hosts VALUES (?1, ?2)", &[&format!("template-{n}"), &first]);
     }
     put(
         "UPDATE hosts SET probe_outcome = 'timed_out', probe_detail = ?1, probe_at = 5",

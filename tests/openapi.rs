@@ -10,13 +10,11 @@
 
 mod support;
 
-#[path = "openapi/python.rs"]
-mod python;
-
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::python::Python;
 use support::random::number_in;
 use support::server::Serving;
 use support::{Home, eventually, sim_fleet};
@@ -26,6 +24,11 @@ const PROSE: &str = include_str!("../docs/api.md");
 
 /// Examples for each operation on every day.
 const EXAMPLES: u64 = 8;
+
+fn python() -> Option<Python> {
+    let unchecked = "docs/openapi.yaml was NOT compared with the server";
+    Python::with("tests/openapi/requirements.txt", unchecked)
+}
 
 /// Method and path of every operation. The document is indented by two.
 fn documented() -> BTreeSet<(String, String)> {
@@ -115,13 +118,13 @@ fn every_error_is_in_the_table_and_the_other_way_round() {
 
 #[test]
 fn the_golden_answers_conform() {
-    let Some(python) = python::with_packages() else { return };
+    let Some(python) = python() else { return };
     python.run("tests/openapi/conform.py", &[], &[]);
 }
 
 #[test]
 fn the_stream_conforms() {
-    let Some(python) = python::with_packages() else { return };
+    let Some(python) = python() else { return };
     let fleet = sim_fleet(1, 0);
     let home = Home::new();
     let serving = home.serve(&["--probe-interval", "1h", "--unreachable-after", "1d"]);
@@ -139,7 +142,7 @@ fn the_stream_conforms() {
 
 #[test]
 fn schemathesis_finds_nothing() {
-    let Some(python) = python::with_packages() else { return };
+    let Some(python) = python() else { return };
     let fleet = sim_fleet(1, 0);
     let home = Home::new();
     // Nobody beats but who is asked to.
@@ -160,7 +163,7 @@ fn schemathesis_finds_nothing() {
         ("ROOST_AGENT", &agent.to_string()),
         ("ROOST_CAPSULES", &capsules),
     ];
-    python.st(&[&args[..], &more[..]].concat(), &env);
+    python.start("st", &[&args[..], &more[..]].concat(), &env);
     serving.stop();
     home.verify();
     fleet.shutdown(Duration::from_secs(1));

@@ -199,7 +199,12 @@ fn assert_kept(fleet: &Fleet) {
         assert_eq!(found, expected, "case {n}: {}", case.0);
     }
     assert_eq!(entries(&fleet.audit()), expected_entries(&fleet.cases));
-    fleet.home.verify();
+    // Some cases begin with a sandbox that runs on an unreachable host, and strict leaves it.
+    let problems = fleet.home.roost(&["db", "verify", "--format", "json"]).json();
+    for problem in problems["problems"].as_array().unwrap() {
+        let text = problem.as_str().unwrap();
+        assert!(text.starts_with("a sandbox runs on a host that is unreachable"), "{text}");
+    }
 }
 
 #[test]

@@ -27,7 +27,11 @@ mod monitor;
 mod operators;
 #[path = "serve/probes.rs"]
 mod probes;
+#[path = "serve/registration.rs"]
+mod registration;
 #[path = "serve/reports.rs"]
 mod reports;
 #[path = "serve/retention.rs"]
 mod retention;
+#[path = "serve/strangers.rs"]
+mod strangers;

@@ -12,5 +12,7 @@ mod support;
 mod agents;
 #[path = "trust/authority.rs"]
 mod authority;
+#[path = "trust/clock.rs"]
+mod clock;
 #[path = "trust/https.rs"]
 mod https;

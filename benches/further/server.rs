@@ -176,7 +176,7 @@ pub(crate) fn write_tokens(dir: &Path, hosts: &[HostId], to: &Path) -> Result<()
     let now = now()?;
     let mut file = std::io::BufWriter::new(File::create(to)?);
     for host in hosts {
-        writeln!(file, "{host} {}", token::sign(&key, *host, now))?;
+        writeln!(file, "{host} {}", token::sign(&key, *host, 0, now))?;
     }
     Ok(file.flush()?)
 }

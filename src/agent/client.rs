@@ -7,7 +7,7 @@
 pub use super::body::BODY_BYTES_MAX;
 use super::body::{Bodies, BodyError};
 use super::listing;
-use super::transport::{Connect, Failure, Wire};
+use super::transport::{Connect, Failure, Wire, words};
 use super::trust::Trust;
 use super::wire::{
     ConnectCode, CreateSandboxRequest, CreateSandboxResponse, CreateSnapshotRequest, Empty,
@@ -20,6 +20,7 @@ use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
@@ -162,6 +163,15 @@ impl AgentClient {
     /// Whether an answer proves which host gave it.
     pub fn proves_hosts(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// The IP addresses of a named host; waits for the name service at most so long.
+    ///
+    /// # Errors
+    /// In words, when there are none, or not in time.
+    pub fn resolve(&self, name: &str, timeout: Duration) -> Result<Vec<IpAddr>, String> {
+        let found = self.wire.ips(&format!("http://{name}/"), timeout);
+        found.map_err(|error| words(error, timeout))
     }
 
     /// Who makes the calls to this host.

@@ -68,6 +68,13 @@ impl Wire {
     pub(super) fn client(&self, connect: Connect) -> ureq::Agent {
         ureq::Agent::with_parts(self.config.clone(), connect, self.names.clone())
     }
+
+    /// The IP addresses of a URL's host; waits for the name service at most so long.
+    pub(super) fn ips(&self, url: &str, timeout: Duration) -> Result<Vec<IpAddr>, ureq::Error> {
+        let uri: Uri = url.parse().map_err(ureq::http::Error::from)?;
+        let timeout = NextTimeout { after: timeout.into(), ..NextTimeout::default() };
+        Ok(self.names.addresses(&uri, timeout)?.iter().map(SocketAddr::ip).collect())
+    }
 }
 
 fn settings(connect_timeout: Duration) -> Config {

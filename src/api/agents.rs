@@ -8,20 +8,29 @@
 
 use super::body::Fields;
 use super::token::{self, Claims};
+use super::waiting::{Holder, deferred};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
+use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, SandboxId};
 use crate::model::time::Wall;
 use crate::plan::report::ReportKind;
 use crate::store::acceptance::LostToken;
-use crate::store::identity::{REFRESH_TOKEN_LIFE, Registration};
+use crate::store::identity::{AddressInUse, REFRESH_TOKEN_LIFE, Registered, Registration};
 use crate::store::presence::Beat;
 use crate::store::read;
 use crate::store::reports::AgentReport;
 use crate::store::writer::Command;
 use serde::Serialize;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long a registration waits for the name service. Larger: an agent that registers gives
+/// up; smaller: a name that a slow service knows is compared as text.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What register and refresh answer with. Certificates are left out without mTLS.
 #[derive(Serialize)]
@@ -43,7 +52,7 @@ struct Certificates {
 
 fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials {
     let now = ready.now().wall;
-    let token = token::sign(&ready.tokens, host.id, now);
+    let token = token::sign(&ready.tokens, host.id, host.registration, now);
     let certificates = certificates(ready, &host, now);
     // What a probe beside us found is no part of this answer.
     let host = super::view::HostView::stored(&Host { probe_failure: None, ..host });
@@ -70,37 +79,110 @@ fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
     }
 }
 
-/// `POST /v1/hosts/register`
-pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+/// `POST /v1/hosts/register`. Waits for the name service where an address is a name; so the
+/// token is looked at first.
+pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response, Problem> {
     let fields = Fields::read(request)?;
-    let token = fields.required("token")?;
+    let token = secret::hash(&fields.required("token")?);
     let address: AgentAddress = fields.parsed("address")?;
-    let token = secret::hash(&token);
-    let refresh_token = match read::host_to_register(&*ready.read()?, &token)? {
-        Some(host) => token::refresh_token(&ready.tokens, host, ready.now().wall),
-        // It is refused below.
-        None => secret::fresh(),
-    };
+    let known = read::host_to_register(&*ready.read()?, &token)?;
+    let host = known.ok_or_else(bad_registration_token)?;
+    let refresh_token = token::refresh_token(&ready.tokens, host, ready.now().wall);
     let registration = Registration {
         token,
         refresh: secret::hash(&refresh_token),
         address,
+        resolved: Resolved::new(),
         arch: fields.text("arch")?,
         cpu_cores: fields.count("cpu_cores")?,
         memory_mb: fields.count("memory_mb")?.map(u64::from),
         disk_gb: fields.count("disk_gb")?.map(u64::from),
     };
-    let host = ready.write(|reply| Command::Register(Box::new(registration), reply))?.ok_or_else(
-        || {
-            Problem::unauthorized(
-                "the registration token is not valid; make a new one for the host",
-            )
-        },
-    )?;
-    let id = host.id;
-    let answer = json(201, &credentials(ready, host, refresh_token));
-    (ready.wake)(Wake::Registered(id));
-    answer
+    let wanted = names_to_resolve(ready, host, &registration.address)?;
+    if wanted.is_empty() {
+        return register_now(ready, registration, refresh_token);
+    }
+    deferred(ready, Holder::Agents, move |ready, _| {
+        let resolved = resolve(ready, wanted);
+        register_now(ready, Registration { resolved, ..registration }, refresh_token)
+    })
+}
+
+fn bad_registration_token() -> Problem {
+    Problem::unauthorized("the registration token is not valid; make a new one for the host")
+}
+
+/// Names that must be resolved before it can be told whether another host has this address.
+fn names_to_resolve(
+    ready: &Ready,
+    host: HostId,
+    address: &AgentAddress,
+) -> Result<BTreeSet<String>, Problem> {
+    let nothing = Resolved::new();
+    let own = Endpoint::of(address, &nothing);
+    let hosts = read::hosts(&*ready.read()?)?;
+    let others = hosts.iter().filter(|other| other.id != host);
+    let others = others.filter_map(|other| other.address.as_ref());
+    let near: Vec<Endpoint> = others
+        .map(|other| Endpoint::of(other, &nothing))
+        .filter(|other| other.may_be_same(&own))
+        .collect();
+    let own = Some(&own).filter(|_| !near.is_empty());
+    let names = own.into_iter().chain(&near).filter_map(Endpoint::unresolved);
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// A name that does not resolve in time is compared as text.
+fn resolve(ready: &Ready, names: BTreeSet<String>) -> Resolved {
+    let until = ready.now().mono.after(RESOLVE_PATIENCE);
+    let mut resolved = Resolved::new();
+    for name in names {
+        let left = until.since(ready.now().mono);
+        if left.is_zero() {
+            break;
+        }
+        match ready.agent.resolve(&name, left) {
+            Ok(ips) => drop(resolved.insert(name, ips)),
+            Err(error) => log::info!("{name} of a host's address cannot be resolved: {error}"),
+        }
+    }
+    resolved
+}
+
+fn register_now(
+    ready: &Ready,
+    registration: Registration,
+    refresh_token: String,
+) -> Result<Response, Problem> {
+    let address = registration.address.clone();
+    match ready.write(|reply| Command::Register(Box::new(registration), reply))? {
+        Registered::Done(host) => {
+            let id = host.id;
+            let answer = json(201, &credentials(ready, *host, refresh_token));
+            (ready.wake)(Wake::Registered(id));
+            answer
+        }
+        Registered::BadToken => Err(bad_registration_token()),
+        Registered::AddressInUse(in_use) => Err(address_in_use(&in_use, &address)),
+    }
+}
+
+/// The operator hears whose address it is; another team does not.
+fn address_in_use(in_use: &AddressInUse, address: &AgentAddress) -> Problem {
+    let AddressInUse { host, by, may_know } = in_use;
+    log::warn!(
+        "{host} wants to register at {address}, the address of {by}, which is alive: refused; \
+         remove {by} first, or wait until it is unreachable"
+    );
+    let by = if *may_know { by.to_string() } else { "another host".to_owned() };
+    Problem::new(
+        409,
+        "address_in_use",
+        format!(
+            "address: {address} is the address of {by}, which is alive; give another address, \
+             remove that host, or wait until it is unreachable"
+        ),
+    )
 }
 
 /// `POST /v1/hosts/auth/refresh`
@@ -112,7 +194,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
         return Err(unknown_token(ready));
     };
     let fresh = token::refresh_token(&ready.tokens, host, ready.now().wall);
-    let lenient = ready.presence.clock_is_suspect();
+    let lenient = ready.presence.clock_is_suspect(ready.now().mono);
     let (shown, fresh_hash) = (hash, secret::hash(&fresh));
     let refreshed =
         ready.write(|reply| Command::Refresh { shown, fresh: fresh_hash, lenient, reply })?;
@@ -129,7 +211,8 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let Some((host, issued_at)) = owner else { return Ok(None) };
     let expires_at = issued_at.after(REFRESH_TOKEN_LIFE);
     // Of a moment that has not come yet: a clock was ahead, and that one is not believed.
-    if issued_at > ready.now().wall && !ready.presence.clock_is_suspect() {
+    let now = ready.now();
+    if issued_at > now.wall && !ready.presence.clock_is_suspect(now.mono) {
         return Ok(None);
     }
     let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
@@ -186,8 +269,43 @@ fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem>
     }
 }
 
-/// `POST /v1/hosts/sandbox-events`
-pub(super) fn sandbox_event(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+/// `POST /v1/hosts/sandbox-events`. `may_go_on`: whether anything may change now.
+pub(super) fn sandbox_event(
+    ready: &Ready,
+    request: &Request,
+    may_go_on: impl FnOnce() -> Result<(), Problem>,
+) -> Result<Response, Problem> {
+    let report = UnacceptedReport { ready, request };
+    let answer = may_go_on().and_then(|()| take_report(ready, request));
+    let status = answer.as_ref().map_or_else(|problem| problem.status, |answer| answer.status);
+    if matches!(status, 204 | 400 | 403) {
+        std::mem::forget(report);
+    }
+    answer
+}
+
+/// A report that was not accepted: when it is dropped, also because of a panic, the host that
+/// a genuine token names has a contact gap. Its agent gives up after three tries.
+struct UnacceptedReport<'a> {
+    ready: &'a Ready,
+    request: &'a Request,
+}
+
+impl Drop for UnacceptedReport<'_> {
+    fn drop(&mut self) {
+        let UnacceptedReport { ready, request } = self;
+        let token = request.headers.get("x-host-token");
+        let Some(claims) = token.and_then(|token| token::read(&ready.tokens, token)) else {
+            return;
+        };
+        // A machine that is no longer this host says nothing of it.
+        if claims.genuine && !ready.presence.is_superseded(claims.host, claims.registration) {
+            ready.presence.report_refused(claims.host, ready.now().mono);
+        }
+    }
+}
+
+fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
     let fields = Fields::read(request)?;
     let event = fields.required("event")?;
@@ -228,14 +346,31 @@ pub(super) fn authenticate(ready: &Ready, request: &Request) -> Result<HostId, P
 }
 
 fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
-    let expired = ready.now().wall >= claims.expires_at;
+    let now = ready.now();
+    let expired = now.wall >= claims.expires_at;
     match ready.presence.lookup(claims.host) {
         // Whatever its signature: after a lost data directory agents must wait.
-        Beat::Unknown => Err(unknown_host()),
+        Beat::Unknown => {
+            if ready.presence.unknown.heard(claims.host, claims.genuine, now.wall) {
+                let whose = if claims.genuine { "this server" } else { "another server" };
+                log::warn!(
+                    "{} sends heartbeats with a token of {whose} and is not in this database",
+                    claims.host
+                );
+            }
+            Err(unknown_host())
+        }
         Beat::Known { .. } | Beat::Deleted if !claims.genuine => {
             Err(renew_or_wait(ready, "the host token is not genuine"))
         }
-        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect() => {
+        // Another machine has registered as this host since, and only that one counts.
+        Beat::Known { .. } if ready.presence.is_superseded(claims.host, claims.registration) => {
+            Err(renew_or_wait(
+                ready,
+                "the host token belongs to an earlier registration of this host; register again",
+            ))
+        }
+        Beat::Known { .. } if expired && !ready.presence.clock_is_suspect(now.mono) => {
             Err(renew_or_wait(ready, "the host token has expired"))
         }
         // Nothing is left to renew a deleted host's token with. An agent that was away for

@@ -14,12 +14,13 @@ use crate::agent::client::CallError;
 use crate::agent::wire::ConnectCode;
 use crate::http::{Request, Response};
 use crate::model::host::HostStatus;
-use crate::model::id::SandboxId;
+use crate::model::id::{SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
 use crate::model::template::MINIMAL;
 use crate::plan::placement::{Free, NoHost};
 use crate::store::idempotency::{Once, OnceKey};
+use crate::store::journal::Actor;
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
 use crate::store::read::{self, SandboxFilter};
 use crate::store::templates::NotMade;
@@ -139,6 +140,7 @@ pub(super) fn begin(
 
 fn begin_now(ready: &Ready, wish: Wish) -> Result<Accepted, Problem> {
     let kind = wish.kind;
+    let stranger = (wish.sandbox, wish.team, wish.actor.clone());
     match ready.write(|reply| Command::Begin(Box::new(wish), reply))? {
         Begun::Started(sandbox, work) => {
             (ready.wake)(Wake::Work(work));
@@ -154,8 +156,24 @@ fn begin_now(ready: &Ready, wish: Wish) -> Result<Accepted, Problem> {
         Begun::NoRoom(free) => Err(no_room(free)),
         Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
         Begun::HostAway(status) => Err(host_away(status)),
+        Begun::NotFound if kind == OperationKind::Destroy && stranger.1.is_none() => {
+            destroy_stranger(ready, stranger)
+        }
         Begun::NotFound => Err(Problem::not_found("capsule")),
     }
+}
+
+/// What has no row may be there all the same, where an operator has it destroyed.
+fn destroy_stranger(
+    ready: &Ready,
+    (sandbox, _, actor): (SandboxId, Option<TeamId>, Actor),
+) -> Result<Accepted, Problem> {
+    let host = None;
+    let begun = ready.write(|reply| Command::DestroyStranger { sandbox, host, actor, reply })?;
+    for work in begun.ok_or_else(|| Problem::not_found("capsule"))? {
+        (ready.wake)(Wake::Work(Box::new(work)));
+    }
+    Ok(Accepted::NothingToDo)
 }
 
 fn no_room(free: Free) -> Problem {

@@ -4,31 +4,26 @@
 
 use super::access::{Caller, operator};
 use super::body::Fields;
-use super::query::Query;
-use super::view::{HostView, ProbeView};
+use super::view::{HostView, ProbeView, UnknownHostView};
 use super::waiting::{Ended, NOTICE, deferred, still_needed};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Caller as Client, Request, Response};
 use crate::model::host::{Host, HostStatus, Intent};
-use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
-use crate::store::deletion::Deletion;
+use crate::model::id::{HostId, PLATFORM_TEAM};
+use crate::model::probe::LastProbe;
 use crate::store::identity::NewHost;
 use crate::store::notify::maintenance;
-use crate::store::read::{self, SandboxFilter};
+use crate::store::read;
+use crate::store::unknown::UnknownHost;
 use crate::store::writer::Command;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long the agent of a deleted host may take to say that it ends. Larger: whoever
-/// deletes a dead host waits longer; smaller: a busy agent is logged as not reached. It
-/// hears of its end at its next heartbeat all the same.
-const TERMINATE_DEADLINE: Duration = Duration::from_secs(3);
-
 /// How long whoever asks for a probe waits for it: two of the usual deadline, one that is
 /// in flight and the one that was asked for. Larger: a host behind many hung ones holds
 /// the client; smaller: a slow agent's answer is not seen.
-const PROBE_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A host with a registration token, which is shown this once.
 #[derive(Serialize)]
@@ -67,81 +62,6 @@ pub(super) fn new_token(ready: &Ready, id: &str) -> Result<Response, Problem> {
     with_token(ready, &host.ok_or_else(|| Problem::not_found("host"))?, token)
 }
 
-/// What a deletion would destroy.
-#[derive(Serialize)]
-struct DeletePreview {
-    host: HostView,
-    /// How many.
-    sandboxes: usize,
-    sandbox_ids: Vec<SandboxId>,
-}
-
-/// `GET /v1/hosts/{id}/delete-preview`
-pub(super) fn delete_preview(ready: &Ready, id: &str) -> Result<Response, Problem> {
-    let id = host_id(id)?;
-    let reader = ready.read()?;
-    let host = read::host(&reader, id)?.ok_or_else(|| Problem::not_found("host"))?;
-    let active = SandboxFilter { host: Some(id), ..SandboxFilter::default() };
-    let sandbox_ids: Vec<SandboxId> =
-        read::sandboxes(&reader, &active)?.iter().map(|sandbox| sandbox.id).collect();
-    let host = HostView::of(&host, &ready.presence);
-    json(200, &DeletePreview { host, sandboxes: sandbox_ids.len(), sandbox_ids })
-}
-
-/// `DELETE /v1/hosts/{id}[?force=true]`
-pub(super) fn delete(
-    ready: &Arc<Ready>,
-    caller: &Caller,
-    id: &str,
-    request: &Request,
-) -> Result<Response, Problem> {
-    let (host, force) = (host_id(id)?, forced(&request.query)?);
-    deferred(ready, caller.into(), move |ready, _| delete_now(ready, host, force))
-}
-
-fn delete_now(ready: &Ready, host: HostId, force: bool) -> Result<Response, Problem> {
-    let actor = operator();
-    match ready.write(|reply| Command::DeleteHost { host, force, actor, reply })? {
-        Deletion::NotFound => Err(Problem::not_found("host")),
-        Deletion::HasActive(ids) => {
-            let message = "the host has capsules; destroy them first, or add ?force=true";
-            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-            Err(Problem::new(409, "has_active_sandboxes", message).with("sandbox_ids", ids))
-        }
-        Deletion::Deleted(host) => {
-            (ready.wake)(Wake::Changed(host.id));
-            terminate(ready, &host);
-            Ok(Response::empty(204))
-        }
-    }
-}
-
-fn forced(query: &str) -> Result<bool, Problem> {
-    match Query::read(query)?.text("force") {
-        Some("true" | "1") => Ok(true),
-        Some("false" | "0") | None => Ok(false),
-        Some(_) => Err(Problem::invalid("force must be true or false")),
-    }
-}
-
-/// Tells the agent of a deleted host. When it is not reached, the answer to its next
-/// heartbeat says the same.
-fn terminate(ready: &Ready, host: &Host) {
-    let Some(address) = &host.address else { return };
-    // Addresses move: whoever answers there now must not end in its place.
-    let moved = ready.read().and_then(|reader| Ok(read::hosts(&reader)?));
-    if moved.is_ok_and(|hosts| hosts.iter().any(|other| other.address.as_ref() == Some(address))) {
-        log::warn!("{} was deleted; another host is at {address}, so nobody is told", host.id);
-        return;
-    }
-    match ready.agent.terminate(host.id, address, TERMINATE_DEADLINE) {
-        Ok(()) => log::info!("{} was deleted; its agent destroys everything and ends", host.id),
-        Err(error) => {
-            log::warn!("{} was deleted; its agent will hear it when it beats: {error}", host.id);
-        }
-    }
-}
-
 /// What a probe that was asked for brought.
 #[derive(Serialize)]
 struct Probed {
@@ -158,20 +78,38 @@ pub(super) fn probe(ready: &Arc<Ready>, caller: &Caller, id: &str) -> Result<Res
 }
 
 fn probe_now(ready: &Ready, client: &mut Client, host_id: HostId) -> Result<Response, Problem> {
+    match observe(ready, client, host_id, PROBE_PATIENCE)? {
+        Some(probe) => {
+            let status = probed_as(ready, host_id)?;
+            json(200, &Probed { host_id, probe: ProbeView::live(probe, status) })
+        }
+        None => {
+            let message = "the probe did not end in time; last_probe of the host will show it";
+            Err(Problem::new(504, "timed_out", message))
+        }
+    }
+}
+
+/// Has a host probed and waits for the outcome; `None`: there is none in time.
+pub(super) fn observe(
+    ready: &Ready,
+    client: &mut Client,
+    host: HostId,
+    patience: Duration,
+) -> Result<Option<LastProbe>, Problem> {
     // A probe in flight was asked for before this request.
     let since = ready.now().mono;
-    (ready.wake)(Wake::ProbeNow(host_id));
+    (ready.wake)(Wake::ProbeNow(host));
     loop {
-        let probe = ready.presence.wait_probe(host_id, since, NOTICE);
-        let status = probed_as(ready, host_id)?;
-        if let Some(probe) = probe {
-            return json(200, &Probed { host_id, probe: ProbeView::live(probe, status) });
+        let probe = ready.presence.wait_probe(host, since, NOTICE);
+        probed_as(ready, host)?;
+        if probe.is_some() {
+            return Ok(probe);
         }
         let refuse = |ended: Ended| ended.refusal("the host was not probed");
         still_needed(ready, client).map_err(refuse)?;
-        if ready.now().mono.since(since) >= PROBE_PATIENCE {
-            let message = "the probe did not end in time; last_probe of the host will show it";
-            return Err(Problem::new(504, "timed_out", message));
+        if ready.now().mono.since(since) >= patience {
+            return Ok(None);
         }
     }
 }
@@ -212,6 +150,17 @@ pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> 
     json(200, &views)
 }
 
+/// `GET /v1/unknown-hosts`
+pub(super) fn unknown(ready: &Ready) -> Result<Response, Problem> {
+    json(200, &unknown_now(ready).iter().map(UnknownHostView::from).collect::<Vec<_>>())
+}
+
+/// Hosts that send heartbeats and are not known.
+pub(super) fn unknown_now(ready: &Ready) -> Vec<UnknownHost> {
+    let presence = &ready.presence;
+    presence.unknown.list(|id| presence.is_recorded(id), ready.now().wall)
+}
+
 /// `GET /v1/hosts/{id}`
 pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response, Problem> {
     let reader = ready.read()?;
@@ -223,6 +172,6 @@ pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response,
 }
 
 /// What is no id names no host.
-fn host_id(id: &str) -> Result<HostId, Problem> {
+pub(super) fn host_id(id: &str) -> Result<HostId, Problem> {
     id.parse().map_err(|_| Problem::not_found("host"))
 }

@@ -5,15 +5,16 @@
 use super::access::Caller;
 use super::{
     Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
-    notify, page, stream, templates,
+    notify, page, removal, strangers, stream, templates,
 };
 use crate::http::Method::{self, Delete, Get, Post};
 use crate::http::{Request, Response};
 use crate::model::host::Intent;
 use crate::model::operation::OperationKind;
 use crate::store::templates::Disposal;
-use Door::{Admin, Agent, Key, Open};
+use Door::{Admin, Agent, Key, Open, Report};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Answers once the database is open.
 pub(super) fn answer(ready: &Arc<Ready>, request: &Request) -> Response {
@@ -50,6 +51,8 @@ enum Door {
     Open(fn(&Ready, &Request) -> Answer),
     /// Agents. What they show is judged where they are answered: some refusals kill.
     Agent(fn(&Arc<Ready>, &Request, &str) -> Answer),
+    /// Agents that report of a sandbox: also one that is refused says something.
+    Report,
     /// Whoever has a key, for what its team owns; 401 for everybody else.
     Key(fn(Asked<'_>) -> Answer),
     /// The holder of the admin key; 403 for those with another.
@@ -80,16 +83,12 @@ const ROUTES: &[(Method, &str, Door)] = &[
         "v1/hosts/{id}/heartbeat",
         Agent(|ready, request, id| agents::heartbeat(ready, request, id)),
     ),
-    (
-        Post,
-        "v1/hosts/sandbox-events",
-        Agent(|ready, request, _| agents::sandbox_event(ready, request)),
-    ),
+    (Post, "v1/hosts/sandbox-events", Report),
     (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
     (Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
     (Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
-    (Delete, "v1/hosts/{id}", Admin(|a| hosts::delete(a.ready, &a.caller, a.id, a.request))),
-    (Get, "v1/hosts/{id}/delete-preview", Admin(|a| hosts::delete_preview(a.ready, a.id))),
+    (Delete, "v1/hosts/{id}", Admin(|a| removal::delete(a.ready, &a.caller, a.id, a.request))),
+    (Get, "v1/hosts/{id}/delete-preview", Admin(|a| removal::preview(a.ready, a.id))),
     (Post, "v1/hosts/{id}/probe", Admin(|a| hosts::probe(a.ready, &a.caller, a.id))),
     (Post, "v1/hosts/{id}/token", Admin(|a| hosts::new_token(a.ready, a.id))),
     (Post, "v1/hosts/{id}/drain", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Draining))),
@@ -97,6 +96,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
     (Post, "v1/hosts/{id}/offline", Admin(|a| hosts::set_intent(a.ready, a.id, Intent::Offline))),
     (Post, "v1/hosts/{id}/maintenance", Admin(|a| notify::begin(a.ready, a.id, a.request))),
     (Delete, "v1/hosts/{id}/maintenance", Admin(|a| notify::end(a.ready, a.id))),
+    (Get, "v1/unknown-hosts", Admin(|a| hosts::unknown(a.ready))),
     (Get, "v1/notifications", Admin(|a| notify::overview(a.ready))),
     (Post, "v1/notifications/test", Admin(|a| notify::test(a.ready, &a.caller))),
     (Get, "v1/capsules", Key(|a| capsules::list(a.ready, &a.caller, a.request))),
@@ -118,19 +118,30 @@ const ROUTES: &[(Method, &str, Door)] = &[
         Key(|a| capsules::begin(a.ready, &a.caller, a.id, OperationKind::Resume, a.request)),
     ),
     (Post, "v1/capsules/{id}/ping", Key(|a| capsules::ping(a.ready, &a.caller, a.id))),
-    (Get, "v1/snapshots", Key(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Get, "v1/snapshots", Key(|a| templates::list(a.ready, &a.caller, a.request))),
     (Post, "v1/snapshots", Key(|a| templates::snapshot(a.ready, &a.caller, a.request))),
     (
         Delete,
         "v1/snapshots/{id}",
         Key(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Delete)),
     ),
-    (Get, "v1/templates", Admin(|a| templates::snapshots(a.ready, &a.caller, a.request))),
+    (Get, "v1/templates", Admin(|a| templates::list(a.ready, &a.caller, a.request))),
     (Post, "v1/templates", Admin(|a| templates::add(a.ready, a.request))),
     (
         Delete,
         "v1/templates/{id}",
         Admin(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Forget)),
+    ),
+    (Get, "v1/strangers", Admin(|a| strangers::list(a.ready))),
+    (
+        Delete,
+        "v1/strangers/{id}",
+        Admin(|a| strangers::destroy(a.ready, &a.caller, a.id, a.request)),
+    ),
+    (
+        Post,
+        "v1/strangers/{id}/adopt",
+        Admin(|a| strangers::adopt(a.ready, &a.caller, a.id, a.request)),
     ),
     (Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
     (Get, "v1/history", Admin(|a| history::history(a.ready))),
@@ -165,17 +176,28 @@ fn route(ready: &Arc<Ready>, request: &Request) -> Answer {
             may_go_on()?;
             answer(ready, request, id)
         }
+        Report => agents::sandbox_event(ready, request, may_go_on),
         Key(answer) => {
             let caller = Caller::of(ready, request)?;
+            begins_nothing_when_stopping(ready, changes)?;
             may_go_on()?;
             answer(asked(caller))
         }
         Admin(answer) => {
             let caller = Caller::of(ready, request)?;
             caller.must_be_admin()?;
+            begins_nothing_when_stopping(ready, changes)?;
             may_go_on()?;
             answer(asked(caller))
         }
+    }
+}
+
+/// A server that is told to stop waits for what is in flight, and takes nothing new.
+fn begins_nothing_when_stopping(ready: &Ready, changes: bool) -> Result<(), Problem> {
+    match changes && ready.pulse.stopping.load(Ordering::Relaxed) {
+        true => Err(Problem::unavailable("shutting down; try again when the server is back")),
+        false => Ok(()),
     }
 }
 

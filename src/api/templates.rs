@@ -38,11 +38,7 @@ const ENV_BYTES_MAX: usize = 16 * 1024;
 const USER_BYTES_MAX: usize = 64;
 
 /// `GET /v1/snapshots?type=`, and `GET /v1/templates` for operators.
-pub(super) fn snapshots(
-    ready: &Ready,
-    caller: &Caller,
-    request: &Request,
-) -> Result<Response, Problem> {
+pub(super) fn list(ready: &Ready, caller: &Caller, request: &Request) -> Result<Response, Problem> {
     let query = Query::read(&request.query)?;
     let found = templates::list(&*ready.read()?, scope(caller), query.parsed("type")?)?;
     let views: Vec<TemplateView> = found.into_iter().map(|found| view(caller, found)).collect();
@@ -117,16 +113,18 @@ impl fmt::Display for NoTemplateId {
 
 fn default_user(fields: &Fields) -> Result<Option<String>, Problem> {
     let name = "default_user";
+    let begins = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_name = |user: &String| {
+        let is_allowed = |c: char| begins(c) || ".-".contains(c);
+        user.len() <= USER_BYTES_MAX && user.starts_with(begins) && user.chars().all(is_allowed)
+    };
     let user = fields.text(name)?;
-    let is_odd = |c: char| c.is_control() || c.is_whitespace() || c == ':';
-    match user {
-        Some(user) if user.len() > USER_BYTES_MAX || user.contains(is_odd) => {
-            Err(Problem::invalid(format!(
-                "{name} must have at most {USER_BYTES_MAX} bytes, without spaces and colons"
-            )))
-        }
-        user => Ok(user),
+    if user.as_ref().is_none_or(is_name) {
+        return Ok(user);
     }
+    Err(Problem::invalid(format!(
+        "{name} must be 1 to {USER_BYTES_MAX} letters, digits, dots, underscores and dashes"
+    )))
 }
 
 fn default_env(fields: &Fields) -> Result<Option<String>, Problem> {
@@ -169,18 +167,12 @@ pub(super) fn remove(
         disposal,
         actor: caller.actor(),
     };
-    let removed = ready.write(|reply| Command::RemoveTemplate(Box::new(removal), reply))?;
-    if let Removed::Removed(_) = removed {
-        (ready.wake)(Wake::Erase);
-        return Ok(Response::empty(204));
-    }
-    Err(not_removed(wanted, removed))
-}
-
-fn not_removed(wanted: &str, removed: Removed) -> Problem {
-    match removed {
-        Removed::Removed(template) => name_taken(&template.name, "it was removed"),
-        Removed::NotFound(unknown) => unknown_template(wanted, &unknown),
+    match ready.write(|reply| Command::RemoveTemplate(Box::new(removal), reply))? {
+        Removed::Removed(_) => {
+            (ready.wake)(Wake::Erase);
+            Ok(Response::empty(204))
+        }
+        Removed::NotFound(unknown) => Err(unknown_template(wanted, &unknown)),
         Removed::Ambiguous(ids) => {
             let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
             let message = format!(
@@ -188,23 +180,23 @@ fn not_removed(wanted: &str, removed: Removed) -> Problem {
                  ?team_id=",
                 ids.join(", ")
             );
-            Problem::new(409, "ambiguous", message)
+            Err(Problem::new(409, "ambiguous", message))
         }
         Removed::Platform => {
-            Problem::forbidden("the template is the platform's; this needs the admin key")
+            Err(Problem::forbidden("the template is the platform's; this needs the admin key"))
         }
-        Removed::Minimal => Problem::forbidden("minimal is part of every agent"),
+        Removed::Minimal => Err(Problem::forbidden("minimal is part of every agent")),
         Removed::NoSnapshot(template) => {
             let message = format!(
                 "{} was put on the hosts by an operator; `roost templates rm` forgets it",
                 template.name
             );
-            Problem::new(409, "not_a_snapshot", message)
+            Err(Problem::new(409, "not_a_snapshot", message))
         }
         Removed::InUse(ids) => {
             let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
             let message = "capsules are being made from the template; try again when they run";
-            Problem::new(409, "template_in_use", message).with("sandbox_ids", ids)
+            Err(Problem::new(409, "template_in_use", message).with("sandbox_ids", ids))
         }
     }
 }
@@ -288,7 +280,7 @@ fn too_many() -> Problem {
     Problem::new(409, "too_many_templates", message)
 }
 
-/// A template that does not exist for whoever named it, with those that do.
+/// A template that does not exist, or not for this caller, with those that do.
 pub(super) fn unknown_template(wanted: &str, unknown: &Unknown) -> Problem {
     let shown: String = wanted.chars().take(NAME_CHARS_SHOWN).collect();
     let mut message = format!("no such template {shown:?}; available: ");

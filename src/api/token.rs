@@ -36,6 +36,9 @@ pub struct Claims {
     pub host: HostId,
     /// When it expires.
     pub expires_at: Wall,
+    /// Which registration of the host it belongs to; 0 for a token of a version that did not
+    /// say.
+    pub registration: u64,
     /// Whether we signed it.
     pub genuine: bool,
 }
@@ -59,6 +62,7 @@ struct Ours {
     /// Never before 1970.
     iat: Option<u64>,
     exp: u64,
+    reg: Option<u64>,
 }
 
 /// What any token must say to be one: whoever made it, it names a host.
@@ -69,11 +73,11 @@ struct Payload {
     exp: i64,
 }
 
-/// A token for a host.
-pub fn sign(key: &TokenKey, host: HostId, now: Wall) -> String {
+/// A token for this registration of a host.
+pub fn sign(key: &TokenKey, host: HostId, registration: u64, now: Wall) -> String {
     let (issued, expires) = (now.unix_seconds(), now.after(TOKEN_LIFE).unix_seconds());
     let payload = format!(
-        r#"{{"typ":"host","host_id":"{host}","sub":"{host}","iat":{issued},"exp":{expires}}}"#
+        r#"{{"typ":"host","host_id":"{host}","sub":"{host}","iat":{issued},"exp":{expires},"reg":{registration}}}"#
     );
     let mut token = URL_SAFE_NO_PAD.encode(HEADER);
     token.push('.');
@@ -98,21 +102,27 @@ pub fn read(key: &TokenKey, token: &str) -> Option<Claims> {
         return None;
     }
     let signature = URL_SAFE_NO_PAD.decode(signature).unwrap_or_default();
-    let genuine =
-        is_ours(&header, &claims) && hmac::verify(&key.0, signed.as_bytes(), &signature).is_ok();
-    let expires_at = Wall(payload.exp.saturating_mul(1000));
-    Some(Claims { host: payload.host_id, expires_at, genuine })
+    let verified = hmac::verify(&key.0, signed.as_bytes(), &signature).is_ok();
+    let registration = registration(&header, &claims).filter(|_| verified);
+    Some(Claims {
+        host: payload.host_id,
+        expires_at: Wall(payload.exp.saturating_mul(1000)),
+        registration: registration.unwrap_or(0),
+        genuine: registration.is_some(),
+    })
 }
 
-fn is_ours(header: &[u8], claims: &[u8]) -> bool {
-    let header = serde_json::from_slice(header);
-    let claims = serde_json::from_slice(claims);
-    header.is_ok_and(|Header { alg, typ }| alg == "HS256" && typ.is_none_or(|typ| typ == "JWT"))
-        && claims.is_ok_and(|Ours { typ, host_id, sub, iat, exp }| {
-            typ == "host"
-                && sub.is_none_or(|sub| sub == host_id)
-                && iat.is_none_or(|iat| iat <= exp)
-        })
+/// The registration that a token of ours names; `None` when it says anything else than ours
+/// do.
+fn registration(header: &[u8], claims: &[u8]) -> Option<u64> {
+    let Header { alg, typ } = serde_json::from_slice(header).ok()?;
+    let ours: Ours = serde_json::from_slice(claims).ok()?;
+    let is_ours = alg == "HS256"
+        && typ.is_none_or(|typ| typ == "JWT")
+        && ours.typ == "host"
+        && ours.sub.is_none_or(|sub| sub == ours.host_id)
+        && ours.iat.is_none_or(|iat| iat <= ours.exp);
+    is_ours.then(|| ours.reg.unwrap_or(0))
 }
 
 /// A refresh token for a host: 64 hexadecimal digits that nobody else can make. It counts
@@ -186,7 +196,7 @@ mod tests {
     #[test]
     fn another_library_reads_what_we_sign() {
         let now = Wall(1_779_000_000_000);
-        let token = sign(&key(), host(), now);
+        let token = sign(&key(), host(), 17, now);
         assert!(!token.contains('='), "base64url without padding");
         let mut validation = Validation::new(Algorithm::HS256);
         validation.validate_exp = false;
@@ -194,7 +204,7 @@ mod tests {
             decode::<Value>(&token, &DecodingKey::from_secret(SECRET.as_bytes()), &validation);
         let id = host().to_string();
         let expected = json!({"typ": "host", "host_id": id, "sub": id, "iat": 1_779_000_000,
-            "exp": 1_779_604_800});
+            "exp": 1_779_604_800, "reg": 17});
         assert_eq!(read.unwrap().claims, expected);
     }
 
@@ -202,8 +212,19 @@ mod tests {
     fn we_read_what_another_library_signs() {
         let claims = json!({"typ": "host", "host_id": host().to_string(), "exp": 5});
         let hs256 = jsonwebtoken::Header::new(Algorithm::HS256);
-        let expected = Claims { host: host(), expires_at: Wall(5000), genuine: true };
-        assert_eq!(foreign(&hs256, &claims, SECRET), Some(expected));
+        let of = |registration| Claims {
+            host: host(),
+            expires_at: Wall(5000),
+            registration,
+            genuine: true,
+        };
+        let expected = of(0);
+        assert_eq!(foreign(&hs256, &claims, SECRET), Some(expected), "of an earlier version");
+        let mut named = claims.clone();
+        named["reg"] = json!(17);
+        assert_eq!(foreign(&hs256, &named, SECRET), Some(of(17)));
+        let forged = Claims { genuine: false, ..expected };
+        assert_eq!(foreign(&hs256, &named, "another"), Some(forged), "believed in nothing");
         let forged = Some(Claims { genuine: false, ..expected });
         assert_eq!(foreign(&hs256, &claims, "another"), forged);
         let hs512 = jsonwebtoken::Header::new(Algorithm::HS512);
@@ -218,7 +239,10 @@ mod tests {
     fn a_token_that_says_more_than_ours_names_its_host_and_is_not_genuine() {
         let claims = json!({"typ": "host", "host_id": host().to_string(), "exp": 5});
         let header = jsonwebtoken::Header::new(Algorithm::HS256);
-        let expiring = |at| Some(Claims { host: host(), expires_at: Wall(at), genuine: false });
+        let expiring = |at| {
+            let expires_at = Wall(at);
+            Some(Claims { host: host(), expires_at, registration: 0, genuine: false })
+        };
         let named = expiring(5000);
         let with = |key: &str, value: Value| {
             let mut claims = claims.clone();
@@ -230,13 +254,15 @@ mod tests {
         assert_eq!(foreign(&header, &with("sub", json!(5)), SECRET), named);
         assert_eq!(foreign(&header, &with("iat", json!(6)), SECRET), named);
         assert_eq!(foreign(&header, &with("exp", json!(-1)), SECRET), expiring(-1000));
+        assert_eq!(foreign(&header, &with("reg", json!(-1)), SECRET), named);
+        assert_eq!(foreign(&header, &with("reg", json!("17")), SECRET), named);
         let keyed = jsonwebtoken::Header { kid: Some("1".to_owned()), ..header };
         assert_eq!(foreign(&keyed, &claims, SECRET), named);
     }
 
     #[test]
     fn an_unsigned_token_is_not_genuine() {
-        let token = sign(&key(), host(), Wall(0));
+        let token = sign(&key(), host(), 17, Wall(0));
         let (signed, _) = token.rsplit_once('.').unwrap();
         assert!(!read(&key(), &format!("{signed}.")).unwrap().genuine);
         let (_, payload) = signed.split_once('.').unwrap();
@@ -269,7 +295,7 @@ mod tests {
 
         #[test]
         fn a_changed_token_is_never_genuine(at in 0usize..200, to in "[a-zA-Z0-9_.-]") {
-            let token = sign(&key(), host(), Wall(1_779_000_000_000));
+            let token = sign(&key(), host(), 17, Wall(1_779_000_000_000));
             let at = at % token.len();
             let changed = format!("{}{to}{}", &token[..at], &token[at + 1..]);
             // The last digit of a signature holds two bits that mean nothing; the

@@ -7,11 +7,13 @@ use crate::model::event::{AuditEntry, Event};
 use crate::model::host::{Host, HostStatus, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, LogId, SandboxId, TeamId, TemplateId};
 use crate::model::probe::LastProbe;
-use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus, StrangerKind};
 use crate::model::template::{Template, TemplateKind};
 use crate::model::time::Wall;
 use crate::store::keys::ApiKey;
 use crate::store::presence::Presence;
+use crate::store::strangers::Recorded;
+use crate::store::unknown::UnknownHost;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -141,6 +143,26 @@ impl ProbeView {
     }
 }
 
+/// A host that sends heartbeats and is not known.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnknownHostView {
+    host_id: HostId,
+    genuine: bool,
+    first_seen_at: Wall,
+    last_seen_at: Wall,
+}
+
+impl From<&UnknownHost> for UnknownHostView {
+    fn from(host: &UnknownHost) -> UnknownHostView {
+        UnknownHostView {
+            host_id: host.id,
+            genuine: host.genuine,
+            first_seen_at: host.first_seen_at,
+            last_seen_at: host.last_seen_at,
+        }
+    }
+}
+
 /// A sandbox; a *capsule* in public.
 #[derive(Debug, Clone, Serialize)]
 pub struct CapsuleView {
@@ -265,6 +287,29 @@ impl TemplateView {
     /// The same for a team that does not see the hosts of others.
     pub fn without_hosts(self) -> TemplateView {
         TemplateView { hosts: Vec::new(), ..self }
+    }
+}
+
+/// A sandbox that a host has although the database does not place it there.
+#[derive(Debug, Clone, Serialize)]
+pub struct StrangerView {
+    host_id: HostId,
+    sandbox_id: SandboxId,
+    kind: StrangerKind,
+    seen_at: Wall,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    belongs_to: Option<HostId>,
+}
+
+impl From<&Recorded> for StrangerView {
+    fn from(recorded: &Recorded) -> StrangerView {
+        StrangerView {
+            host_id: recorded.host,
+            sandbox_id: recorded.sandbox,
+            kind: recorded.kind,
+            seen_at: recorded.seen_at,
+            belongs_to: recorded.owner,
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) enum Holder {
     Admin,
     /// A key.
     Key(KeyId),
+    /// The agents, all together.
+    Agents,
 }
 
 impl From<&Caller> for Holder {
@@ -78,7 +80,7 @@ impl Waiters {
         let own = taken.get(&holder).copied().unwrap_or(0);
         let (own_max, all_max) = match holder {
             Holder::Admin => (self.max, self.max),
-            Holder::Key(_) => {
+            Holder::Key(_) | Holder::Agents => {
                 ((self.max / SHARE_ONE_IN).max(1), self.max - self.max / RESERVED_ONE_IN)
             }
         };

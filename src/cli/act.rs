@@ -15,7 +15,7 @@ pub(super) use client::{ServerClient, reachable};
 pub(super) use hosts::{add_host, delete_host, new_token, probe, set_intent};
 pub(super) use keys::keys;
 pub(super) use notify::{maintain, notify};
-pub(super) use sandboxes::{create_sandbox, operate};
+pub(super) use sandboxes::{adopt, create_sandbox, operate};
 pub(super) use templates::{add_template, create_snapshot, delete_snapshot, forget_template};
 
 use super::args::Format;

@@ -29,8 +29,8 @@ pub use keys::{Keys, KeysCreate, KeysList, KeysRevoke};
 pub use notify::{Notify, NotifyCommand, NotifyShow};
 pub use run::{Check, Demo, Serve};
 pub use sandboxes::{
-    Sandboxes, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow, SomeSandboxes,
-    Waiting,
+    Sandboxes, SandboxesAdopt, SandboxesCommand, SandboxesCreate, SandboxesList, SandboxesShow,
+    SomeSandboxes, Waiting,
 };
 pub use settings::{CheckKeys, DemoKeys, GlobalKeys, ServeKeys};
 pub use templates::{

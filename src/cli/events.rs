@@ -5,7 +5,9 @@
 
 use super::args::{Events, Format};
 use super::look::connect;
-use super::output::{Exit, Failure, Out, Screen, cut_middle, display_width, short_time, truncate};
+use super::output::{
+    Exit, Failure, Out, Screen, cut_middle, display_width, short_time, truncate, with_detail,
+};
 use super::unreadable;
 use crate::api::view::EventView;
 use crate::config::Config;
@@ -157,7 +159,7 @@ fn parts(event: &Event) -> (String, String, String, String) {
         (None, Some(to)) => to.clone(),
         (Some(_), None) | (None, None) => event.kind.to_string(),
     };
-    let reason = format!(" ({})", event.reason);
+    let reason = format!(" ({})", with_detail(event.reason.as_str(), event.detail.as_deref()));
     let place = event.sandbox_id.map_or_else(String::new, |_| format!(" on {}", event.host_id));
     (who, one_line(&change), one_line(&reason), place)
 }

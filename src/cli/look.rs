@@ -7,18 +7,24 @@ use super::act::ServerClient;
 use super::args::{
     Audit, Database, Format, Health, HostsList, HostsShow, SandboxesList, SandboxesShow, Status,
 };
-use super::output::{Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, wrapped};
+use super::output::{
+    Cell, Column, Exit, Failure, Out, Screen, Table, Tone, age, with_detail, wrapped,
+};
 use super::{clock, open, paths, unreadable};
-use crate::api::view::{AuditView, CapsuleView, HostView, TemplateView};
+use crate::api::view::{
+    AuditView, CapsuleView, HostView, StrangerView, TemplateView, UnknownHostView,
+};
 use crate::config::Config;
 use crate::model::host::{Host, HostStatus};
-use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
+use crate::model::sandbox::{Reason, Sandbox, SandboxStatus, StrangerKind};
 use crate::model::template::{Template, TemplateKind};
 use crate::model::time::Wall;
 use crate::store::acceptance;
 use crate::store::notify::maintenance;
 use crate::store::read::{self, HistoryFilter, SandboxFilter};
+use crate::store::strangers::{Recorded, strangers};
 use crate::store::templates::Scope;
+use crate::store::unknown::{UnknownHost, unknown_hosts};
 use crate::store::{self, Connection, StoreError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -71,6 +77,14 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
         "revision": revision, "listened_until": listened, "hosts": by_status,
         "degraded": degraded, "sandboxes": sandboxes, "server": server,
     });
+    let strangers = strangers(&conn).map_err(unreadable)?;
+    if !strangers.is_empty() {
+        value["strangers"] = strangers.iter().map(|s| json!(StrangerView::from(s))).collect();
+    }
+    let unknown = unknown_hosts(&conn, now).map_err(unreadable)?;
+    if !unknown.is_empty() {
+        value["unknown_hosts"] = unknown.iter().map(|u| json!(UnknownHostView::from(u))).collect();
+    }
     if let Some(restore) = awaited {
         value["restored"] = json!({"as_of": restore.as_of, "restored_at": restore.restored_at});
     }
@@ -89,12 +103,59 @@ pub(super) fn status(config: &Config, options: &Status) -> Result<Exit, Failure>
     if degraded > 0 {
         text += &line("degraded", &format!("{degraded}; see `roost hosts`"));
     }
+    for host in unknown.iter().take(UNKNOWN_SHOWN) {
+        text += &line("unknown", &unknown_words(host, now));
+    }
+    if let Some(more) = unknown.len().checked_sub(UNKNOWN_SHOWN).filter(|more| *more > 0) {
+        text += &line("unknown", &format!("and {more} more; see `roost status --format json`"));
+    }
     text += &line("sandboxes", &counts(&sandboxes));
+    for stranger in strangers.iter().take(STRANGERS_SHOWN) {
+        text += &line("stranger", &stranger_words(stranger));
+    }
+    if let Some(more) = strangers.len().checked_sub(STRANGERS_SHOWN).filter(|more| *more > 0) {
+        text += &line("stranger", &format!("and {more} more; see `roost status --format json`"));
+    }
     text += &line("revision", &revision.to_string());
     if let Some(at) = listened {
         text += &line("listened", &format!("until {at}, {} ago", age(now.since(at))));
     }
     print(options.printing.format, &value, &text)
+}
+
+/// Unknown hosts in the text of `status`. Larger: the rest scrolls away; smaller: a small
+/// fleet that was pointed here by mistake is not shown whole.
+const UNKNOWN_SHOWN: usize = 10;
+
+/// A host that sends heartbeats and is not known, and what that may mean.
+fn unknown_words(host: &UnknownHost, now: Wall) -> String {
+    let why = match host.genuine {
+        true => "with a token of this server; is this the right database?",
+        false => "with a token of another server; is its address of the control plane right?",
+    };
+    format!("{} sent a heartbeat {} ago, {why}", host.id, age(now.since(host.last_seen_at)))
+}
+
+/// Strangers in the text of `status`. Larger: the rest scrolls away; smaller: a restore that
+/// has forgotten a few needs another command.
+const STRANGERS_SHOWN: usize = 10;
+
+/// A sandbox that a host has and should not, and what to do with it.
+fn stranger_words(stranger: &Recorded) -> String {
+    let Recorded { host, sandbox, kind, .. } = stranger;
+    match (kind, stranger.owner) {
+        (StrangerKind::Misplaced, Some(owner)) => format!(
+            "{sandbox} runs on {host} and belongs to {owner}; `roost sandboxes adopt {sandbox} \
+             --host {host}` moves it there"
+        ),
+        (StrangerKind::Forgotten, _) => format!(
+            "{sandbox} runs on {host}, and a restore has forgotten it; `roost sandboxes adopt \
+             {sandbox}` or `destroy {sandbox}`"
+        ),
+        (StrangerKind::Zombie | StrangerKind::Misplaced, _) => {
+            format!("{sandbox} runs on {host} and should not; `roost sandboxes destroy {sandbox}`")
+        }
+    }
 }
 
 /// What only the running server knows.
@@ -259,12 +320,18 @@ pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit
             Cell::toned(sandbox.status.as_str(), sandbox_tone(sandbox.status)),
             Cell::from(age(now.since(sandbox.status_changed_at))),
             Cell::from(sandbox.host_id.to_string()),
-            Cell::from(sandbox.status_reason.as_ref().map_or("", Reason::as_str)),
+            Cell::from(why(sandbox)),
         ]);
     }
     let text = table.render(Screen::of_stdout());
     let views: Vec<CapsuleView> = sandboxes.into_iter().map(CapsuleView::from).collect();
     print(options.printing.format, &views, &text)
+}
+
+/// Why a sandbox is in its status, with the agent's words where an operation failed.
+fn why(sandbox: &Sandbox) -> String {
+    let reason = sandbox.status_reason.as_ref().map_or("", Reason::as_str);
+    with_detail(reason, sandbox.status_detail.as_deref())
 }
 
 pub(super) fn templates(

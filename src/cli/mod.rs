@@ -120,6 +120,7 @@ fn sandboxes(config: &Config, options: args::Sandboxes) -> Result<Exit, Failure>
         SandboxesCommand::Destroy(options) => {
             act::operate(config, OperationKind::Destroy, &options)
         }
+        SandboxesCommand::Adopt(options) => act::adopt(config, &options),
     }
 }
 

@@ -31,6 +31,11 @@ pub enum Exit {
     Changed = 3,
 }
 
+/// A reason, with the agent's words where there are any.
+pub(super) fn with_detail(reason: &str, detail: Option<&str>) -> String {
+    detail.map_or_else(|| reason.to_owned(), |detail| format!("{reason}: {}", one_line(detail)))
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)

@@ -61,10 +61,13 @@ impl Calls {
     /// call off when its caller disconnects. True when none was left.
     pub(super) fn run(mut self) -> bool {
         let mut until = None;
-        while until.is_none() || !self.operations.is_idle() {
+        loop {
             let now = self.clock.now();
             for effect in self.operations.effects(now.mono) {
                 self.carry_out(effect, now);
+            }
+            if until.is_some() && self.operations.is_idle() {
+                break;
             }
             let wakes = self.operations.next_wake().into_iter().chain(until);
             let mail = match wakes.min() {
@@ -274,4 +277,79 @@ fn kernel_version(work: &Work) -> Option<String> {
 /// The wire's numbers are 32 bits; larger ones were refused at the edge.
 fn small(number: Option<i64>) -> i32 {
     number.and_then(|n| i32::try_from(n).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::{HostId, OpId, SandboxId, TemplateId};
+    use crate::model::time::Wall;
+    use crate::plan::operation::Earlier;
+    use expect_test::expect;
+
+    fn work() -> Work {
+        Work {
+            op: OpId::from_u128(1),
+            kind: OperationKind::Create,
+            sandbox: SandboxId::from_u128(36),
+            host: HostId::from_u128(1),
+            deadline_at: Wall(0),
+            sent: false,
+            overtook: false,
+            earlier: Earlier::None,
+            from: None,
+            makes: None,
+            team: TeamId::from_u128(7),
+            template: Some("minimal".to_owned()),
+            vcpus: Some(2),
+            memory_mb: Some(512),
+            timeout_sec: Some(0),
+            disk_size_mb: Some(5120),
+            metadata: Some(r#"{"kernel_version":"6.1.102"}"#.to_owned()),
+            template_id: None,
+            template_team: None,
+            default_user: None,
+            default_env: None,
+        }
+    }
+
+    fn of_template(team: Option<TeamId>) -> Work {
+        Work {
+            template_id: Some(TemplateId::from_u128(9)),
+            template_team: team,
+            default_user: Some("app".to_owned()),
+            default_env: Some(r#"{"LANG":"C.UTF-8"}"#.to_owned()),
+            ..work()
+        }
+    }
+
+    fn json(request: &impl serde::Serialize) -> String {
+        serde_json::to_string(request).unwrap()
+    }
+
+    /// Agents know a template by the team that owns it, not by the team of the sandbox.
+    #[test]
+    fn a_create_names_the_template() {
+        let ids = |work: &Work| {
+            let request = create_request(work);
+            (request.team_id.into_owned(), request.template_id.into_owned())
+        };
+        let (zero, seven) = (PLATFORM_TEAM.to_uuid(), TeamId::from_u128(7).to_uuid());
+        let nine = TemplateId::from_u128(9).to_uuid();
+        assert_eq!(ids(&work()), (zero.clone(), MINIMAL_ID.to_uuid()), "of every team");
+        assert_eq!(ids(&of_template(Some(PLATFORM_TEAM))), (zero, nine.clone()));
+        assert_eq!(ids(&of_template(Some(TeamId::from_u128(7)))), (seven.clone(), nine.clone()));
+        assert_eq!(ids(&of_template(None)), (seven, nine), "removed since");
+    }
+
+    #[test]
+    fn requests_as_they_are_sent() {
+        expect![[r#"{"sandboxId":"cl-0000000000000000000000010","vcpus":2,"memoryMb":512,"diskSizeMb":5120,"teamId":"00000000-0000-0000-0000-000000000000","templateId":"00000000-0000-0000-0000-000000000009","defaultUser":"app","defaultEnv":{"LANG":"C.UTF-8"}}"#]].assert_eq(&json(&create_request(&of_template(Some(PLATFORM_TEAM)))));
+        expect![[r#"{"sandboxId":"cl-0000000000000000000000010","defaultUser":"app","defaultEnv":{"LANG":"C.UTF-8"},"kernelVersion":"6.1.102"}"#]].assert_eq(&json(&resume_request(&of_template(None))));
+        expect![[r#"{"sandboxId":"cl-0000000000000000000000010"}"#]]
+            .assert_eq(&json(&resume_request(&Work { metadata: None, ..work() })));
+        let made = Some((TemplateId::from_u128(10), "deps".to_owned()));
+        expect![[r#"{"sandboxId":"cl-0000000000000000000000010","name":"deps","teamId":"00000000-0000-0000-0000-000000000007","templateId":"00000000-0000-0000-0000-00000000000a"}"#]]
+            .assert_eq(&json(&snapshot_request(&Work { makes: made, ..of_template(None) })));
+    }
 }

@@ -36,10 +36,13 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// one that cannot is asked for nothing.
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// Time between two looks at the database without news: when the last sandbox of a template
-/// ends, or a host is back, nothing else says so. Larger: disks stay full for longer;
-/// smaller: an idle server reads for nothing.
+/// Time between two looks at the database without news. Larger: a snapshot that failed
+/// occupies its host's disk for longer; smaller: an idle server reads for nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// The same while something waits for its last sandbox or for its host: nothing else says
+/// when they end or come back.
+const LOOK_WHILE_WAITING: Duration = Duration::from_secs(5);
 
 /// What can wake the thread.
 pub(super) enum EraseMail {
@@ -101,10 +104,12 @@ impl Eraser {
         let mut backlog = Backlog::default();
         loop {
             let now = self.clock.now().mono;
-            for (erasure, address) in backlog.due(now, &self.pending(), |host| self.reach(host)) {
+            let (pending, waiting) = self.pending();
+            for (erasure, address) in backlog.due(now, &pending, |host| self.reach(host)) {
                 self.pool.submit(Job { erasure, address });
             }
-            let wait = backlog.next_due(now).map_or(LOOK_EVERY, |due| due.min(LOOK_EVERY));
+            let look = if waiting { LOOK_WHILE_WAITING } else { LOOK_EVERY };
+            let wait = backlog.next_due(now).map_or(look, |due| due.min(look));
             match self.mail.recv_timeout(wait) {
                 Ok(EraseMail::Look) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(EraseMail::Called(erasure, gone)) => {
@@ -116,15 +121,22 @@ impl Eraser {
         }
     }
 
-    /// What there is to delete; nothing while a restored database is not accepted.
-    fn pending(&self) -> Vec<Erasure> {
+    /// What there is to delete now, and whether anything waits; nothing while a restored
+    /// database is not accepted.
+    fn pending(&self) -> (Vec<Erasure>, bool) {
         if self.acceptance.awaited().is_some() {
-            return Vec::new();
+            return (Vec::new(), false);
         }
-        let read = self.readers.get().and_then(|reader| templates::erasures(&reader));
+        let read = self.readers.get().and_then(|reader| {
+            let pending = templates::erasures(&reader)?;
+            let all = templates::to_delete(&reader)?;
+            let is_away = |erasure: &Erasure| self.reach(erasure.host).is_none();
+            let waiting = all > pending.len() as u64 || pending.iter().any(is_away);
+            Ok((pending, waiting))
+        });
         read.unwrap_or_else(|error| {
             log::error!("could not read which templates to delete: {error}");
-            Vec::new()
+            (Vec::new(), false)
         })
     }
 

@@ -214,7 +214,7 @@ impl Monitor {
     fn clock_moved(&mut self, now: Mono, span: Duration, suspect: bool) {
         log::warn!("the clock moved by {} s; listening anew", span.as_secs());
         if suspect {
-            self.presence.suspect_clock();
+            self.presence.suspect_clock(now);
         }
         self.listen_anew(now, false);
     }

@@ -169,7 +169,8 @@ impl Operations {
             State::Calling { .. } | State::Placing { .. } => true,
             State::Waiting(_) | State::Queued => false,
         };
-        self.writing == 0 && self.rewrites.is_empty() && !self.open.values().any(is_busy)
+        let is_written = self.writing == 0 && self.rewrites.is_empty() && self.effects.is_empty();
+        is_written && !self.open.values().any(is_busy)
     }
 
     /// Operations whose calls are in flight.
@@ -293,10 +294,8 @@ impl Operations {
         let next = after_call(open.progress(job.overtook, now.mono), call);
         // Settled while it was called: nothing to wait for any more.
         let settled = job.overtook == Overtook::InProgress && open.overtaken.is_empty();
-        let next = match next {
-            Next::CallAfter(_) if settled => Next::CallAfter(Duration::ZERO),
-            next => next,
-        };
+        let is_due = settled && matches!(next, Next::CallAfter(_));
+        let next = if is_due { Next::CallAfter(Duration::ZERO) } else { next };
         self.proceed(open, next, details, said, now);
     }
 

@@ -175,6 +175,7 @@ impl Core {
             served,
             now,
         ));
+        presence.unknown.remember(&conn)?;
         let unfinished = lifecycle::unfinished(&conn)?;
         let writer = Writer::new(conn, config.policy(), Arc::clone(&presence))?;
         let core = Core {

@@ -131,6 +131,14 @@ impl Host {
         HostStatus::derive(self.registered_at.is_some(), self.intent, self.liveness)
     }
 
+    /// Whether an agent answers for it, as far as is known.
+    pub fn is_live(&self) -> bool {
+        match self.status() {
+            HostStatus::Online | HostStatus::Draining => true,
+            HostStatus::Pending | HostStatus::Unreachable | HostStatus::Offline => false,
+        }
+    }
+
     /// Whether it is watched: registered and not set aside.
     pub fn is_active(&self) -> bool {
         match self.status() {

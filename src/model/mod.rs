@@ -2,6 +2,7 @@
 //!
 //! Never: I/O, clocks, SQL, JSON of the wire, imports from any other room.
 
+pub mod endpoint;
 pub mod event;
 pub mod host;
 pub mod id;

@@ -737,7 +737,10 @@ mod tests {
             for call in [Call::NotReached, Call::Declined] {
                 let next = |left| match after_call(Progress { left, ..progress(kind) }, call) {
                     Next::PlaceElsewhere { without, .. } => *without,
-                    next => next,
+                    next @ (Next::Finish(..)
+                    | Next::CallAfter(_)
+                    | Next::Look(_)
+                    | Next::LeaveToMonitor) => next,
                 };
                 assert_eq!(next(RETRY_FIRST), Next::LeaveToMonitor);
                 let in_time = RETRY_FIRST + Duration::from_millis(1);
@@ -757,13 +760,16 @@ mod tests {
                     let at = Progress { attempts, ..progress(kind) };
                     let next = match after_call(at, call) {
                         Next::PlaceElsewhere { without, .. } => *without,
-                        next => next,
+                        next @ (Next::Finish(..)
+                        | Next::CallAfter(_)
+                        | Next::Look(_)
+                        | Next::LeaveToMonitor) => next,
                     };
-                    match next {
-                        Next::CallAfter(delay) => waited += delay,
-                        Next::Finish(..) | Next::Look(Answer::Refusal) => break,
-                        other => panic!("{kind} {call:?}: {other:?}"),
+                    if matches!(next, Next::Finish(..) | Next::Look(Answer::Refusal)) {
+                        break;
                     }
+                    let Next::CallAfter(delay) = next else { panic!("{kind} {call:?}: {next:?}") };
+                    waited += delay;
                 }
                 assert!(waited < Duration::from_secs(60), "{kind} takes {waited:?}");
             }

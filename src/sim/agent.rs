@@ -25,7 +25,7 @@ const ANNOUNCED_AFTER: Duration = Duration::from_millis(100);
 /// Size of a template's disk. Larger or smaller: it only has to look like one.
 const ROOTFS_BYTES: i64 = 512 << 20;
 
-/// What tells one version of the agent from another.
+/// What distinguishes one version of the agent from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Version {
     /// Knows paused sandboxes.
@@ -244,9 +244,12 @@ impl SimAgent {
             }
             state => return Err(self.cannot_resume(id, state)),
         };
+        let newer = self.version.newer;
         self.change(id, |sandbox| {
             sandbox.state = SimState::Resuming;
-            sandbox.timeout_sec = timeout_sec;
+            if timeout_sec > 0 || !newer {
+                sandbox.timeout_sec = timeout_sec;
+            }
         });
         Ok(Step::Takes(Begun::Resume { from }))
     }
@@ -389,18 +392,18 @@ impl SimAgent {
         self.change(id, |sandbox| sandbox.state = back_to);
     }
 
-    /// A microVM runs from now on; `anew` when it counts as one that was just made.
-    fn start(&mut self, id: SandboxId, now: Now, anew: bool) {
+    /// A microVM runs from now on; `made` when it counts as one that was just made.
+    fn start(&mut self, id: SandboxId, now: Now, made: bool) {
         let now_unix = now.wall.unix_seconds();
         self.change(id, |sandbox| {
             sandbox.state = SimState::Running;
             sandbox.last_active_at_unix = now_unix;
             sandbox.has_address = true;
-            if anew {
+            if made {
                 sandbox.created_at_unix = now_unix;
                 sandbox.has_versions = true;
             }
-            if anew && sandbox.paused_at_unix.is_some() {
+            if made && sandbox.paused_at_unix.is_some() {
                 // Older agents do not keep with a snapshot what the sandbox was made from.
                 sandbox.template = None;
             }

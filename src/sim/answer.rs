@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// Answers for all hosts; the listener tells which one is called.
+/// Answers for all hosts; the listener says which one is called.
 pub(super) struct Agents {
     pub(super) hosts: Vec<Arc<SimHost>>,
 }

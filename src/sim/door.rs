@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const BACKLOG: i32 = 128;
 
 /// How long copies of a closed socket may live on. Larger: a port that is really taken is
-/// told late; smaller: a busy machine starts a process too slowly.
+/// reported late; smaller: a busy machine starts a process too slowly.
 const COPIES_GONE_AFTER: Duration = Duration::from_secs(5);
 
 /// The one server that listens for all hosts; none before it starts and after it ends.

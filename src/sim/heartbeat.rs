@@ -1,10 +1,10 @@
 //! Owns what a simulated agent says to the control plane, and how it obeys the answers.
 //!
-//! Never: decides when (`pulse` does). The answers mean what they mean to real
-//! agents, who take status codes literally (behaviour.md section 6): only 204 is success;
-//! 401 and 403 call for one refresh, and a refresh that fails in any way is the end of all
-//! beating; 404 is the end of every sandbox; anything else is harmless; three beats without
-//! any answer make the agent pause everything and announce nothing.
+//! Never: decides when (`pulse` does). The answers mean what they mean to real agents, which
+//! take status codes literally (behaviour.md section 6): only 204 is success; 401 and 403 call
+//! for one refresh, and a refresh that fails in any way is the end of all heartbeats; 404 is
+//! the end of every sandbox; anything else is harmless; three heartbeats without any answer
+//! make the agent pause everything and announce nothing.
 
 use super::fault::HeartbeatFault;
 use super::host::SimHost;
@@ -21,7 +21,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 /// How long a real agent waits for the answer to a heartbeat or a report.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Beats without any answer after which an agent pauses everything; fixed in the agents.
+/// Heartbeats without any answer after which an agent pauses everything; fixed in the agents.
 const FAILURES_MAX: u32 = 3;
 
 /// Longest answer of the control plane that is read. Larger: buys nothing; smaller: the
@@ -32,8 +32,8 @@ const ANSWER_BYTES_MAX: u64 = 256 * 1024;
 /// smaller: a head might not fit.
 const BUFFER_BYTES: usize = 8 * 1024;
 
-/// How long a connection is kept between two beats. Larger: the server closes it first;
-/// smaller: every beat connects anew.
+/// How long a connection is kept between two heartbeats. Larger: the server closes it first;
+/// smaller: every heartbeat connects again.
 const KEEP_ALIVE: Duration = Duration::from_secs(90);
 
 /// What a host proves itself with.
@@ -41,7 +41,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(90);
 pub struct Credentials {
     /// The id that the token names.
     pub host_id: HostId,
-    /// Goes with every beat.
+    /// Goes with every heartbeat.
     pub token: String,
     /// Gets the next token.
     pub refresh_token: String,
@@ -53,7 +53,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What all beats have in common.
+/// What all heartbeats have in common.
 #[derive(Debug, Clone)]
 pub struct BeaterOptions {
     /// The control plane's URL without a closing slash.
@@ -65,22 +65,22 @@ pub struct BeaterOptions {
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
-/// What became of one beat.
+/// What became of one heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beat {
     /// 204.
     Acknowledged,
-    /// The token was refused; there is a new one for the next beat.
+    /// The token was refused; there is a new one for the next heartbeat.
     Refreshed,
     /// Some other answer, which changes nothing.
     Ignored(u16),
-    /// No answer, for so many beats in a row.
+    /// No answer, for so many heartbeats in a row.
     Unanswered(u32),
     /// No answer for the third time or more: everything was paused.
     PausedAll,
     /// 404: every sandbox was destroyed and the agent has ended.
     Deleted,
-    /// The refresh failed: everything was paused, and there will be no beat any more.
+    /// The refresh failed: everything was paused, and there will be no heartbeat any more.
     Expelled,
     /// There was none.
     NotSent,
@@ -209,12 +209,12 @@ impl Beater {
         &self.credentials
     }
 
-    /// Whether there will be no beat any more until somebody registers the host again.
+    /// Whether there will be no heartbeat any more until the host is registered again.
     pub fn is_over(&self) -> bool {
         self.over
     }
 
-    /// Beats once for `host` and obeys the answer.
+    /// Sends one heartbeat for `host` and obeys the answer.
     pub fn beat(&mut self, host: &SimHost) -> Beat {
         if self.over || host.has_exited() {
             return Beat::NotSent;

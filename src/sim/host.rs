@@ -26,9 +26,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// A wait of a test looks at least this often at what time alone changes. Larger: tests
-/// wait; smaller: they cost processor time.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// A test that waits notices after this long what time alone has changed. Larger: tests wait;
+/// smaller: they cost processor time.
+const NOTICE_AFTER: Duration = Duration::from_millis(20);
 
 /// Reports that wait to be sent; the oldest are lost. Larger: a host that no thread sends
 /// for holds more; smaller: a host that pauses everything loses some.
@@ -212,13 +212,13 @@ impl SimHost {
 
     /// What it really has, in order of ids.
     pub fn sandboxes(&self) -> Vec<(SandboxId, SimState)> {
-        let inner = self.look();
+        let inner = self.current();
         inner.agent.all().map(|(id, sandbox)| (id, sandbox.state)).collect()
     }
 
     /// What one sandbox is really doing; `None`: there is neither a microVM nor a snapshot.
     pub fn state(&self, id: SandboxId) -> Option<SimState> {
-        self.look().agent.state(id)
+        self.current().agent.state(id)
     }
 
     /// Shows everything to `see` without copying it.
@@ -226,7 +226,7 @@ impl SimHost {
         &self,
         mut see: impl FnMut(SandboxId, &SimSandbox) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.look().agent.all().try_for_each(|(id, sandbox)| see(id, sandbox))
+        self.current().agent.all().try_for_each(|(id, sandbox)| see(id, sandbox))
     }
 
     /// Puts a sandbox there without a call; it is as old as `age` says.
@@ -250,7 +250,7 @@ impl SimHost {
 
     /// Team and id of every template beside `minimal`, as hyphenated UUIDs.
     pub fn templates(&self) -> Vec<(String, String)> {
-        let inner = self.look();
+        let inner = self.current();
         inner.agent.templates().map(|t| (t.team_id(), t.template_id())).collect()
     }
 
@@ -338,7 +338,7 @@ impl SimHost {
         self.settle_door();
     }
 
-    /// The agent is told to end, and takes so long: it refuses every call but `ListSandboxes`
+    /// The agent is asked to end, and takes so long: it refuses every call but `ListSandboxes`
     /// as `unavailable`, while calls in progress continue. Then its port refuses until
     /// `restart`. A newer agent first pauses what runs; what an older one runs is lost.
     ///
@@ -370,7 +370,7 @@ impl SimHost {
         self.change(|inner| {
             if inner.boot == boot {
                 inner.agent.stop();
-                // What it reported while it shut down is under way.
+                // What it reported while it shut down is still sent.
                 let reports = std::mem::take(&mut inner.reports);
                 inner.become_process(Process::Ended);
                 inner.reports = reports;
@@ -394,9 +394,12 @@ impl SimHost {
         lock(&self.inner).process == Process::ShutsDown
     }
 
-    /// Waits until the agent has ended; false when that takes longer than `timeout`.
+    /// Waits until the agent has ended and its port refuses; false when that takes longer
+    /// than `timeout`.
     pub fn wait_exited(&self, timeout: Duration) -> bool {
-        self.wait_until(timeout, |inner| inner.process == Process::Ended)
+        let exited = self.wait_until(timeout, |inner| inner.process == Process::Ended);
+        self.settle_door();
+        exited
     }
 
     /// What is wrong with it now; set through the fleet.
@@ -461,13 +464,13 @@ impl SimHost {
 
     fn wait_until(&self, timeout: Duration, reached: impl Fn(&Inner) -> bool) -> bool {
         let began = Instant::now();
-        let mut inner = self.look();
+        let mut inner = self.current();
         while !reached(&inner) {
             let left = timeout.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return false;
             }
-            let woken = self.changed.wait_timeout(inner, left.min(LOOK_AGAIN));
+            let woken = self.changed.wait_timeout(inner, left.min(NOTICE_AFTER));
             inner = woken.unwrap_or_else(PoisonError::into_inner).0;
             let now = self.now(&inner).mono;
             inner.agent.pass(now);
@@ -476,16 +479,16 @@ impl SimHost {
     }
 
     /// What there is now, also by what time alone has changed.
-    fn look(&self) -> MutexGuard<'_, Inner> {
+    fn current(&self) -> MutexGuard<'_, Inner> {
         let mut inner = lock(&self.inner);
         let now = self.now(&inner).mono;
         inner.agent.pass(now);
         inner
     }
 
-    /// Changes something, and lets those who wait for it look.
+    /// Changes something, and wakes those who wait for it.
     pub(super) fn change<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
-        let done = act(&mut self.look());
+        let done = act(&mut self.current());
         self.changed.notify_all();
         done
     }
@@ -574,13 +577,13 @@ impl SimHost {
     }
 
     pub(super) fn list(&self) -> Rendered {
-        let mut inner = self.look();
+        let mut inner = self.current();
         let now = self.now(&inner).mono;
         inner.agent.list(now)
     }
 
     pub(super) fn ping(&self, id: SandboxId) -> Result<(), Refusal> {
-        let mut inner = self.look();
+        let mut inner = self.current();
         let now = self.now(&inner);
         inner.agent.ping(id, now)
     }
@@ -590,7 +593,7 @@ impl SimHost {
     }
 
     pub(super) fn template_size(&self, template: Template) -> Result<i64, Refusal> {
-        let inner = self.look();
+        let inner = self.current();
         if inner.habits.lists_paused {
             inner.agent.template_size(template)
         } else {

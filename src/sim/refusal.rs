@@ -47,8 +47,9 @@ pub(super) fn not_paused(id: SandboxId, status: &str) -> String {
 
 /// An older agent resumes a sandbox that runs, and finds its snapshot without the disk.
 pub(super) fn disk_in_use(id: SandboxId) -> Refusal {
-    let folder = format!("/var/lib/wrenn/snapshots/{id}");
-    internal(format!("move cow file: rename {folder}/rootfs.cow: no such file or directory"))
+    let (from, to) = (format!("snapshots/{id}/rootfs.cow"), format!("sandboxes/{id}.cow"));
+    let rename = format!("rename /var/lib/wrenn/{from} /var/lib/wrenn/{to}");
+    internal(format!("move cow file: {rename}: no such file or directory"))
 }
 
 /// The id is taken.

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 /// A wait first notices after this long that the host has changed. Larger: tests wait;
 /// smaller: a hanging host costs processor time.
-const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
+const NOTICE_FIRST: Duration = Duration::from_millis(25);
 
 /// The longest time after which it notices that. Larger and smaller: as above, for hosts
 /// that hang for long.
-const LOOK_AGAIN_LAST: Duration = Duration::from_millis(80);
+const NOTICE_LAST: Duration = Duration::from_millis(200);
 
 /// The client of one call.
 pub(super) enum Client<'c> {
@@ -28,7 +28,7 @@ impl Client<'_> {
     pub(super) fn spend(&mut self, span: impl Fn() -> Duration, alone: impl Fn() -> bool) -> bool {
         let Client::Waiting(caller) = self else { return true };
         let began = Instant::now();
-        let mut slice = LOOK_AGAIN_FIRST;
+        let mut slice = NOTICE_FIRST;
         loop {
             let left = span().saturating_sub(began.elapsed());
             if left.is_zero() {
@@ -39,7 +39,7 @@ impl Client<'_> {
                 Waited::PeerGone if alone() => std::thread::sleep(left.min(slice)),
                 Waited::PeerGone | Waited::Stopping => return false,
             }
-            slice = (slice * 2).min(LOOK_AGAIN_LAST);
+            slice = (slice * 2).min(NOTICE_LAST);
         }
     }
 }

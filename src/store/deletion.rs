@@ -15,19 +15,45 @@ use crate::model::host::Host;
 use crate::model::id::{HostId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
-use crate::model::time::Now;
+use crate::model::time::{Mono, Now, Wall};
 use crate::plan::history::audit_of_wish;
 use rusqlite::params;
+use std::time::Duration;
 
-/// What came of the wish to delete a host.
+/// How long a sandbox that ended without a user's request counts as one that may still
+/// exist. Larger: a host with failed creates is deleted by force only; smaller: what was
+/// wrongly taken for gone is destroyed with its host.
+const MAY_COME_BACK: Duration = Duration::from_secs(3600);
+
+/// What came of a request to delete a host.
 #[derive(Debug, Clone)]
 pub enum Deletion {
-    /// It is gone; as it was last.
-    Deleted(Box<Host>),
-    /// It has sandboxes that are not over, and was to be deleted without them only.
+    /// It is gone.
+    Deleted(Box<Deleted>),
+    /// It has sandboxes that may exist, and was to be deleted without them only.
     HasActive(Vec<SandboxId>),
+    /// Its agent lists so many sandboxes, whatever the database says.
+    Lists(usize),
+    /// No observation of it is new enough to say that it is empty.
+    NotObserved,
     /// No such host.
     NotFound,
+}
+
+/// A host that was deleted.
+#[derive(Debug, Clone)]
+pub struct Deleted {
+    /// As it was last.
+    pub host: Host,
+    /// An observation asked for after the request lists sandboxes of this host, and no
+    /// others: what answers at its address is its agent.
+    pub is_its_agent: bool,
+}
+
+/// Whether a sandbox may exist on its host, so that it stands in the way of a deletion.
+pub fn may_exist(sandbox: &Sandbox, now: Wall) -> bool {
+    let is_recent = now.since(sandbox.status_changed_at) < MAY_COME_BACK;
+    !sandbox.status.is_over() || (is_recent && !sandbox.is_ended_by_user())
 }
 
 /// What is left of a host in the tables, but for its history. Sandboxes and tokens name
@@ -43,22 +69,34 @@ const FORGET: &[&str] = &[
 ];
 
 impl Writer {
-    /// Deletes a host; `force`: also when it has sandboxes that are not over.
+    /// Deletes a host; `force`: also when it has sandboxes that may exist, and when no
+    /// observation asked for at `since` or later shows that it has none.
     pub(super) fn delete_host(
         &mut self,
         id: HostId,
         force: bool,
+        since: Mono,
         actor: &Actor,
         now: Now,
     ) -> Result<Deletion, StoreError> {
         let Some(host) = self.host(id)? else { return Ok(Deletion::NotFound) };
         let of_host = SandboxFilter { host: Some(id), all: true, ..SandboxFilter::default() };
         let sandboxes = read::sandboxes(&self.conn, &of_host)?;
-        let is_active = |sandbox: &&Sandbox| !sandbox.status.is_over();
-        let active: Vec<SandboxId> = sandboxes.iter().filter(is_active).map(|s| s.id).collect();
-        if !active.is_empty() && !force {
-            return Ok(Deletion::HasActive(active));
+        let last = self.records.get(&id).and_then(|record| record.last);
+        let last = last.filter(|last| last.asked_at >= since);
+        if !force {
+            let active = sandboxes.iter().filter(|sandbox| may_exist(sandbox, now.wall));
+            let active: Vec<SandboxId> = active.map(|sandbox| sandbox.id).collect();
+            match last {
+                _ if !active.is_empty() => return Ok(Deletion::HasActive(active)),
+                // It has never run anything.
+                _ if host.registered_at.is_none() => {}
+                None => return Ok(Deletion::NotObserved),
+                Some(last) if last.listed > 0 => return Ok(Deletion::Lists(last.listed)),
+                Some(_) => {}
+            }
         }
+        let is_its_agent = last.is_some_and(|last| last.listed > 0 && last.listed == last.own);
         self.in_savepoint(|w| {
             w.close_operations_of(id, now)?;
             w.drop_templates_of(id, actor, now)?;
@@ -78,7 +116,7 @@ impl Writer {
                 w.conn.prepare_cached(sql)?.execute([id.to_string()])?;
             }
             w.after.push(After::HostDeleted(id));
-            Ok(Deletion::Deleted(Box::new(host)))
+            Ok(Deletion::Deleted(Box::new(Deleted { host, is_its_agent })))
         })
     }
 
@@ -166,7 +204,7 @@ mod tests {
     use crate::store::open::open_writer;
     use crate::store::presence::{Beat, Presence};
     use crate::store::verify::verify;
-    use crate::store::writer::{Command, Envelope};
+    use crate::store::writer::{Command, Envelope, LastObservation};
     use crossbeam_channel::unbounded;
     use std::sync::Arc;
     use tempfile::TempDir;
@@ -201,7 +239,7 @@ mod tests {
     }
 
     fn delete(n: u128, force: bool, reply: crate::store::writer::Reply<Deletion>) -> Command {
-        Command::DeleteHost { host: host(n), force, actor: Actor::SYSTEM, reply }
+        Command::DeleteHost { host: host(n), force, since: NOW.mono, actor: Actor::SYSTEM, reply }
     }
 
     fn execute(writer: &mut Writer, commands: Vec<Command>) {
@@ -215,27 +253,80 @@ mod tests {
         writer.conn.query_row(&sql, [], |row| row.get(0)).unwrap()
     }
 
-    #[test]
-    fn without_force_only_what_is_over_goes_along() {
-        let (mut writer, presence, _dir) = world(&["stopped", "error", "paused", "hibernated"]);
+    /// What the last observation of the first host showed, asked for at this moment.
+    fn observed(writer: &mut Writer, asked_at: Mono, listed: usize, own: usize) {
+        let last = LastObservation { asked_at, listed, own };
+        writer.records.entry(host(1)).or_default().last = Some(last);
+    }
+
+    /// Deletes the first host without force; gives what came of it, in short.
+    fn try_delete(writer: &mut Writer) -> String {
         let (tell, told) = unbounded();
-        let ask = |tell: crossbeam_channel::Sender<_>| {
-            delete(1, false, Box::new(move |r| tell.send(r).unwrap()))
+        execute(writer, vec![delete(1, false, Box::new(move |r| tell.send(r).unwrap()))]);
+        match told.recv().unwrap().unwrap() {
+            Deletion::Deleted(gone) => format!("deleted, proved {}", gone.is_its_agent),
+            Deletion::HasActive(ids) => format!("{} active", ids.len()),
+            Deletion::Lists(count) => format!("lists {count}"),
+            Deletion::NotObserved => "not observed".to_owned(),
+            Deletion::NotFound => "not found".to_owned(),
+        }
+    }
+
+    #[test]
+    fn without_force_only_what_has_ended_goes_along() {
+        let (mut writer, presence, _dir) = world(&["stopped", "error", "paused", "hibernated"]);
+        observed(&mut writer, NOW.mono, 0, 0);
+        let long_ago = NOW.wall.before(MAY_COME_BACK).0;
+        let age = |ids: &str, at: i64| {
+            format!("UPDATE sandboxes SET status_changed_at = {at} WHERE id IN ({ids})")
         };
-        execute(&mut writer, vec![ask(tell.clone())]);
-        let Deletion::HasActive(ids) = told.recv().unwrap().unwrap() else { panic!("deleted") };
-        assert_eq!(ids, [sandbox(3), sandbox(4)]);
+        let over = [sandbox(1), sandbox(2)].map(|id| format!("'{id}'")).join(",");
+        writer.conn.execute_batch(&age(&over, long_ago + 1)).unwrap();
+        assert_eq!(try_delete(&mut writer), "4 active", "what ended lately may come back");
+        writer.conn.execute_batch(&age(&over, long_ago)).unwrap();
+        assert_eq!(try_delete(&mut writer), "2 active");
         assert_eq!((writer.revision, count(&writer, "hosts")), (0, 2));
         assert_eq!(presence.lookup(host(1)), Beat::Known { wake: false });
 
-        let over = "UPDATE sandboxes SET status = 'stopped' WHERE status <> 'error'";
-        writer.conn.execute_batch(over).unwrap();
-        execute(&mut writer, vec![ask(tell)]);
-        let Deletion::Deleted(gone) = told.recv().unwrap().unwrap() else { panic!("kept") };
-        assert_eq!((gone.id, gone.status()), (host(1), HostStatus::Online));
+        let by_user = "UPDATE sandboxes SET status = 'stopped', \
+                       status_reason = 'operation_succeeded' WHERE status <> 'error'";
+        writer.conn.execute_batch(by_user).unwrap();
+        assert_eq!(try_delete(&mut writer), "deleted, proved false");
         assert_eq!((count(&writer, "hosts"), count(&writer, "sandboxes")), (1, 0));
         assert_eq!(count(&writer, "events"), 2, "the failed one's end and the host's");
         assert_eq!(presence.lookup(host(1)), Beat::Deleted);
+    }
+
+    #[test]
+    fn without_force_a_new_observation_must_show_that_the_host_is_empty() {
+        let (mut writer, _presence, _dir) = world(&[]);
+        assert_eq!(try_delete(&mut writer), "not observed");
+        observed(&mut writer, NOW.mono.before(Duration::from_millis(1)), 0, 0);
+        assert_eq!(try_delete(&mut writer), "not observed", "older than the request");
+        observed(&mut writer, NOW.mono, 1, 0);
+        assert_eq!(try_delete(&mut writer), "lists 1", "whosever it is");
+        observed(&mut writer, NOW.mono, 0, 0);
+        assert_eq!(try_delete(&mut writer), "deleted, proved false");
+    }
+
+    #[test]
+    fn only_an_observation_of_its_own_sandboxes_proves_an_agent() {
+        for (asked_at, listed, own, expected) in [
+            (NOW.mono, 2, 2, true),
+            (NOW.mono, 2, 1, false),
+            (NOW.mono, 1, 0, false),
+            (NOW.mono, 0, 0, false),
+            (NOW.mono.before(Duration::from_millis(1)), 2, 2, false),
+        ] {
+            let (mut writer, _presence, _dir) = world(&["running"]);
+            observed(&mut writer, asked_at, listed, own);
+            let (tell, told) = unbounded();
+            let reply = Box::new(move |r| tell.send(r).unwrap());
+            execute(&mut writer, vec![delete(1, true, reply)]);
+            let Deletion::Deleted(gone) = told.recv().unwrap().unwrap() else { panic!("kept") };
+            assert_eq!((gone.host.id, gone.host.status()), (host(1), HostStatus::Online));
+            assert_eq!(gone.is_its_agent, expected, "{listed} listed, {own} of them its own");
+        }
     }
 
     /// Everything about the host that is in the same transaction comes after its end.

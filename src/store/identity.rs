@@ -5,11 +5,12 @@
 use super::StoreError;
 use super::acceptance::LostToken;
 use super::journal::{Actor, Audit, Event};
-use super::rows;
 use super::writer::{After, Writer};
+use super::{read, rows};
+use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
-use crate::model::id::{HostId, HostTokenId, RefreshTokenId, TeamId};
+use crate::model::id::{HostId, HostTokenId, PLATFORM_TEAM, RefreshTokenId, TeamId};
 use crate::model::sandbox::Reason;
 use crate::model::time::{Now, Wall};
 use rusqlite::{OptionalExtension, params};
@@ -61,6 +62,8 @@ pub struct Registration {
     pub refresh: TokenHash,
     /// Where its agent listens.
     pub address: AgentAddress,
+    /// What the name service says of that address and of those of other hosts.
+    pub resolved: Resolved,
     /// Processor architecture.
     pub arch: Option<String>,
     /// Processor cores.
@@ -69,6 +72,28 @@ pub struct Registration {
     pub memory_mb: Option<u64>,
     /// Disk in GiB.
     pub disk_gb: Option<u64>,
+}
+
+/// What came of a registration.
+#[derive(Debug, Clone)]
+pub enum Registered {
+    /// The host as it is now; the token is used up.
+    Done(Box<Host>),
+    /// The token is unknown or has expired.
+    BadToken,
+    /// Another host, which is alive, has the address; the token can be used again.
+    AddressInUse(Box<AddressInUse>),
+}
+
+/// A registration that would put another host out of service.
+#[derive(Debug, Clone)]
+pub struct AddressInUse {
+    /// The host that wanted to register.
+    pub host: HostId,
+    /// The host that has the address.
+    pub by: HostId,
+    /// Whether those who registered the one may know of the other.
+    pub may_know: bool,
 }
 
 impl Writer {
@@ -135,31 +160,71 @@ impl Writer {
         Ok(())
     }
 
-    /// Registers the host that the token was made for and consumes the token; `None` when
-    /// the token is unknown or expired. Earlier refresh tokens of the host end.
+    /// Registers the host that the token was made for and consumes the token. Earlier
+    /// refresh tokens of the host end. Nothing is written when it is refused.
     pub(super) fn register(
         &mut self,
         registration: Registration,
         now: Now,
-    ) -> Result<Option<Host>, StoreError> {
-        let sql = "DELETE FROM registration_tokens WHERE hash = ?1 AND expires_at > ?2 \
-                   RETURNING host_id";
+    ) -> Result<Registered, StoreError> {
+        let sql = "SELECT host_id FROM registration_tokens WHERE hash = ?1 AND expires_at > ?2";
+        let token: Option<HostId> = self
+            .conn
+            .prepare_cached(sql)?
+            .query_row(params![registration.token, now.wall.0], |row| rows::id(row, 0))
+            .optional()?;
+        let Some(id) = token else { return Ok(Registered::BadToken) };
+        let others = self.others_at(id, &registration)?;
+        if let Some(in_use) = others.iter().find(|other| other.is_live()) {
+            return Ok(Registered::AddressInUse(Box::new(self.in_use(id, in_use)?)));
+        }
         self.in_savepoint(|w| {
-            let token: Option<HostId> = w
-                .conn
-                .prepare_cached(sql)?
-                .query_row(params![registration.token, now.wall.0], |row| rows::id(row, 0))
-                .optional()?;
-            let Some(host) = token else { return Ok(None) };
-            w.write_registration(host, &registration, now)?;
+            for other in others {
+                w.release_address(other, id, now)?;
+            }
+            w.conn
+                .prepare_cached("DELETE FROM registration_tokens WHERE hash = ?1")?
+                .execute([registration.token])?;
+            w.write_registration(id, &registration, now)?;
             w.conn
                 .prepare_cached("DELETE FROM refresh_tokens WHERE host_id = ?1")?
-                .execute([host.to_string()])?;
-            w.insert_refresh_token(host, registration.refresh, None, now.wall)?;
-            let host = w.journal_registration(host, now)?;
+                .execute([id.to_string()])?;
+            w.insert_refresh_token(id, registration.refresh, None, now.wall)?;
+            let host = w.journal_registration(id, now)?;
             w.after.push(After::HostRegistered { host: Box::new(host.clone()), now });
-            Ok(Some(host))
+            Ok(Registered::Done(Box::new(host)))
         })
+    }
+
+    /// Other hosts whose address leads where the registration's does.
+    fn others_at(&self, id: HostId, registration: &Registration) -> Result<Vec<Host>, StoreError> {
+        let wanted = Endpoint::of(&registration.address, &registration.resolved);
+        let is_there = |host: &Host| {
+            let address = host.address.as_ref().filter(|_| host.id != id);
+            address.is_some_and(|at| Endpoint::of(at, &registration.resolved).is_same(&wanted))
+        };
+        Ok(read::hosts(&self.conn)?.into_iter().filter(is_there).collect())
+    }
+
+    fn in_use(&self, id: HostId, other: &Host) -> Result<AddressInUse, StoreError> {
+        let team = self.host(id)?.map(|host| host.team_id);
+        let may_know = team.is_some_and(|team| team == PLATFORM_TEAM || team == other.team_id);
+        Ok(AddressInUse { host: id, by: other.id, may_know })
+    }
+
+    /// A dead host's address leads to its successor now: a probe of the dead one would take
+    /// what the other announces.
+    fn release_address(&mut self, dead: Host, by: HostId, now: Now) -> Result<(), StoreError> {
+        log::warn!(
+            "{} is {} and loses its address to {by}; let it register again when it is back",
+            dead.id,
+            dead.status()
+        );
+        let sql = "UPDATE hosts SET address = NULL, updated_at = ?2 WHERE id = ?1";
+        self.conn.prepare_cached(sql)?.execute(params![dead.id.to_string(), now.wall.0])?;
+        let host = Box::new(Host { address: None, ..dead });
+        self.after.push(After::HostChanged { host, now });
+        Ok(())
     }
 
     fn write_registration(
@@ -211,8 +276,11 @@ impl Writer {
             metadata: &format!(r#"{{"address":{address}}}"#),
         })?;
         drop(journal);
-        let mut update =
-            self.conn.prepare_cached("UPDATE hosts SET revision = ?2 WHERE id = ?1")?;
+        // Revisions never repeat, not even after a restore from a backup.
+        host.registration = host.revision;
+        let mut update = self
+            .conn
+            .prepare_cached("UPDATE hosts SET revision = ?2, registration = ?2 WHERE id = ?1")?;
         update.execute(params![resource, host.revision as i64])?;
         Ok(host)
     }

@@ -739,8 +739,10 @@ impl Writer {
     }
 
     /// On a host that is unreachable no create may stay open beyond its deadline: no
-    /// observation will settle it.
+    /// observation will settle it. And nothing runs there, which an earlier version did not
+    /// make sure of.
     pub(super) fn settle_on_unreachable(&mut self, now: Now) -> Result<(), StoreError> {
+        self.settle_running_on_unreachable(now)?;
         let sql = format!(
             "SELECT {WORK} WHERE o.finished_at IS NULL AND o.kind = 'create' \
              AND h.liveness = 'unreachable' AND o.deadline_at < ?1 AND s.status = 'starting'"
@@ -754,6 +756,27 @@ impl Writer {
             let (to, reason) = (SandboxStatus::Missing, Reason::HostUnreachable);
             self.move_whole(&mut sandbox, to, reason, None, now, |w, t| w.move_sandbox(t, now))?;
         }
+        Ok(())
+    }
+
+    /// Once after each start: from then on no write leaves such a row behind.
+    fn settle_running_on_unreachable(&mut self, now: Now) -> Result<(), StoreError> {
+        if self.settled {
+            return Ok(());
+        }
+        let sql = format!(
+            "SELECT {} FROM sandboxes WHERE status = 'running' AND host_id IN \
+             (SELECT id FROM hosts WHERE liveness = 'unreachable')",
+            rows::SANDBOX
+        );
+        let mut select = self.conn.prepare(&sql)?;
+        let left: Vec<Sandbox> = select.query_map([], rows::sandbox)?.collect::<Result<_, _>>()?;
+        drop(select);
+        for mut sandbox in left {
+            let (to, reason) = (SandboxStatus::Missing, Reason::HostUnreachable);
+            self.move_whole(&mut sandbox, to, reason, None, now, |w, t| w.move_sandbox(t, now))?;
+        }
+        self.after.push(After::Settled);
         Ok(())
     }
 

@@ -34,6 +34,7 @@ pub mod tally;
 pub mod templates;
 pub mod timeline;
 mod transition;
+pub mod unknown;
 pub mod verify;
 pub mod writer;
 

@@ -5,6 +5,7 @@
 //! operations. Shared by the HTTP intake, the scheduler and the writer.
 
 use super::activity::Activity;
+use super::unknown::UnknownHosts;
 use crate::model::host::{AgentAddress, Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -17,6 +18,11 @@ use std::time::Duration;
 
 /// A clock that moved by more than this against the last flush is not believed.
 pub const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
+
+/// A clock that runs steadily for so long after a jump is trusted again. Larger: expired
+/// tokens count for longer; smaller: the agents of a small machine without a clock battery
+/// have no time to renew theirs.
+pub const CLOCK_TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// How long an agent waits for the answer to a heartbeat. Larger and gaps stay open for
 /// longer; smaller and a heartbeat that was given up long ago counts twice.
@@ -49,6 +55,8 @@ pub struct HostNow {
     pub liveness: Liveness,
     /// Where its agent listens.
     pub address: Option<AgentAddress>,
+    /// Revision of its newest registration.
+    pub registration: u64,
     /// Heard since we started.
     pub heard_at: Option<Mono>,
     /// Time of the last heartbeat, flushed or not.
@@ -75,6 +83,8 @@ struct Entry {
     contact_at: Option<Mono>,
     /// A gap opened and no observation has closed it.
     gap: bool,
+    /// When a report was last refused; an observation asked for later closes the gap.
+    refused_at: Option<Mono>,
     /// Whether that gap is one of silence, and what was heard since.
     silence: Silenced,
     /// What was absent behind a gap, which is closed, waits for another look.
@@ -120,7 +130,8 @@ struct Inner {
     hosts: HashMap<HostId, Entry>,
     deleted: HashSet<HostId>,
     listening_since: Mono,
-    clock_suspect: bool,
+    /// Since when the clock has been suspect, if it ever was.
+    clock_suspect_since: Option<Mono>,
 }
 
 /// See the head of this file.
@@ -131,6 +142,8 @@ pub struct Presence {
     news: Condvar,
     /// When sandboxes were last used.
     pub activity: Activity,
+    /// Hosts that send heartbeats and are not known.
+    pub unknown: UnknownHosts,
 }
 
 /// What one flush has to write for one host.
@@ -157,7 +170,8 @@ impl Presence {
             let mut inner = presence.lock();
             inner.listening_since = now.mono;
             inner.deleted = deleted.into_iter().collect();
-            inner.clock_suspect = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            let jumped = listened_until.is_some_and(|flushed| is_jump(flushed, now.wall));
+            inner.clock_suspect_since = jumped.then_some(now.mono);
             for host in hosts {
                 let mut entry = Entry::remembered(host, now);
                 entry.gap |= served;
@@ -204,6 +218,17 @@ impl Presence {
         } else {
             Beat::Unknown
         }
+    }
+
+    /// Whether a host has registered again since this registration. One that is newer than
+    /// the database knows of was made before a restore from a backup.
+    pub fn is_superseded(&self, host: HostId, registration: u64) -> bool {
+        self.lock().hosts.get(&host).is_some_and(|entry| registration < entry.now.registration)
+    }
+
+    /// Whether this database has the host, or has had it.
+    pub fn is_recorded(&self, host: HostId) -> bool {
+        self.lookup(host) != Beat::Unknown
     }
 
     /// Whether this database knows no host at all, not even a deleted one.
@@ -325,6 +350,16 @@ impl Presence {
         }
     }
 
+    /// A report of this host could not be accepted, and its agent will not say it again: it
+    /// is a contact gap until an observation asked for later.
+    pub fn report_refused(&self, host: HostId, now: Mono) {
+        if let Some(entry) = self.lock().hosts.get_mut(&host) {
+            entry.refused_at = Some(now);
+            entry.gap = true;
+            entry.dirty = true;
+        }
+    }
+
     /// The machine slept for `span`: the clock for measuring stood still, but the silence
     /// between agents and us went on.
     pub fn slept(&self, now: Mono, span: Duration) {
@@ -343,14 +378,16 @@ impl Presence {
     }
 
     /// Whether an expired but genuine token must be accepted, because the clock moved by
-    /// more than a day against the last flush, or back.
-    pub fn clock_is_suspect(&self) -> bool {
-        self.lock().clock_suspect
+    /// more than a day against the last flush, or back. It is trusted again after a day of
+    /// steady running: a wrong clock is set right by then, which makes it suspect anew.
+    pub fn clock_is_suspect(&self, now: Mono) -> bool {
+        let since = self.lock().clock_suspect_since;
+        since.is_some_and(|since| now.since(since) <= CLOCK_TRUSTED_AFTER)
     }
 
     /// Says that the clock jumped while we ran.
-    pub fn suspect_clock(&self) {
-        self.lock().clock_suspect = true;
+    pub fn suspect_clock(&self, now: Mono) {
+        self.lock().clock_suspect_since = Some(now);
     }
 
     /// Whether the agent may have paused everything unannounced since the last applied
@@ -361,8 +398,8 @@ impl Presence {
 
     /// An observation asked for at `asked_at` was applied. It closes a gap only when the
     /// agent was heard before it was asked and after the gap, and after a silence for the
-    /// second time: agents pause everything
-    /// *before* they beat again, and a listing taken meanwhile says nothing of the rest.
+    /// second time: agents pause everything *before* they beat again, and a listing taken
+    /// meanwhile says nothing of the rest.
     /// While something that was absent behind the gap `waits` for another look, the database
     /// remembers the gap: a restart forgets what waits.
     pub(super) fn observed(&self, host: HostId, asked_at: Mono, now: Mono, waits: bool) {
@@ -372,9 +409,10 @@ impl Presence {
         entry.dirty |= entry.waits != waits;
         entry.waits = waits;
         let heard_before = entry.now.heard_at.is_some_and(|heard| heard <= asked_at);
+        let after_refusal = entry.refused_at.is_none_or(|refused| refused < asked_at);
         let is_heard = heard_before && entry.silence == Silenced::Over;
-        if entry.gap && is_heard && !entry.silent_too_long(now) {
-            entry.gap = false;
+        if entry.gap && is_heard && after_refusal && !entry.silent_too_long(now) {
+            (entry.gap, entry.refused_at) = (false, None);
             entry.dirty = true;
         }
     }
@@ -404,6 +442,7 @@ impl Presence {
         entry.now.intent = host.intent;
         entry.now.liveness = host.liveness;
         entry.now.address = host.address.clone();
+        entry.now.registration = entry.now.registration.max(host.registration);
     }
 
     /// A registration is contact like a heartbeat.
@@ -454,6 +493,7 @@ impl Presence {
 
     pub(super) fn unflushed(&self, hosts: &[Flushed]) {
         self.activity.unflushed();
+        self.unknown.unflushed();
         let mut inner = self.lock();
         for flushed in hosts {
             if let Some(entry) = inner.hosts.get_mut(&flushed.id) {
@@ -487,11 +527,13 @@ impl Entry {
                 intent: host.intent,
                 liveness: host.liveness,
                 address: host.address.clone(),
+                registration: host.registration,
                 heard_at: None,
                 last_heartbeat_at: host.last_heartbeat_at,
             },
             contact_at,
             gap: host.contact_gap || contact_at.is_none(),
+            refused_at: None,
             silence: Silenced::Over,
             waits: false,
             observed_at: now.mono,
@@ -599,6 +641,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_report_is_a_gap_until_an_observation_asked_for_later() {
+        let (presence, id) = presence(Some(5));
+        presence.heartbeat(id, at(1));
+        presence.report_refused(id, at(3).mono);
+        presence.observed(id, at(2).mono, at(4).mono, false);
+        assert!(gap(&presence, 4), "asked for before the report");
+        presence.report_refused(id, at(5).mono);
+        presence.observed(id, at(5).mono, at(6).mono, false);
+        assert!(gap(&presence, 6), "at the same moment");
+        presence.observed(id, at(7).mono, at(8).mono, false);
+        assert!(!gap(&presence, 8));
+    }
+
+    #[test]
     fn a_gap_is_closed_by_an_answer_asked_after_a_heartbeat_only() {
         let (presence, id) = presence(Some(600));
         presence.observed(id, at(1).mono, at(1).mono, false);
@@ -701,15 +757,32 @@ mod tests {
         assert_eq!(span(12, &Policy::default()), Some(Duration::from_secs(2)));
     }
 
+    const DAY_S: u64 = 24 * 3600;
+
     #[test]
     fn a_clock_that_jumped_is_suspect() {
         let suspect = |flushed_s: i64| {
             let flushed = Wall(START as i64 + flushed_s * 1000);
-            Presence::load(&[], [], Some(flushed), false, at(0)).clock_is_suspect()
+            let presence = Presence::load(&[], [], Some(flushed), false, at(0));
+            presence.clock_is_suspect(at(0).mono)
         };
         assert!(!suspect(-3600));
         assert!(suspect(-25 * 3600));
         assert!(suspect(1));
+    }
+
+    #[test]
+    fn a_suspect_clock_is_trusted_again_after_a_day_of_steady_running() {
+        let flushed = Some(Wall(START as i64 + 1000));
+        let presence = Presence::load(&[], [], flushed, false, at(0));
+        let suspect = |s: u64| presence.clock_is_suspect(at(s).mono);
+        assert!(suspect(DAY_S));
+        assert!(!suspect(DAY_S + 1));
+        presence.suspect_clock(at(2 * DAY_S).mono);
+        assert!(suspect(3 * DAY_S), "it jumped again");
+        assert!(!suspect(3 * DAY_S + 1));
+        presence.listen_anew(at(3 * DAY_S + 2).mono, true);
+        assert!(!suspect(3 * DAY_S + 2), "a pause is no jump");
     }
 
     #[test]

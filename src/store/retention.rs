@@ -7,7 +7,6 @@
 use super::StoreError;
 use super::acceptance::skipped;
 use super::idempotency::KEY_LIFE;
-use super::presence::CLOCK_JUMP;
 use super::writer::Writer;
 use crate::model::time::{Now, Wall};
 use rusqlite::params;
@@ -103,10 +102,9 @@ impl Writer {
         Ok(rows)
     }
 
-    /// Whether ages can be told. A clock that jumped is believed again when it went on
-    /// for a day: a wrong one is set right by then, which makes it suspect anew.
+    /// Whether ages can be told.
     fn is_dated(&self, now: Now) -> bool {
-        !self.presence.clock_is_suspect() || self.presence.listening(now.mono) > CLOCK_JUMP
+        !self.presence.clock_is_suspect(now.mono)
     }
 
     /// Gives up the oldest entries of a history up to the first that is not due. Without

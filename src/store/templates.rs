@@ -102,13 +102,12 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The teams as SQL sees them: two ids, or none for all.
-    fn teams(self) -> (Option<String>, String) {
-        let team = match self {
-            Scope::Team(team) => Some(team.to_string()),
-            Scope::Any => None,
-        };
-        (team, PLATFORM_TEAM.to_string())
+    /// As a condition in SQL.
+    fn condition(self) -> String {
+        match self {
+            Scope::Team(team) => format!("team_id IN ('{team}', '{PLATFORM_TEAM}')"),
+            Scope::Any => "1".to_owned(),
+        }
     }
 }
 
@@ -122,15 +121,13 @@ pub fn list(
     if kind != Some(TemplateKind::Snapshot) {
         found.push(minimal(conn)?);
     }
-    let (team, platform) = scope.teams();
     let sql = format!(
-        "SELECT {TEMPLATE} FROM templates WHERE deleted_at IS NULL \
-         AND (?1 IS NULL OR team_id IN (?1, ?2)) AND (?3 IS NULL OR type = ?3) \
-         ORDER BY name, team_id"
+        "SELECT {TEMPLATE} FROM templates WHERE deleted_at IS NULL AND {} \
+         AND (?1 IS NULL OR type = ?1) ORDER BY name, team_id",
+        scope.condition()
     );
-    let mut select = conn.prepare_cached(&sql)?;
-    let stored =
-        select.query_map(params![team, platform, kind.map(TemplateKind::as_str)], template)?;
+    let mut select = conn.prepare(&sql)?;
+    let stored = select.query_map([kind.map(TemplateKind::as_str)], template)?;
     for template in stored {
         found.push(with_hosts(conn, template?)?);
     }
@@ -160,14 +157,15 @@ fn find(conn: &Connection, scope: Scope, wanted: &str) -> Result<Vec<Template>, 
     if wanted == MINIMAL || wanted.parse() == Ok(MINIMAL_ID) {
         return Ok(vec![minimal(conn)?]);
     }
-    let (team, platform) = scope.teams();
+    // No name looks like an id.
+    let column = if wanted.parse::<TemplateId>().is_ok() { "id" } else { "name" };
     let sql = format!(
-        "SELECT {TEMPLATE} FROM templates WHERE deleted_at IS NULL \
-         AND (id = ?3 OR name = ?3) AND (?1 IS NULL OR team_id IN (?1, ?2)) \
-         ORDER BY team_id = ?2, team_id"
+        "SELECT {TEMPLATE} FROM templates WHERE deleted_at IS NULL AND {} AND {column} = ?1 \
+         ORDER BY team_id = '{PLATFORM_TEAM}', team_id",
+        scope.condition()
     );
-    let mut select = conn.prepare_cached(&sql)?;
-    let found = select.query_map(params![team, platform, wanted], template)?;
+    let mut select = conn.prepare(&sql)?;
+    let found = select.query_map([wanted], template)?;
     let mut found: Vec<Template> = found.collect::<Result<_, _>>()?;
     if let Scope::Team(_) = scope {
         found.truncate(1);
@@ -195,6 +193,15 @@ pub fn counts(conn: &Connection) -> Result<[u64; TemplateKind::ALL.len()], Store
     Ok(counts)
 }
 
+/// How many templates hosts have yet to delete, each counted once for each host.
+pub fn to_delete(conn: &Connection) -> Result<u64, StoreError> {
+    let mut count = conn.prepare_cached(
+        "SELECT count(*) FROM templates t JOIN template_hosts h ON h.template_id = t.id \
+         WHERE t.deleted_at IS NOT NULL",
+    )?;
+    Ok(count.query_row([], |row| rows::unsigned(row, 0))?)
+}
+
 /// An unknown template, and what could have been named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
@@ -206,10 +213,16 @@ pub struct Unknown {
 
 /// What a team can name.
 pub fn available(conn: &Connection, scope: Scope) -> Result<Unknown, StoreError> {
-    let mut available: Vec<String> =
-        list(conn, scope, None)?.into_iter().map(|template| template.name.to_string()).collect();
-    // A team's own hides the platform's of the same name.
-    available.dedup();
+    let sql = format!(
+        "SELECT DISTINCT name FROM templates WHERE deleted_at IS NULL AND {} ORDER BY name",
+        scope.condition()
+    );
+    let mut select = conn.prepare(&sql)?;
+    let names = select.query_map([], |row| row.get(0))?;
+    let mut available = vec![MINIMAL.to_owned()];
+    for name in names {
+        available.push(name?);
+    }
     let more = available.len().saturating_sub(AVAILABLE_MAX);
     available.truncate(AVAILABLE_MAX);
     Ok(Unknown { available, more })

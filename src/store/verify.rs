@@ -62,6 +62,13 @@ const INVARIANTS: &[(&str, &str)] = &[
          AND NOT EXISTS \
          (SELECT 1 FROM sandboxes s WHERE s.host_id = o.host_id AND s.id = o.sandbox_id)",
     ),
+    (
+        "a sandbox runs on a host that is unreachable",
+        "SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id \
+         WHERE h.liveness = 'unreachable' AND (s.status = 'running' OR s.status = 'starting' \
+         AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
+             AND o.sandbox_id = s.id AND o.finished_at IS NULL))",
+    ),
 ];
 
 /// Everything that is wrong with the database, a line each; empty when it is whole.
@@ -137,6 +144,8 @@ mod tests {
             "INSERT INTO tombstones VALUES ('h',0)",
             "INSERT INTO operations (id,sandbox_id,host_id,kind,created_at,deadline_at) \
              VALUES ('o','s','h','pause',0,0)",
+            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
+             VALUES ('h','s','t','running',0,0,0); UPDATE hosts SET liveness = 'unreachable'",
         ];
         assert_eq!(broken.len(), INVARIANTS.len());
         for (sql, (meaning, _)) in broken.iter().zip(INVARIANTS) {

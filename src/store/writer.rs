@@ -9,7 +9,7 @@ use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
 use super::deletion::Deletion;
 use super::idempotency::{Created, Once, OnceKey};
-use super::identity::{NewHost, Registration, TokenHash};
+use super::identity::{NewHost, Registered, Registration, TokenHash};
 use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Placed, Said, Wish, Work};
@@ -63,7 +63,7 @@ pub enum Command {
     /// An operator wants another registration token for a host.
     NewRegistrationToken(HostId, TokenHash, Reply<Option<Host>>),
     /// An agent registers.
-    Register(Box<Registration>, Reply<Option<Host>>),
+    Register(Box<Registration>, Reply<Registered>),
     /// An agent renews its tokens.
     Refresh {
         /// Hash of the token that was shown.
@@ -138,8 +138,10 @@ pub enum Command {
     DeleteHost {
         /// Which.
         host: HostId,
-        /// Also with sandboxes that are not over.
+        /// Also with sandboxes that may exist, and without an observation.
         force: bool,
+        /// Observations that were asked for earlier say nothing.
+        since: Mono,
         /// Who.
         actor: Actor,
         /// What came of it.
@@ -308,6 +310,8 @@ pub struct Writer {
     /// Sandboxes whose pause ended before the agent answered, and until when it may yet
     /// come true. A restart ends the calls, and with them what is waited for here.
     pub(super) late_pauses: HashMap<SandboxId, Mono>,
+    /// Rows on unreachable hosts were looked through since the start.
+    pub(super) settled: bool,
     /// Hosts that refused a create of late, and until when they are avoided.
     pub(super) avoided: HashMap<HostId, Mono>,
     /// When announcements were noted of late, by the clock that questions are asked by. What
@@ -346,6 +350,7 @@ pub(super) enum After {
     KeyRevoked(KeyId),
     OperationClosed { op: OpId, kind: OperationKind, failed: bool },
     CalledAgain(OpId),
+    Settled,
     AnswerLost(HostId),
     Accepted(Now),
     Noticed(u64),
@@ -392,6 +397,7 @@ impl Writer {
             looking,
             late_pauses: HashMap::new(),
             avoided: HashMap::new(),
+            settled: false,
             noted: HashMap::new(),
             revision,
             published,
@@ -589,6 +595,7 @@ impl Writer {
             | After::KeyRevoked(_)
             | After::OperationClosed { .. }
             | After::CalledAgain(_)
+            | After::Settled
             | After::Accepted(_)
             | After::Noticed(_)
             | After::AnswerLost(_) => {}
@@ -620,6 +627,7 @@ impl Writer {
                 self.looking.remove(&op);
             }
             After::CalledAgain(op) => drop(self.looking.remove(&op)),
+            After::Settled => self.settled = true,
             After::MarkedUnreachable(host) => {
                 // What else changed of the host in this transaction was made known before, as
                 // it was then.
@@ -754,8 +762,8 @@ impl Task {
                 Task::durable(reply, move |w| w.set_intent(host, intent, &actor, now))
             }
             Command::Prune(reply) => Task::quick(reply, move |w| w.prune(now)),
-            Command::DeleteHost { host, force, actor, reply } => {
-                Task::durable(reply, move |w| w.delete_host(host, force, &actor, now))
+            Command::DeleteHost { host, force, since, actor, reply } => {
+                Task::durable(reply, move |w| w.delete_host(host, force, since, &actor, now))
             }
             Command::CreateKey(new, reply) => {
                 Task::durable(reply, move |w| w.create_key(*new, now))

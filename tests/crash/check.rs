@@ -21,8 +21,6 @@ pub struct Found {
     pub history: Vec<(String, String)>,
     /// An announcement waits for a look at the host.
     pub announced: bool,
-    /// A destroy waits for a create that it overtook.
-    pub settles: bool,
 }
 
 /// Every sandbox of a database.
@@ -37,16 +35,13 @@ pub fn sandboxes(db: &Path) -> BTreeMap<SandboxId, Found> {
             status: row.get(2)?,
             history: Vec::new(),
             announced: row.get(3)?,
-            settles: row.get(4)?,
         };
         Ok((id.parse().unwrap(), found))
     };
     let mut all: BTreeMap<SandboxId, Found> = query(
         &conn,
         "SELECT s.id, s.host_id, s.status, \
-         id IN (SELECT sandbox_id FROM auto_pause_inbox), \
-         id IN (SELECT sandbox_id FROM operations WHERE finished_at IS NULL \
-             AND settle_at IS NOT NULL) FROM sandboxes s",
+         id IN (SELECT sandbox_id FROM auto_pause_inbox) FROM sandboxes s",
         found,
     )
     .into_iter()

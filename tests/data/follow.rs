@@ -19,7 +19,9 @@ const SYSTEMCTL: &str = r#"
 cd "$ROOST_DATA_DIR"/..
 case "$1 $2" in
 "start roost")
-    roost serve --listen 127.0.0.1:0 >served 2>>log & echo $! >pid
+    # What the last one said is not taken for this one's.
+    : >served
+    roost serve --listen 127.0.0.1:0 >>served 2>>log & echo $! >pid
     until grep -q listening served; do kill -0 "$(cat pid)"; sleep 0.05; done
     sed 's,listening on http://\(.*\),listen = "\1",' served >"$ROOST_DATA_DIR/roost.toml"
     # It listens before its database is open.

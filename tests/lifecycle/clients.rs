@@ -42,6 +42,18 @@ fn ask(world: &World, id: &str, verb: &str, headers: &[(&str, &str)]) -> Answer 
     }
 }
 
+/// Waits until no operation is in flight: what a stop cuts is not what these tests are about.
+fn settle(world: &World) {
+    eventually("every operation ends", || {
+        let (_, listed) = world.api.ask("GET", "/v1/capsules", &Value::Null);
+        let transient = |one: &Value| {
+            ["starting", "pausing", "resuming", "stopping"]
+                .contains(&one["status"].as_str().unwrap())
+        };
+        (!listed.as_array().unwrap().iter().any(transient)).then_some(())
+    });
+}
+
 fn create(world: &World, headers: &[(&str, &str)]) -> Answer {
     world.api.send("POST", "/v1/capsules", headers, "{}")
 }
@@ -105,6 +117,7 @@ fn what_takes_longer_is_answered_as_usual() {
         assert_eq!(brief(&answer), (202, None, "starting".to_owned()), "{ignored}");
     }
     world.host(0).set_habits(Habits::default());
+    settle(&world);
     world.end(&[]);
 }
 
@@ -124,6 +137,7 @@ fn the_configuration_holds_every_answer_from_one_moment_to_the_next() {
     world.reload("answers = \"accepted\"\n", &["answers: changed"]);
     // That line may be the first reload's.
     eventually("answers at once", || (brief(&create(&world, &[])) == accepted).then_some(()));
+    settle(&world);
     world.end(&[]);
 }
 
@@ -230,6 +244,7 @@ fn a_repeated_create_is_the_same_capsule() {
     }
     let (a, b) = (id_of(&send(&world, "b key", body)), id_of(&send(&world, "A key", body)));
     assert!(a != id && b != id && a != b);
+    settle(&world);
 
     world.kill();
     world.start();

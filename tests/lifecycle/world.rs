@@ -8,7 +8,7 @@
 use crate::support::client::{self, Answer as Whole};
 use crate::support::server::Serving;
 use crate::support::truth::check_host;
-use crate::support::{Home, PATIENCE, eventually};
+use crate::support::{Done, Home, PATIENCE, eventually};
 use roost::agent::wire::Method;
 use roost::clock::SystemClock;
 use roost::model::id::SandboxId;
@@ -20,6 +20,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -312,6 +313,10 @@ impl World {
     pub fn start(&mut self) {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
         let server = self.home.serve(&flags);
+        self.take_over(server);
+    }
+
+    fn take_over(&mut self, server: Serving) {
         self.api = Api::of(&server);
         self.server = Some(server);
         for (host, credentials) in self.fleet.hosts().iter().zip(&self.hosts) {
@@ -347,6 +352,26 @@ impl World {
             rows.as_array().unwrap().iter().map(|row| (id(row), row.clone())).collect();
         check_history(&self.home, &rows);
         rows
+    }
+
+    /// Runs a command that acts on the running server.
+    pub fn cli(&self, args: &[&str]) -> Done {
+        let url = self.api.url.as_str();
+        Done::of(self.home.command(args).env("ROOST_URL", url).output().unwrap())
+    }
+
+    /// Copies the database.
+    pub fn backup(&self, to: &Path) {
+        self.home.roost(&["db", "backup", to.to_str().unwrap()]).ok();
+    }
+
+    /// Puts a copy in the place of the database of a stopped server, starts it and accepts it.
+    pub fn restore(&mut self, from: &Path) {
+        self.home.roost(&["db", "restore", from.to_str().unwrap()]).ok();
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let server = self.home.serve_restored(&flags);
+        self.take_over(server);
+        self.cli(&["db", "accept"]).ok();
     }
 
     /// Ends the world and checks that all is well: what `rows` checks, and that on the hosts

@@ -15,7 +15,7 @@ import yaml
 ROOT = pathlib.Path(__file__).parents[2]
 ID = "0000000000000000000000042"
 STANDS_FOR = [
-    (r"<(host|cl|key|log|team|op)-\d+>", rf"\1-{ID}"),
+    (r"<(host|cl|key|log|team|tmpl|op)-\d+>", rf"\1-{ID}"),
     (r"<api-key-\d+>", "roost_" + "a" * 64),
     (r"<secret-\d+>", "a" * 64),
     (r"<time>", "2026-05-17T09:30:00.000Z"),

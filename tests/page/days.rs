@@ -130,7 +130,7 @@ fn a_host_that_was_deleted_leaves_the_day_of_the_others() {
     let home = Home::with(&json!({"hosts": hosts, "sandboxes": []}));
     let serving = home.serve(&["--startup-grace", "1h", "--unreachable-after", "1h"]);
     let admin = [("X-API-Key", serving.key())];
-    let gone = serving.ask("DELETE", &format!("/v1/hosts/{}", host(2)), &admin, "");
+    let gone = serving.ask("DELETE", &format!("/v1/hosts/{}?force=true", host(2)), &admin, "");
     assert_eq!(gone.status, 204);
     let day = serving.get("/v1/history").json();
     assert_eq!(day["hosts"].as_array().unwrap().len(), 1, "{day}");
@@ -167,7 +167,7 @@ fn a_deleted_host_leaves_a_history_that_can_be_read() {
     let flags = ["--startup-grace", "1h", "--unreachable-after", "1h"];
     let serving = home.serve(&flags);
     let key = [("X-API-Key", serving.key())];
-    let deleted = serving.ask("DELETE", &format!("/v1/hosts/{}", host(1)), &key, "");
+    let deleted = serving.ask("DELETE", &format!("/v1/hosts/{}?force=true", host(1)), &key, "");
     assert_eq!(deleted.status, 204, "{deleted:?}");
     let day = serving.get("/v1/history");
     assert_eq!((day.status, &day.json()["hosts"]), (200, &json!([])), "{day:?}");

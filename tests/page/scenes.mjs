@@ -194,6 +194,43 @@ const scenes = {
     await close(page);
   },
 
+  async strangers(browser) {
+    const page = await openSignedIn(browser);
+    await says(page.locator('#strangers'), 'zombie');
+    await says(page.locator('#unknown'), 'not in this database');
+    await close(page);
+  },
+
+  /* Each row of the table is read whole: name, type, sizes, on disk, hosts, team. */
+  async templates(browser) {
+    const page = await openSignedIn(browser);
+    await page.locator('#templatelist tr').nth(2).waitFor();
+    const text = await page.locator('#templatelist tr').evaluateAll(all => all.map(row => [...row.cells].map(cell => cell.textContent)));
+    assert.deepEqual(text.map(row => row.slice(0, 4)), [
+      ['minimal', 'base', '1 vCPU · 512 MB · 5 GB disk', ''],
+      ['deps', 'snapshot', '', '2 GB'],
+      ['python3.12', 'base', '2 vCPU · 1.5 GB', ''],
+    ]);
+    assert.deepEqual(text.map(row => row[4].replace(/^host-.*/, 'one')), ['every host', '2 hosts', 'one']);
+    assert.deepEqual(text.map(row => row[5].replace(/^team-.*/, 'a team')), ['platform', 'a team', 'platform']);
+    await want('add');
+    await page.reload();
+    await link(page, 'live');
+    await says(page.locator('#templatelist td'), 'node');
+    await page.getByRole('tab', { name: 'Audit log' }).click();
+    await says(page.locator('#audit li'), 'made the template node');
+    await close(page);
+  },
+  async templatesOfATeam(browser) {
+    const page = await open(browser);
+    page.forgiven.push(/status of 403/);
+    await signIn(page);
+    await page.locator('#templatelist tr').nth(3).waitFor();
+    const hosts = await page.locator('#templatelist tr').evaluateAll(all => all.map(row => row.cells[4].textContent));
+    assert.deepEqual(hosts, ['every host', '2 hosts', '', '']);
+    await close(page);
+  },
+
   /* What keeps the server from its work is above everything, with what to do. */
   async guard(browser) {
     const page = await openSignedIn(browser);
@@ -340,7 +377,7 @@ const scenes = {
       await page.locator('#boxlist').evaluate(list => { list.scrollTop = list.scrollHeight; });
       await page.locator('#boxlist .row[aria-rowindex="50001"]').waitFor();
     });
-    assert.equal(await page.getByRole('table').getAttribute('aria-rowcount'), '50001');
+    assert.equal(await page.getByRole('table', { name: 'Sandboxes' }).getAttribute('aria-rowcount'), '50001');
     await page.locator('#hostlist').evaluate(list => { list.scrollTop = list.scrollHeight; });
     await says(page.locator('.card h3'), '00rs');
     await picture(page, 'page-crowd');

@@ -5,13 +5,14 @@ use crate::days::now_ms;
 use crate::support::server::Serving;
 use crate::support::{Home, host, sandbox, sim_fleet};
 use crate::troubled::Troubled;
-use roost::model::id::TeamId;
+use roost::model::id::{SandboxId, TeamId, TemplateId};
 use roost::model::sandbox::SandboxStatus;
-use roost::sim::SimFleet;
+use roost::sim::{SimFleet, SimState};
 use rusqlite::{Connection, params};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::cell::RefCell;
+use std::time::Duration;
 
 /// Nobody is judged silent while a scene plays.
 const PATIENT: [&str; 4] = ["--startup-grace", "1h", "--unreachable-after", "1h"];
@@ -106,6 +107,46 @@ fn who_did_what_is_read_back_to_the_beginning() {
         }
         other => nothing(serving, other),
     });
+}
+
+/// What sandboxes are made from, as an operator sees it and as a team does.
+#[test]
+fn templates_are_listed_and_added() {
+    let Some(tools) = tools() else { return };
+    let team = TeamId::from_u128(1).to_string();
+    let id = |n| TemplateId::from_u128(n).to_string();
+    let (_fleet, home) = fleet_of(2, 1, &|all| {
+        all["templates"] = json!([
+            {"id": id(1), "name": "python3.12", "vcpus": 2, "memory_mb": 1536, "hosts": [host(1)]},
+            {"id": id(2), "name": "deps", "type": "snapshot", "team_id": team,
+             "size_bytes": 2u64 << 30, "hosts": [host(1), host(2)]},
+        ]);
+    });
+    let serving = home.serve(&PATIENT);
+    tools.play("templates", &Place::of(&serving), |what| match what {
+        "add" => {
+            let answer = serving.post("/v1/templates", &json!({"name": "node"}));
+            assert_eq!(answer.status, 201, "{answer:?}");
+        }
+        other => nothing(&serving, other),
+    });
+    let made = serving.post("/v1/api-keys", &json!({"name": "page", "team_id": team})).json();
+    let place = Place { address: serving.address(), key: made["key"].as_str().unwrap().into() };
+    tools.play("templatesOfATeam", &place, |what| nothing(&serving, what));
+    serving.stop();
+}
+
+#[test]
+fn what_the_database_does_not_know_is_shown() {
+    let Some(tools) = tools() else { return };
+    let (fleet, home) = fleet(1, 1, &|_| {});
+    let stranger = SandboxId::from_u128(77);
+    fleet.hosts()[0].put(stranger, SimState::Running, Duration::from_secs(600));
+    let quick = ["--probe-interval", "1s", "--confirm-delay", "50ms", "--transient-grace", "1s"];
+    let serving = home.serve(&[&PATIENT[..], &quick].concat());
+    assert_eq!(serving.beat(&host(77), &home.token(&host(77))).status, 503);
+    tools.play("strangers", &Place::of(&serving), |what| nothing(&serving, what));
+    serving.stop();
 }
 
 /// Hosts that are not there at all.

@@ -7,6 +7,7 @@
 
 use crate::support::random::Random;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use roost::model::endpoint::Resolved;
 use roost::model::event::ActorType;
 use roost::model::host::{Host, Intent};
 use roost::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId};
@@ -18,7 +19,7 @@ use roost::model::time::{Mono, Now, Wall};
 use roost::plan::report::ReportKind;
 use roost::store::StoreError;
 use roost::store::apply::Probed;
-use roost::store::identity::{NewHost, Registration};
+use roost::store::identity::{NewHost, Registered, Registration};
 use roost::store::journal::Actor;
 use roost::store::lifecycle::{Begun, Ended, NewSandbox, Wish};
 use roost::store::open::open_writer;
@@ -206,16 +207,20 @@ impl Script {
         let registration = Registration {
             token,
             refresh,
-            address: "127.0.0.1:1".parse().unwrap(),
+            // One of its own: another live host's is refused.
+            address: format!("127.0.0.1:{}", u16::from_be_bytes([refresh[0], refresh[1]]).max(1))
+                .parse()
+                .unwrap(),
+            resolved: Resolved::new(),
             arch: None,
             cpu_cores: Some(100_000),
             memory_mb: Some(1 << 30),
             disk_gb: None,
         };
         // Twice in one batch it is refused the second time.
-        let say = move |registered: Option<_>| match registered {
-            Some(_) => Told::Registered(host, refresh),
-            None => Told::Done,
+        let say = move |registered| match registered {
+            Registered::Done(_) => Told::Registered(host, refresh),
+            Registered::BadToken | Registered::AddressInUse(_) => Told::Done,
         };
         Command::Register(Box::new(registration), self.reply(say))
     }

@@ -6,7 +6,7 @@
 use crate::support::client::Answer;
 use crate::support::server::Serving;
 use crate::support::token::{claims, forged, now_s};
-use crate::support::{Home, host};
+use crate::support::{Home, eventually, host};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -142,8 +142,9 @@ fn a_registration_gives_what_an_agent_needs() {
     let issued = claims["iat"].as_i64().unwrap();
     assert!((now_s() - issued).abs() < 120, "{claims}");
     let week = issued + 7 * 24 * 3600;
-    let expected = json!({"typ": "host", "host_id": id, "sub": id, "iat": issued, "exp": week});
-    assert_eq!(claims, expected);
+    let expected =
+        json!({"typ": "host", "host_id": id, "sub": id, "iat": issued, "exp": week, "reg": 1});
+    assert_eq!(claims, expected, "reg is the revision of the registration");
     assert!(!token.contains('='), "base64url without padding");
     assert_eq!(serving.beat(id, token).status, 204);
 }
@@ -300,4 +301,62 @@ fn an_emptied_database_makes_nobody_a_stranger() {
 
     // The keys are lost as well.
     check(&Home::new().serve(&[]));
+}
+
+/// Hosts of another database, or of one that was lost: an operator sees them.
+#[test]
+fn hosts_that_are_not_in_this_database_are_shown_until_they_are_silent_or_known() {
+    let home = Home::with(&fleet());
+    let serving = home.serve(&["--heartbeat-flush", "100ms"]);
+    assert_eq!(serving.get("/v1/unknown-hosts").json(), json!([]));
+    assert_eq!(serving.metric("roost_unknown_hosts"), 0);
+    let (lost, foreign) = (host(70), host(71));
+    let none = |id: &str, token: &str| {
+        assert_eq!(serving.beat(id, token).refusal(), (503, "unavailable".to_owned()));
+    };
+    none(&foreign, &forged(&foreign));
+    none(&lost, &home.token(&lost));
+    none(&lost, &forged(&lost));
+    let found = serving.get("/v1/unknown-hosts").json();
+    let of = |n: usize| (found[n]["host_id"].clone(), found[n]["genuine"].clone());
+    assert_eq!(of(0), (json!(lost), json!(true)), "a forged token of its name changes nothing");
+    assert_eq!(of(1), (json!(foreign), json!(false)));
+    assert_eq!(serving.metric("roost_unknown_hosts"), 2);
+    serving.logged(&["WARN", &lost, "a token of this server", "not in this database"]);
+    serving.logged(&["WARN", &foreign, "a token of another server", "not in this database"]);
+    let key = serving.post("/v1/api-keys", &json!({"name": "one"})).json();
+    let key = [("X-API-Key", key["key"].as_str().unwrap())];
+    assert_eq!(serving.ask("GET", "/v1/unknown-hosts", &key, "").status, 403);
+
+    // `status` reads the database.
+    let status = || home.json(&["status"])["unknown_hosts"].clone();
+    let shown = eventually("they are written", || {
+        status().as_array().filter(|all| all.len() == 2).cloned()
+    });
+    assert_eq!(shown[0]["host_id"], json!(lost));
+    let text = home.roost(&["status"]).ok();
+    assert!(text.contains(&lost) && text.contains("is this the right database?"), "{text}");
+    serving.kill();
+    let serving = home.serve(&["--heartbeat-flush", "100ms"]);
+    assert_eq!(serving.metric("roost_unknown_hosts"), 2, "a restart forgets none");
+    serving.stop();
+
+    // One of them is restored to the database; the other has been silent for a day.
+    let db = rusqlite::Connection::open(home.path("roost.db")).unwrap();
+    let known = format!(
+        "INSERT INTO hosts (id, team_id, type, intent, liveness, revision, created_at, updated_at) \
+         SELECT '{lost}', team_id, type, intent, liveness, revision, created_at, updated_at \
+         FROM hosts LIMIT 1; \
+         UPDATE unknown_hosts SET last_seen_at = last_seen_at - 86400000 WHERE host_id = '{foreign}'"
+    );
+    db.execute_batch(&known).unwrap();
+    let serving = home.serve(&["--heartbeat-flush", "100ms"]);
+    assert_eq!(serving.get("/v1/unknown-hosts").json(), json!([]));
+    let rows = || {
+        let sql = "SELECT count(*) FROM unknown_hosts";
+        db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    eventually("their rows are gone", || (rows() == 0).then_some(()));
+    serving.stop();
+    home.verify();
 }

@@ -125,21 +125,27 @@ fn audit(home: &Home, id: &str) -> Vec<Value> {
 
 #[test]
 fn a_preview_tells_what_a_deletion_would_destroy() {
-    let row =
-        |n: u128, status: &str| json!({"id": sandbox(n), "host_id": host(1), "status": status});
+    let row = |n: u128, status: &str, reason: &str, age_s: u64| {
+        json!({"id": sandbox(n), "host_id": host(1), "status": status, "status_reason": reason,
+            "status_age_s": age_s})
+    };
     let home = Home::with(&json!({
         "hosts": [{"id": host(1), "status": "online", "heartbeat_age_s": 5},
                   {"id": host(2), "status": "pending"}],
-        "sandboxes": [row(1, "running"), row(2, "paused"), row(3, "stopped"), row(4, "missing"),
-            row(5, "error"), row(6, "hibernated")],
+        "sandboxes": [row(1, "running", "requested", 600), row(2, "paused", "requested", 600),
+            row(3, "stopped", "operation_succeeded", 5), row(4, "missing", "requested", 600),
+            row(5, "error", "operation_failed", 3700), row(6, "hibernated", "requested", 600),
+            row(7, "stopped", "vanished", 3500), row(8, "error", "not_started", 5),
+            row(9, "stopped", "snapshot_gone", 3700)],
     }));
     let serving = home.serve(&[]);
     let preview = |id: &str| serving.get(&format!("/v1/hosts/{id}/delete-preview"));
     let answer = preview(&host(1));
-    let active = json!([sandbox(1), sandbox(2), sandbox(4), sandbox(6)]);
+    // What ended lately, and not at a user's request, may come back.
+    let active = json!([1, 2, 4, 6, 7, 8].map(sandbox));
     let found = answer.json();
     assert_eq!((answer.status, &found["sandbox_ids"]), (200, &active));
-    assert_eq!(found["sandboxes"], 4);
+    assert_eq!(found["sandboxes"], 6);
     assert_eq!(found["host"], serving.get(&format!("/v1/hosts/{}", host(1))).json());
     let none = preview(&host(2)).json();
     assert_eq!((&none["sandbox_ids"], &none["sandboxes"]), (&json!([]), &json!(0)));
@@ -241,7 +247,7 @@ fn an_agent_that_cannot_be_reached_hears_it_when_it_beats() {
     let id = world.capsule("running");
     world.faults(0, Faults { closed: true, ..Faults::default() });
     assert_eq!(world.delete(0, "?force=true"), 204);
-    world.serving.logged(&[&world.id(0), "will hear it when it beats"]);
+    world.serving.logged(&[&world.id(0), "next heartbeat tells its agent"]);
     assert_eq!(world.sim(0).state(id.parse().unwrap()), Some(SimState::Running));
     let mut beater = Beater::new(&world.options(), world.hosts[0].clone());
     assert_eq!(beater.beat(world.sim(0)), Beat::Deleted);
@@ -266,7 +272,9 @@ fn hosts_without_an_agent_are_deleted_too() {
     assert_eq!(registration.status, 401);
     assert_eq!(delete(&serving, &host(1), "").status, 409);
     assert_eq!(delete(&serving, &host(1), "?force=1").status, 204);
-    assert_eq!(delete(&serving, &host(2), "").status, 204, "failed ones are no obstacle");
+    let refused = delete(&serving, &host(2), "");
+    assert_eq!(refused.json()["error"]["sandbox_ids"], json!([sandbox(2)]), "it failed lately");
+    assert_eq!(delete(&serving, &host(2), "?force=1").status, 204);
     for id in [pending_id, &host(1), &host(2)] {
         assert_eq!(serving.beat(id, &home.token(id)).status, 404);
     }
@@ -390,6 +398,91 @@ fn of_a_wish_and_a_deletion_at_the_same_moment_one_wins() {
             409 => assert_eq!(wished, [202; 3]),
             other => panic!("{other}"),
         }
+        world.end();
+    }
+}
+
+fn refusal(answer: crate::support::client::Answer) -> String {
+    assert_eq!(answer.refusal(), (409, "invalid_state".to_owned()));
+    answer.message()
+}
+
+/// Without force a host goes only when an observation newer than the request shows that it
+/// has nothing.
+#[test]
+fn a_host_that_is_not_seen_to_be_empty_stays() {
+    let world = World::new(4, &RARELY);
+    let ask = |n: usize| delete(&world.serving, &world.id(n), "");
+    // Something runs there that the database knows nothing of.
+    world.sim(0).put(sandbox(7).parse().unwrap(), SimState::Running, Duration::ZERO);
+    assert!(refusal(ask(0)).contains("its agent lists 1 sandboxes"));
+    world.faults(1, Faults { closed: true, ..Faults::default() });
+    let message = refusal(ask(1));
+    assert!(message.contains("cannot be observed") && message.contains("force=true"), "{message}");
+    let offline = format!("/v1/hosts/{}/offline", world.id(2));
+    assert_eq!(world.serving.post(&offline, &json!({})).status, 200);
+    assert!(refusal(ask(2)).contains("it is offline; undrain it"));
+    for n in 0..3 {
+        assert_eq!(world.beat(n), 204, "it is still there");
+        assert!(!world.sim(n).has_exited());
+    }
+    assert_eq!(ask(3).status, 204);
+    world.sim(0).lose(sandbox(7).parse().unwrap());
+    assert_eq!(ask(0).status, 204);
+    for n in [1, 2] {
+        assert_eq!(world.delete(n, "?force=true"), 204);
+    }
+    world.end();
+}
+
+#[test]
+fn an_unreachable_host_is_deleted_by_force_only_and_its_agent_is_not_called() {
+    let fleet = sim_fleet(1, 1);
+    let sim = &fleet.hosts()[0];
+    let id = sim.sandboxes()[0].0;
+    let home = Home::with(&json!({
+        "hosts": [{"id": host(1), "status": "unreachable", "heartbeat_age_s": 500,
+            "address": sim.address().to_string()}],
+        "sandboxes": [],
+    }));
+    let serving = home.serve(&RARELY);
+    assert!(refusal(delete(&serving, &host(1), "")).contains("it is unreachable"));
+    assert_eq!(delete(&serving, &host(1), "?force=true").status, 204);
+    serving.logged(&["next heartbeat tells its agent", "it is unreachable"]);
+    assert_eq!((sim.calls(Method::Terminate), sim.state(id)), (0, Some(SimState::Running)));
+    serving.stop();
+    home.verify();
+}
+
+/// Who answers at the address of a deleted host may be another host's agent: only one whose
+/// listing shows this host's sandboxes, and no others, is told to end.
+#[test]
+fn only_the_agent_that_is_proved_to_be_the_hosts_is_ended() {
+    // Of the host's own sandbox and another's: which are listed, and whether it is ended.
+    for (own, foreign, ended) in
+        [(true, false, true), (true, true, false), (false, true, false), (false, false, false)]
+    {
+        let world = World::new(2, &["--probe-interval", "1h", "--confirm-delay", "1m"]);
+        let offline = format!("/v1/hosts/{}/offline", world.id(1));
+        assert_eq!(world.serving.post(&offline, &json!({})).status, 200);
+        let id = world.capsule("running");
+        if !own {
+            world.sim(0).lose(id.parse().unwrap());
+        }
+        if foreign {
+            world.sim(0).put(sandbox(7).parse().unwrap(), SimState::Running, Duration::ZERO);
+        }
+        assert_eq!(world.delete(0, "?force=true"), 204);
+        let calls = world.sim(0).calls(Method::Terminate);
+        assert_eq!(
+            (calls, world.sim(0).has_exited()),
+            (u64::from(ended), ended),
+            "{own} {foreign}"
+        );
+        if !ended {
+            world.serving.logged(&["next heartbeat tells its agent", "nothing proves"]);
+        }
+        assert_eq!(world.beat(0), 404, "and that ends it in any case");
         world.end();
     }
 }

@@ -211,7 +211,7 @@ fn a_deletion_ends_the_wait() {
         let ask = || probe(&held.serving, 1).refusal();
         let all: Vec<_> = (0..WAITING).map(|_| scope.spawn(ask)).collect();
         let key = [("X-API-Key", held.serving.key())];
-        let path = format!("/v1/hosts/{}", host(1));
+        let path = format!("/v1/hosts/{}?force=true", host(1));
         assert_eq!(held.serving.ask("DELETE", &path, &key, "").status, 204);
         for one in all {
             assert_eq!(one.join().unwrap(), (404, "not_found".to_owned()));

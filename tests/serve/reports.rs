@@ -69,6 +69,86 @@ fn what_an_agent_reports_is_believed_of_its_own_sandboxes_only() {
     home.verify();
 }
 
+/// A report that is refused, whatever it said, will not be made again: what is absent from
+/// then on is presumed
+/// paused, not gone.
+#[test]
+fn a_sandbox_is_presumed_paused_when_the_report_of_its_pause_could_not_be_accepted() {
+    let (home, agents) = world(&["running"]);
+    let flags = ["--probe-interval", "1h", "--confirm-delay", "10ms"];
+    let serving = home.serve(&flags);
+    steady_contact(&home, &serving);
+    let other = rusqlite::Connection::open(home.path("roost.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for _ in 0..3 {
+        assert_eq!(report(&home, &serving, &event("sandbox.resumed", 0)), 503);
+    }
+    other.execute_batch("ROLLBACK").unwrap();
+    agents.say(0, Says::lists(&[]));
+    let capsule = eventually("a verdict", || {
+        probe(&serving);
+        let capsule = serving.get(&format!("/v1/capsules/{}", sandbox(0))).json();
+        (capsule["status"] != "running").then_some(capsule)
+    });
+    assert_eq!(capsule["status_reason"], "presumed_paused", "{capsule}");
+    serving.stop();
+    home.verify();
+}
+
+fn probe(serving: &Serving) {
+    let path = format!("/v1/hosts/{}/probe", host(1));
+    assert_eq!(serving.post(&path, &json!({})).status, 200);
+}
+
+/// Brings about that the host is heard and observed, so that nothing may have been missed.
+fn steady_contact(home: &Home, serving: &Serving) {
+    assert_eq!(serving.beat(&host(1), &home.token(&host(1))).status, 204);
+    eventually("steady contact", || {
+        probe(serving);
+        (serving.metric("roost_hosts_with_contact_gap") == 0).then_some(())
+    });
+}
+
+#[test]
+fn only_what_was_not_accepted_of_a_genuine_agent_is_a_gap() {
+    let (home, _agents) = world(&["running"]);
+    let serving = home.serve(&["--probe-interval", "1h"]);
+    steady_contact(&home, &serving);
+    let gap = || serving.metric("roost_hosts_with_contact_gap");
+    let post = |token: Option<&str>, more: &[(&str, &str)], body: &str| {
+        let token = token.map(|token| ("X-Host-Token", token));
+        let headers: Vec<_> = token.into_iter().chain(more.iter().copied()).collect();
+        serving.ask("POST", "/v1/hosts/sandbox-events", &headers, body).status
+    };
+    let good = home.token(&host(1));
+    let body = event("sandbox.auto_paused", 7).to_string();
+    let foreign = event("sandbox.auto_paused", 7);
+    let foreign = json!({"host_id": host(2), "event": foreign["event"], "sandbox_id": sandbox(7)});
+    let forged = crate::support::token::forged(&host(1));
+    for (expected, token, body) in [
+        (204, Some(good.as_str()), body.as_str()),
+        (400, Some(&good), "{"),
+        (400, Some(&good), "{}"),
+        (403, Some(&good), &foreign.to_string()),
+        (401, None, &body),
+        (401, Some("nonsense"), &body),
+        (401, Some(&forged), &body),
+    ] {
+        assert_eq!(post(token, &[], body), expected, "{token:?} {body}");
+        assert_eq!(gap(), 0, "{token:?} {body}");
+    }
+    let expired = home.expired_token(&host(1));
+    for (expected, token, more) in
+        [(401, &expired, &[][..]), (415, &good, &[("Content-Encoding", "gzip")])]
+    {
+        assert_eq!(post(Some(token), more, &body), expected);
+        assert_eq!(gap(), 1, "{expected}");
+        steady_contact(&home, &serving);
+    }
+    serving.stop();
+    home.verify();
+}
+
 /// A host's clock may show anything: it is compared with none of ours.
 #[test]
 fn the_time_of_a_report_means_nothing_here() {

@@ -140,15 +140,12 @@ impl World {
     /// What a change says of these rules.
     pub(crate) fn bound_change(&mut self, change: &Change) {
         let now_ms = self.now_ms();
-        match change.kind {
-            EventKind::HostDown | EventKind::HostUp | EventKind::HostIntent => {
-                self.bounds.observed.remove(&change.host);
-            }
-            EventKind::HostRegistered => {
-                self.bounds.observed.remove(&change.host);
-                self.expect_settled(Some(change.host));
-            }
-            _ => {}
+        use EventKind::{HostDown, HostIntent, HostRegistered, HostUp};
+        if matches!(change.kind, HostDown | HostUp | HostIntent | HostRegistered) {
+            self.bounds.observed.remove(&change.host);
+        }
+        if change.kind == HostRegistered {
+            self.expect_settled(Some(change.host));
         }
         let (Some(id), Some(to)) = (change.sandbox, change.to) else { return };
         self.bounds.unsettled.remove(&id);
@@ -156,13 +153,11 @@ impl World {
             self.tally.struck(Fault::PlacedElsewhere);
             self.bounds.elsewhere.insert((left, id));
         }
-        match to {
-            SandboxStatus::Starting if change.from.is_none() => {
-                let waiting = Waiting { since_ms: now_ms, uncertain: 0 };
-                self.bounds.creates.insert(id, waiting);
-            }
-            SandboxStatus::Starting => {}
-            _ => drop(self.bounds.creates.remove(&id)),
+        if to != SandboxStatus::Starting {
+            self.bounds.creates.remove(&id);
+        } else if change.from.is_none() {
+            let waiting = Waiting { since_ms: now_ms, uncertain: 0 };
+            self.bounds.creates.insert(id, waiting);
         }
         let over = matches!(to, SandboxStatus::Stopping | SandboxStatus::Stopped);
         if change.by_user && over && change.reason == Reason::Requested {

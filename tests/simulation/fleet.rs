@@ -7,6 +7,7 @@ use crate::chance::Chance;
 use crate::leaving::Standing;
 use crate::people::somebody;
 use crate::world::{Heart, Link, MINUTE, Machine, SECOND, TOKEN_LIFE};
+use roost::model::endpoint::Resolved;
 use roost::model::host::AgentAddress;
 use roost::model::id::{HostId, PLATFORM_TEAM};
 use roost::model::policy::Policy;
@@ -69,6 +70,7 @@ pub(crate) fn registration(machine: &Machine, token: [u8; 32], refresh: [u8; 32]
         token,
         refresh,
         address: machine.address.clone(),
+        resolved: Resolved::new(),
         arch: None,
         cpu_cores: Some(64),
         memory_mb: Some(machine.memory_mb),

@@ -13,9 +13,10 @@ use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
 use roost::model::host::{AgentAddress, Host, Intent};
 use roost::model::id::PLATFORM_TEAM;
+use roost::model::time::Mono;
 use roost::store::StoreError;
 use roost::store::deletion::Deletion;
-use roost::store::identity::NewHost;
+use roost::store::identity::{NewHost, Registered};
 use roost::store::writer::Command;
 
 /// Where a host stands with its operators, as far as they were told.
@@ -136,6 +137,7 @@ impl World {
         plane.ask(now, told, |reply| Command::DeleteHost {
             host: id,
             force: sent,
+            since: Mono(0),
             actor: somebody(),
             reply,
         });
@@ -150,10 +152,17 @@ impl World {
             Deletion::HasActive(ids) if !force && !ids.is_empty() => {
                 return self.tally.struck(Fault::DeletionRefused);
             }
+            Deletion::Lists(_) | Deletion::NotObserved if !force => {
+                return self.tally.struck(Fault::DeletionRefused);
+            }
             Deletion::Deleted(_) if was_deleted => {
                 self.tally.struck(if force { Fault::DeletedWithAll } else { Fault::Deleted });
             }
-            Deletion::NotFound | Deletion::HasActive(_) | Deletion::Deleted(_) => {
+            Deletion::NotFound
+            | Deletion::HasActive(_)
+            | Deletion::Lists(_)
+            | Deletion::NotObserved
+            | Deletion::Deleted(_) => {
                 return self.wrong(format!("the deletion of {id} ended with {deletion:?}"));
             }
         }
@@ -261,7 +270,9 @@ impl World {
         let registration = registration(&self.machines[host], token, refresh);
         let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
-        let told = move |found: Option<Host>| Told::Registered(host, refresh, found.is_some());
+        let told = move |found: Registered| {
+            Told::Registered(host, refresh, matches!(found, Registered::Done(_)))
+        };
         plane.ask(now, told, |reply| Command::Register(Box::new(registration), reply));
     }
 

@@ -113,7 +113,10 @@ impl World {
     pub(crate) fn beat_arrives(&mut self, host: usize, late: bool) {
         let now = self.now();
         let Some(plane) = &mut self.plane else {
-            return if late { () } else { self.unanswered(host) };
+            if !late {
+                self.unanswered(host);
+            }
+            return;
         };
         if plane.held {
             // As the API: it waits, and goes on.
@@ -127,7 +130,7 @@ impl World {
         let outdated = known
             && self.machines[host].heart.registration < newest
             && self.defect != Some(Defect::OldRegistrationCounts);
-        if outdated || expired && !plane.presence.clock_is_suspect() {
+        if outdated || expired && !plane.presence.clock_is_suspect(now.mono) {
             if outdated {
                 self.tally.struck(Fault::OldMachineRefused);
             }
@@ -215,7 +218,7 @@ impl World {
         let now = self.now();
         let shown = self.machines[host].heart.refresh_token;
         let Some(plane) = &mut self.plane else { return };
-        let lenient = plane.presence.clock_is_suspect();
+        let lenient = plane.presence.clock_is_suspect(now.mono);
         plane.ask_all(
             now,
             move |result| Told::Refreshed(host, fresh, result),

@@ -50,7 +50,7 @@ impl World {
                     disk_size_mb: Some(1024),
                     actor: somebody(),
                 };
-                let told = Told::Created;
+                let told = |created: Result<_, _>| Told::Created(created.map(Box::new));
                 plane.ask(now, told, |reply| Command::CreateSandbox(Box::new(new), reply));
             }
             Some((sandbox, status)) => {

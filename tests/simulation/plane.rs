@@ -63,7 +63,7 @@ pub(crate) enum Want {
 
 /// What the writer answered to others than the plane itself.
 pub(crate) enum Told {
-    Created(Result<(Sandbox, Work), NotMade>),
+    Created(Result<Box<(Sandbox, Work)>, NotMade>),
     Begun(Begun),
     /// Whether a report was taken.
     Reported(usize, Sent, bool),
@@ -416,7 +416,7 @@ impl Plane {
     /// As the API does with what begins.
     fn hand_on(&mut self, told: Told, now: Now) {
         let works: Vec<Work> = match &told {
-            Told::Created(Ok((_, work))) => vec![work.clone()],
+            Told::Created(Ok(created)) => vec![created.1.clone()],
             Told::Begun(Begun::Started(_, work) | Begun::AlreadyTerminal(Some(work))) => {
                 vec![work.as_ref().clone()]
             }

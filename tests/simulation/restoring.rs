@@ -185,7 +185,7 @@ impl World {
         let expires_at = issued_at.after(REFRESH_TOKEN_LIFE);
         let lost = LostToken { hash, host: machine.id, issued_at, expires_at };
         let Some(plane) = &mut self.plane else { return };
-        if issued_at > now.wall && !plane.presence.clock_is_suspect() {
+        if issued_at > now.wall && !plane.presence.clock_is_suspect(now.mono) {
             return self.taken_back(host, fresh, false);
         }
         let told = move |counts| Told::TakenBack(host, fresh, counts);

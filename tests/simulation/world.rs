@@ -835,7 +835,8 @@ impl World {
 
     pub(crate) fn hear(&mut self, told: Told) {
         match told {
-            Told::Created(Ok((sandbox, work))) => {
+            Told::Created(Ok(created)) => {
+                let (sandbox, work) = *created;
                 let (id, host) = (sandbox.id, work.host);
                 self.note(|| format!("a user creates {id} on {host}"));
                 self.perhaps_disturb(host);

@@ -9,6 +9,7 @@
 pub mod agents;
 pub mod client;
 pub mod docs;
+pub mod python;
 pub mod random;
 pub mod server;
 pub mod token;

@@ -13,11 +13,19 @@ pub fn now_s() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
 }
 
-/// A token signed with `secret` that is valid for so long from now on.
+/// A token signed with `secret` that is valid for so long from now on, as the version before
+/// gave it out: it names no registration.
 pub fn signed(secret: &str, host: &str, valid_s: i64) -> String {
+    signed_of(secret, host, valid_s, None)
+}
+
+fn signed_of(secret: &str, host: &str, valid_s: i64, registration: Option<u64>) -> String {
     let now = now_s();
-    let claims = json!({"typ": "host", "host_id": host, "sub": host,
+    let mut claims = json!({"typ": "host", "host_id": host, "sub": host,
         "iat": now - 7 * DAY_S, "exp": now + valid_s});
+    if let Some(registration) = registration {
+        claims["reg"] = json!(registration);
+    }
     let key = EncodingKey::from_secret(secret.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
@@ -37,6 +45,11 @@ impl Home {
     /// A genuine token, valid for a day.
     pub fn token(&self, host: &str) -> String {
         signed(&self.token_key(), host, DAY_S)
+    }
+
+    /// A genuine token of this registration of a host, valid for a day.
+    pub fn token_of(&self, host: &str, registration: u64) -> String {
+        signed_of(&self.token_key(), host, DAY_S, Some(registration))
     }
 
     /// A genuine token that has expired.

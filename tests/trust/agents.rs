@@ -95,7 +95,7 @@ fn a_registration_brings_certificates_with_mtls_only() {
     assert!(!home.path("ca.pem").exists() && !home.path("ca.key").exists());
 
     let serving = home.serve(&[MTLS, &["--log", "trace"]].concat());
-    let answer = serving.register("127.0.0.1:1");
+    let answer = serving.register("127.0.0.1:2");
     let body = json!({"refresh_token": answer["refresh_token"]}).to_string();
     let refreshed = serving.ask("POST", "/v1/hosts/auth/refresh", &[], &body).json();
     let ca = std::fs::read_to_string(home.path("ca.pem")).unwrap();

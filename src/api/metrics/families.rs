@@ -8,6 +8,7 @@ use super::{HEARTBEAT_ANSWERS, HTTP_CLASSES, PROBE_OUTCOMES, RESULTS, TROUBLES};
 use crate::model::host::HostStatus;
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::SandboxStatus;
+use crate::model::template::TemplateKind;
 use std::fmt::Write as _;
 
 /// What a metric's numbers do.
@@ -94,6 +95,12 @@ families! {
         "Hosts by public status.";
     HOSTS_DEGRADED = Gauge "roost_hosts_degraded" []
         "Hosts whose probes fail while their heartbeats arrive.";
+    TEMPLATES = Gauge "roost_templates" [label("type", TemplateKind::WORDS)]
+        "Templates by type, without minimal, which every agent has.";
+    TEMPLATES_DELETED = Gauge "roost_templates_to_delete" []
+        "Deleted templates whose files hosts have yet to delete, counted once for each host.";
+    UNKNOWN_HOSTS = Gauge "roost_unknown_hosts" []
+        "Hosts that sent a heartbeat within a day and are not in this database; see `roost status`.";
     CONTACT_GAPS = Gauge "roost_hosts_with_contact_gap" []
         "Hosts whose agents may have paused everything unannounced: what is absent there is presumed paused.";
     SANDBOXES = Gauge "roost_sandboxes" [SANDBOX_STATUS]
@@ -102,6 +109,10 @@ families! {
         "Transitions of sandboxes, and sandboxes made, by the status they came into.";
     ZOMBIES = Gauge "roost_zombies" []
         "Sandboxes that run on a host and should not, as the last observation of each host saw them.";
+    MISPLACED = Gauge "roost_misplaced_sandboxes" []
+        "Sandboxes that a host has although they belong to another host, as the last observation of each host saw them.";
+    FOREIGN = Counter "roost_foreign_notices_total" []
+        "Sandboxes that agents said they had paused although they belong to other hosts, or to none; ignored.";
     HELD = Gauge "roost_held_sandboxes" []
         "Sandboxes that vanished from a host together, whose stop is held for another look.";
     HEARTBEATS = Counter "roost_heartbeats_total" [label("answer", HEARTBEAT_ANSWERS)]

@@ -17,6 +17,7 @@ use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::notify;
 use crate::store::tally::{self, Base};
+use crate::store::templates;
 use families as f;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, TryLockError};
@@ -153,6 +154,8 @@ fn read(
     let hosts = tally::hosts(&reader)?;
     out.each(&f::HOSTS, hosts.by_status);
     out.one(&f::HOSTS_DEGRADED, hosts.degraded);
+    out.each(&f::TEMPLATES, templates::counts(&reader)?);
+    out.one(&f::TEMPLATES_DELETED, templates::to_delete(&reader)?);
     let unfinished = tally::unfinished(&reader)?;
     out.each(&f::OPERATIONS_UNFINISHED, unfinished.by_kind);
     let oldest = unfinished.oldest.map_or(Duration::ZERO, |at| now.wall.since(at));
@@ -174,12 +177,15 @@ fn read(
 fn watched(ready: &Ready, out: &mut Scrape, now: Now) {
     let interval = Duration::from_millis(load(&ready.pulse.interval_ms));
     let all = ready.presence.overview(now, interval);
+    out.one(&f::UNKNOWN_HOSTS, super::hosts::unknown_now(ready).len());
     out.one(&f::CONTACT_GAPS, all.contact_gaps);
     out.one(&f::ZOMBIES, all.zombies);
+    out.one(&f::MISPLACED, all.misplaced);
+    out.one(&f::FOREIGN, ready.figures.foreign.get());
     out.one(&f::HELD, all.held);
     out.one(&f::HEARTBEAT_AGE, seconds(all.heartbeat_age_max));
     out.one(&f::OBSERVATION_AGE, seconds(all.observation_age_max));
-    out.one(&f::CLOCK_SUSPECT, u8::from(ready.presence.clock_is_suspect()));
+    out.one(&f::CLOCK_SUSPECT, u8::from(ready.presence.clock_is_suspect(now.mono)));
     out.each(&f::HEARTBEATS, ready.scraped.heartbeats.get());
 }
 

@@ -6,6 +6,7 @@
 
 use super::client::{PATIENCE, ServerClient, Trouble};
 use super::word;
+use crate::cli::output::with_detail;
 use crate::clock::Clock;
 use crate::model::id::SandboxId;
 use crate::model::sandbox::SandboxStatus;
@@ -50,7 +51,7 @@ impl Deadline {
 pub(super) struct Rest {
     /// `None`: there is no such sandbox any more.
     pub(super) status: Option<SandboxStatus>,
-    /// Why it is in this status.
+    /// Why it is in this status, with the agent's words where there are any.
     pub(super) reason: String,
 }
 
@@ -116,7 +117,7 @@ fn look(
             let status = word(&capsule, "status").parse::<SandboxStatus>();
             let status = status.map_err(|e| Unseen::Trouble(Trouble::Strange(e.to_string())))?;
             seen.status = status.to_string();
-            Ok(rest(status, word(&capsule, "status_reason")))
+            Ok(rest(status, word(&capsule, "status_reason"), word(&capsule, "status_detail")))
         }
         Err(Trouble::Refused(404, _)) => Ok(Some(Rest { status: None, reason: String::new() })),
         // A server that starts or stops says so with a status of its own.
@@ -138,7 +139,7 @@ fn listen(stream: BufReader<impl Read>, seen: &mut Seen) -> Option<Rest> {
         seen.revision = event["revision"].as_u64().or(seen.revision);
         if let Ok(status) = word(&event, "to").parse::<SandboxStatus>() {
             seen.status = status.to_string();
-            if let Some(rest) = rest(status, word(&event, "reason")) {
+            if let Some(rest) = rest(status, word(&event, "reason"), word(&event, "detail")) {
                 return Some(rest);
             }
         }
@@ -146,7 +147,8 @@ fn listen(stream: BufReader<impl Read>, seen: &mut Seen) -> Option<Rest> {
     None
 }
 
-fn rest(status: SandboxStatus, reason: &str) -> Option<Rest> {
+fn rest(status: SandboxStatus, reason: &str, detail: &str) -> Option<Rest> {
     let moves = status.is_transient() || status == SandboxStatus::Pending;
-    (!moves).then(|| Rest { status: Some(status), reason: reason.to_owned() })
+    let reason = with_detail(reason, Some(detail).filter(|detail| !detail.is_empty()));
+    (!moves).then_some(Rest { status: Some(status), reason })
 }

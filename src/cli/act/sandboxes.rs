@@ -5,7 +5,7 @@
 use super::client::{PATIENCE, ServerClient, Trouble};
 use super::follow::{Deadline, Rest, Unseen, rest_of};
 use super::{print, word};
-use crate::cli::args::{SandboxesCreate, SomeSandboxes, Waiting};
+use crate::cli::args::{SandboxesAdopt, SandboxesCreate, SomeSandboxes, Waiting};
 use crate::cli::output::{Exit, Failure};
 use crate::config::Config;
 use crate::model::id::SandboxId;
@@ -24,7 +24,7 @@ pub(in crate::cli) fn create_sandbox(
 ) -> Result<Exit, Failure> {
     let server = ServerClient::of(config, &options.server);
     let deadline = Deadline::after(options.waiting.timeout);
-    let fail = |trouble: Trouble| trouble.to("create a sandbox", "roost hosts");
+    let fail = |trouble: Trouble| trouble.to("create a sandbox", "roost templates");
     let wanted = wanted(options);
     let mut capsule =
         server.ask(Method::POST, "/v1/capsules", Some(&wanted), PATIENCE).map_err(fail)?;
@@ -81,6 +81,23 @@ pub(in crate::cli) fn operate(
         tell(begun.wait(capsule, &options.waiting, &deadline))?;
     }
     Ok(exit)
+}
+
+/// Takes over a sandbox that a host has although it should not.
+pub(in crate::cli) fn adopt(config: &Config, options: &SandboxesAdopt) -> Result<Exit, Failure> {
+    let server = ServerClient::of(config, &options.server);
+    let fields = [
+        ("host_id", options.host.map(|id| json!(id.to_string()))),
+        ("team_id", options.team.map(|id| json!(id.to_string()))),
+    ];
+    let given = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let wanted = Value::Object(given.collect());
+    let path = format!("/v1/strangers/{}/adopt", options.id);
+    let capsule = server
+        .ask(Method::POST, &path, Some(&wanted), PATIENCE)
+        .map_err(|trouble| trouble.to(format!("adopt {}", options.id), "roost status"))?;
+    print(options.printing.format, &capsule, &line(&capsule))?;
+    Ok(Exit::Done)
 }
 
 /// One operation on one sandbox.

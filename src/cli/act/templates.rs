@@ -95,12 +95,9 @@ pub(in crate::cli) fn create_snapshot(
     let server = ServerClient::of(config, &options.server);
     let deadline = Deadline::after(options.waiting.timeout);
     let snapshot = Snapshot { server: &server, options };
-    let before = snapshot.ids()?;
-    let answer = snapshot.begin()?;
-    let made = is_template(&answer);
-    let answer = match options.waiting.wait && !made {
-        true => snapshot.wait(&answer, &before, &deadline)?,
-        false => answer,
+    let answer = match options.waiting.wait {
+        true => snapshot.begin_and_wait(&deadline)?,
+        false => snapshot.begin().map_err(|trouble| snapshot.because(trouble))?,
     };
     let text = match is_template(&answer) {
         true => format!("{}  {}\n", word(&answer, "id"), word(&answer, "name")),
@@ -130,18 +127,23 @@ impl Snapshot<'_> {
     }
 
     fn because(&self, trouble: Trouble) -> Failure {
+        if let Trouble::Refused(409, error) = &trouble
+            && word(error, "code") == "template_exists"
+        {
+            let failure = self.fail().because("there is a template of this name already");
+            return failure.advise("--overwrite takes the place of a snapshot");
+        }
         trouble.to(format!("make a snapshot of {}", self.options.id), "roost sandboxes")
     }
 
-    fn begin(&self) -> Result<Value, Failure> {
+    fn begin(&self) -> Result<Value, Trouble> {
         let mut body = json!({"sandbox_id": self.options.id.to_string()});
         if let Some(name) = &self.options.name {
             body["name"] = json!(name.as_str());
         }
         let query = if self.options.overwrite { "?overwrite=true" } else { "" };
         let path = format!("/v1/snapshots{query}");
-        let answer = self.server.ask(Method::POST, &path, Some(&body), SNAPSHOT_PATIENCE);
-        answer.map_err(|trouble| self.because(trouble))
+        self.server.ask(Method::POST, &path, Some(&body), SNAPSHOT_PATIENCE)
     }
 
     /// Every snapshot there is.
@@ -151,9 +153,19 @@ impl Snapshot<'_> {
         Ok(answer.as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
-    fn ids(&self) -> Result<BTreeSet<String>, Failure> {
-        let all = self.list()?;
-        Ok(all.iter().map(|template| word(template, "id").to_owned()).collect())
+    /// Makes it and waits for it, also when the server goes away meanwhile.
+    fn begin_and_wait(&self, deadline: &Deadline) -> Result<Value, Failure> {
+        let path = format!("/v1/capsules/{}", self.options.id);
+        let capsule = self.server.ask(Method::GET, &path, None, PATIENCE);
+        let capsule = capsule.map_err(|trouble| self.because(trouble))?;
+        let before: BTreeSet<String> =
+            self.list()?.iter().map(|template| word(template, "id").to_owned()).collect();
+        match self.begin() {
+            Ok(answer) if is_template(&answer) => Ok(answer),
+            // Not done in a minute, or perhaps begun.
+            Ok(_) | Err(Trouble::Cut(_)) => self.wait(&capsule, &before, deadline),
+            Err(trouble) => Err(self.because(trouble)),
+        }
     }
 
     /// Waits until the sandbox has come to rest; the template is there then, or it failed.

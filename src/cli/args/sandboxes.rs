@@ -59,6 +59,13 @@ pub enum SandboxesCommand {
   roost sandboxes destroy cl-0000000000000000000000001
   roost sandboxes destroy --wait cl-0000000000000000000000001 cl-0000000000000000000000002")]
     Destroy(SomeSandboxes),
+    /// Take over a sandbox that a host has although it should not
+    #[command(after_help = "`roost status` lists such sandboxes.
+
+Examples:
+  roost sandboxes adopt cl-0000000000000000000000001
+  roost sandboxes adopt cl-0000000000000000000000001 --host host-0000000000000000000000002")]
+    Adopt(SandboxesAdopt),
 }
 
 /// Options of `roost sandboxes list`.
@@ -136,6 +143,26 @@ pub struct SomeSandboxes {
     /// Whether to wait.
     #[command(flatten)]
     pub waiting: Waiting,
+    /// The server.
+    #[command(flatten)]
+    pub server: Server,
+    /// Output.
+    #[command(flatten)]
+    pub printing: Printing,
+}
+
+/// Options of `roost sandboxes adopt`.
+#[derive(Debug, Args)]
+pub struct SandboxesAdopt {
+    /// The sandbox
+    #[arg(value_name = "ID", value_parser = id::<SandboxKind>)]
+    pub id: SandboxId,
+    /// The host that has it; needed when several do
+    #[arg(long, value_name = "ID", value_parser = id::<HostKind>)]
+    pub host: Option<HostId>,
+    /// Team that owns it from then on, when it is not known here
+    #[arg(long, value_name = "ID", value_parser = id::<TeamKind>)]
+    pub team: Option<TeamId>,
     /// The server.
     #[command(flatten)]
     pub server: Server,

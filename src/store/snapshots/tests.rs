@@ -34,10 +34,8 @@ fn ask(world: &mut World, new: NewSnapshot) -> SnapshotBegun {
 }
 
 fn started(begun: SnapshotBegun) -> (Sandbox, Work) {
-    match begun {
-        SnapshotBegun::Started(sandbox, work) => (*sandbox, *work),
-        other => panic!("not started: {other:?}"),
-    }
+    let SnapshotBegun::Started(sandbox, work) = begun else { panic!("not started: {begun:?}") };
+    (*sandbox, *work)
 }
 
 /// The agent has made it; the sandbox is as it was.
@@ -68,7 +66,7 @@ fn a_snapshot_begins_with_everything_that_its_end_needs() {
         assert_eq!(work.makes.as_ref().unwrap().1, "deps");
         assert_eq!(world.names(Scope::Any), ["minimal"], "not yet");
         let unfinished = crate::store::lifecycle::unfinished(&world.writer.conn).unwrap();
-        assert_eq!(unfinished, [work.clone()], "a restart finds all of it");
+        assert_eq!(unfinished, std::slice::from_ref(&work), "a restart finds all of it");
         let audit = "SELECT action FROM audit_logs ORDER BY seq DESC LIMIT 1";
         let action: String = world.writer.conn.query_row(audit, [], |row| row.get(0)).unwrap();
         assert_eq!(action, "snapshot");
@@ -98,10 +96,9 @@ fn a_repeat_is_the_same_snapshot() {
     let sandbox = running(&mut world);
     let (_, work) = started(ask(&mut world, wanted(sandbox.id, Some("deps"))));
     for name in [Some("deps"), None] {
-        match ask(&mut world, wanted(sandbox.id, name)) {
-            SnapshotBegun::Already(_, again) => assert_eq!(again.op, work.op),
-            other => panic!("{name:?}: {other:?}"),
-        }
+        let begun = ask(&mut world, wanted(sandbox.id, name));
+        let SnapshotBegun::Already(_, again) = begun else { panic!("{name:?}: {begun:?}") };
+        assert_eq!(again.op, work.op);
     }
     let another = ask(&mut world, wanted(sandbox.id, Some("another")));
     assert!(matches!(another, SnapshotBegun::InvalidState(SandboxStatus::Pausing)));
@@ -123,7 +120,7 @@ fn who_may_snapshot_what() {
         let begun = ask(&mut world, wanted(sandbox.id, None));
         assert!(matches!(begun, SnapshotBegun::InvalidState(found) if found == status));
     }
-    world.set_status(SandboxStatus::Running);
+    world.set_status(SandboxStatus::Paused);
     world.sql("UPDATE hosts SET liveness = 'unreachable'");
     let begun = ask(&mut world, wanted(sandbox.id, None));
     assert!(matches!(begun, SnapshotBegun::HostAway(HostStatus::Unreachable)));
@@ -221,6 +218,7 @@ fn a_host_that_leaves_takes_its_snapshots_along() {
     world.give(|reply| Command::DeleteHost {
         host: sandbox.host_id,
         force: true,
+        since: NOW.mono,
         actor: actor(),
         reply,
     });

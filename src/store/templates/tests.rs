@@ -68,10 +68,9 @@ impl World {
 
     /// Adds a template that must be taken.
     pub(in crate::store) fn added(&mut self, new: NewTemplate) -> Template {
-        match self.add(new) {
-            Added::Added(template) => *template,
-            other => panic!("not added: {other:?}"),
-        }
+        let added = self.add(new);
+        let Added::Added(template) = added else { panic!("not added: {added:?}") };
+        *template
     }
 
     pub(in crate::store) fn create(
@@ -391,6 +390,21 @@ fn a_deleted_one_is_kept_until_its_hosts_have_deleted_it() {
 }
 
 #[test]
+fn a_deleted_row_without_hosts_goes_with_the_rest_of_the_past() {
+    let mut world = World::new();
+    world.added(new(team(1), "everywhere", &[]));
+    world.added(new(team(1), "there", &[1]));
+    world.added(new(team(1), "kept", &[]));
+    world.sql("UPDATE templates SET deleted_at = 1 WHERE name <> 'kept'");
+    let more = world.give(Command::Prune);
+    assert!(!more);
+    let left: Vec<String> =
+        all(&world.writer.conn).unwrap().iter().map(|(t, _)| t.name.to_string()).collect();
+    assert_eq!(left.len(), 2, "a host has yet to delete one: {left:?}");
+    assert!(!left.contains(&"everywhere".to_owned()));
+}
+
+#[test]
 fn a_deleted_one_waits_for_the_sandboxes_that_need_it() {
     let mut world = World::new();
     let template = world.added(new(team(1), "py", &[1, 2]));
@@ -420,6 +434,7 @@ fn with_its_last_host_a_template_is_gone() {
         let deleted = world.give(|reply| Command::DeleteHost {
             host: host(n),
             force: true,
+            since: NOW.mono,
             actor: actor(),
             reply,
         });
