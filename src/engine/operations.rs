@@ -143,6 +143,9 @@ pub struct Operations {
     rewrites: Vec<(Mono, Box<Ended>)>,
     /// Probes that are due later.
     probes: Vec<(Mono, HostId)>,
+    /// Calls whose outcome is not known and that may be in progress at their agents, until
+    /// their operations are over at the latest.
+    unclear: Vec<(Mono, Work)>,
     /// Results that are being written.
     writing: usize,
     effects: Vec<Effect>,
@@ -261,6 +264,7 @@ impl Operations {
     /// Begins at once, also beside a call for the same sandbox that hangs: agents work on
     /// one sandbox in order, and an operation that has ended takes no answer any more.
     fn take_up(&mut self, mut work: Work, now: Now) {
+        self.unclear.retain(|(_, other)| other.op != work.op);
         if work.sent && work.kind != OperationKind::Destroy {
             // Asked before we started, perhaps carried out: observations decide.
             return self.effects.push(Effect::ProbeNow(work.host));
@@ -339,6 +343,10 @@ impl Operations {
             | Answer::LateRefusal
             | Answer::Done => now,
         };
+        self.unclear.retain(|(until, other)| *until > now && other.op != work.op);
+        if answer == Answer::Unclear {
+            self.unclear.push((now.after(work.kind.deadline() * 2), work.clone()));
+        }
         self.effects.push(Effect::Look { op: work.op, since, answer, said });
         self.probes.push((since, work.host));
     }
@@ -377,6 +385,11 @@ impl Operations {
             } else {
                 self.look(&open.work, Answer::Ended, Said::default(), now.mono);
             }
+        }
+        let unclear: Vec<Work> =
+            self.unclear.extract_if(.., |(_, work)| work.host == host).map(|(_, w)| w).collect();
+        for work in unclear {
+            self.look(&work, Answer::Ended, Said::default(), now.mono);
         }
     }
 

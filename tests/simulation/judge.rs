@@ -104,7 +104,8 @@ impl World {
     ) {
         let reason = &change.reason;
         let host = self.machine_of(change.host);
-        let Standing { aside, forced, .. } = self.machines[host].standing;
+        let Standing { aside, .. } = self.machines[host].standing;
+        let forced = self.forced.contains(&change.host);
         // Nothing runs on a host that was unreachable before it was set aside (rule 4).
         let is_down = *reason == Reason::HostUnreachable && self.is_unreachable(change.host);
         if aside && is_seen(reason) && !is_down && !change.by_user {

@@ -9,13 +9,13 @@ use crate::network::unknown;
 use crate::people::somebody;
 use crate::plane::Told;
 use crate::tally::Fault;
-use crate::world::{Event, MINUTE, SECOND, TOKEN_LIFE, World};
+use crate::world::{Event, MINUTE, Machine, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
-use roost::model::host::{AgentAddress, Host, Intent};
+use roost::model::host::{AgentAddress, Host, Intent, Liveness};
 use roost::model::id::PLATFORM_TEAM;
 use roost::model::time::Mono;
 use roost::store::StoreError;
-use roost::store::deletion::Deletion;
+use roost::store::deletion::{Deleted, Deletion};
 use roost::store::identity::{NewHost, Registered};
 use roost::store::writer::Command;
 
@@ -25,8 +25,6 @@ pub(crate) struct Standing {
     pub(crate) registered: bool,
     /// Its deletion was committed.
     pub(crate) deleted: bool,
-    /// Somebody wanted that with all that it has.
-    pub(crate) forced: bool,
     /// Its agent destroyed everything, as it was told, and ended for good.
     pub(crate) ended: bool,
     /// It was acknowledged that the host is offline.
@@ -73,6 +71,7 @@ impl World {
     pub(crate) fn intended(&mut self, host: usize, intent: Intent, found: bool) {
         let now = self.now();
         let id = self.machines[host].id;
+        let host = self.machine_of(id);
         if found == self.machines[host].standing.deleted {
             self.wrong(format!("{id} was found: {found}"));
         }
@@ -109,9 +108,9 @@ impl World {
         if !registered || deleted || successor.is_some() {
             return;
         }
-        match self.chance.within(0, 5) {
+        match self.chance.within(0, 6) {
             0 | 1 => self.delete(host, false),
-            2 => {
+            2 | 3 => {
                 let address = self.machines[host].address.clone();
                 let instead_of = Some(host);
                 self.after(SECOND, Event::Arrives(Newcomer { address, instead_of }));
@@ -125,39 +124,55 @@ impl World {
         if self.machines[host].standing.deleted || self.machines[host].standing.lost {
             return;
         }
+        let id = self.machines[host].id;
         if force {
             // Until it is done, whatever happens meanwhile.
             self.after(MINUTE, Event::Delete(host, true));
+            self.forced.insert(id);
         }
-        self.machines[host].standing.forced |= force;
-        let id = self.machines[host].id;
-        let sent = force || self.defect == Some(Defect::ForceUnasked);
+        let life = self.life;
+        let tls = self.tls;
         let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
+        // As the API: an observation says whether the host is empty, and whose agent it is.
+        if force && tls {
+            return self.delete_now(host, force, life, now.mono);
+        }
+        plane.tell(now, Input::ProbeNow(id));
+        let after = self.chance.within(SECOND, 10 * SECOND);
+        self.after(after, Event::DeleteNow(host, force, life, now.mono));
+    }
+
+    /// What was observed since it was asked for decides.
+    pub(crate) fn delete_now(&mut self, host: usize, force: bool, life: u64, since: Mono) {
+        let (now, id) = (self.now(), self.machines[host].id);
+        let sent = force || self.defect == Some(Defect::ForceUnasked);
+        let plane = self.plane.as_mut().filter(|plane| !plane.held && life == self.life);
+        let Some(plane) = plane else { return };
         let told = move |deletion| Told::Deleted(host, force, deletion);
         plane.ask(now, told, |reply| Command::DeleteHost {
             host: id,
             force: sent,
-            since: Mono(0),
+            since,
             actor: somebody(),
             reply,
         });
     }
 
-    pub(crate) fn deleted(&mut self, host: usize, force: bool, deletion: &Deletion) {
+    pub(crate) fn deleted(&mut self, host: usize, force: bool, deletion: Deletion) {
         let now = self.now();
         let id = self.machines[host].id;
+        // Another machine may be this host by now.
+        let host = self.machine_of(id);
         let was_deleted = self.machines[host].standing.deleted;
-        match deletion {
+        let gone = match deletion {
             Deletion::NotFound if was_deleted => return,
             Deletion::HasActive(ids) if !force && !ids.is_empty() => {
                 return self.tally.struck(Fault::DeletionRefused);
             }
             Deletion::Lists(_) | Deletion::NotObserved if !force => {
-                return self.tally.struck(Fault::DeletionRefused);
+                return self.tally.struck(Fault::DeletionUnseen);
             }
-            Deletion::Deleted(_) if was_deleted => {
-                self.tally.struck(if force { Fault::DeletedWithAll } else { Fault::Deleted });
-            }
+            Deletion::Deleted(gone) if was_deleted => gone,
             Deletion::NotFound
             | Deletion::HasActive(_)
             | Deletion::Lists(_)
@@ -165,7 +180,8 @@ impl World {
             | Deletion::Deleted(_) => {
                 return self.wrong(format!("the deletion of {id} ended with {deletion:?}"));
             }
-        }
+        };
+        self.tally.struck(if force { Fault::DeletedWithAll } else { Fault::Deleted });
         let shown = self.machines[host].heart.refresh_token;
         let fresh = self.secret();
         if let Some(plane) = &mut self.plane {
@@ -176,20 +192,24 @@ impl World {
                 |reply| Command::Refresh { shown, fresh, lenient: true, reply },
             );
         }
-        self.terminate(host);
+        self.terminate(host, &gone);
     }
 
-    /// As the API does after a deletion: whoever has the address now must not end.
-    fn terminate(&mut self, host: usize) {
-        let address = Some(&self.machines[host].address);
-        let Some(history) = &self.history else { return };
-        let moved = history.hosts.values().any(|other| other.address.as_ref() == address);
-        if moved && self.defect != Some(Defect::TerminateByAddress) {
-            return self.note(|| format!("host {host} is deleted, and its address another's"));
+    /// As the API does after a deletion: only an agent that is proved to be the host's ends.
+    fn terminate(&mut self, host: usize, gone: &Deleted) {
+        let is_up = gone.host.liveness == Liveness::Alive && gone.host.address.is_some();
+        let is_proved = gone.is_its_agent || self.tls;
+        if !(is_up && is_proved) && self.defect != Some(Defect::TerminateByAddress) {
+            return self.note(|| format!("host {host} is deleted, and its agent is not told"));
         }
-        let successor = self.machines[host].standing.successor;
-        let there = successor.filter(|_| !self.tls).unwrap_or(host);
-        if self.unreached_after(there).is_none() && !self.is_lost(there) {
+        let Machine { link, standing, .. } = &self.machines[host];
+        let other = standing.successor.or(link.taken_by);
+        let there = other.filter(|_| !self.tls).unwrap_or(host);
+        let unreached = match other {
+            Some(_) => !self.machines[there].agent.up,
+            None => self.unreached_after(there).is_some(),
+        };
+        if !unreached && !self.is_lost(there) {
             let way = self.one_way(there);
             self.after(way, Event::Terminate(there));
         }
@@ -256,6 +276,10 @@ impl World {
     pub(crate) fn register(&mut self, host: usize) {
         let now = self.now();
         let Standing { registered, deleted, superseded, .. } = self.machines[host].standing;
+        if deleted && !registered {
+            // An operator who has it registered again finds that there is no such host.
+            return self.switch_off(host);
+        }
         if registered || deleted || superseded {
             return;
         }
@@ -270,15 +294,21 @@ impl World {
         let registration = registration(&self.machines[host], token, refresh);
         let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         plane.order(now, Command::NewRegistrationToken(id, token, Box::new(|_| {})));
-        let told = move |found: Registered| {
-            Told::Registered(host, refresh, matches!(found, Registered::Done(_)))
-        };
+        let told = move |found| Told::Registered(host, refresh, found);
         plane.ask(now, told, |reply| Command::Register(Box::new(registration), reply));
     }
 
-    pub(crate) fn registered(&mut self, host: usize, refresh: [u8; 32], found: bool) {
+    pub(crate) fn registered(&mut self, host: usize, refresh: [u8; 32], found: &Registered) {
         let now = self.now();
         let id = self.machines[host].id;
+        let found = match found {
+            Registered::Done(_) => true,
+            Registered::BadToken => false,
+            Registered::AddressInUse(_) => {
+                self.tally.struck(Fault::AddressInUse);
+                false
+            }
+        };
         if let Some(plane) = &mut self.plane {
             if found && self.defect != Some(Defect::MovedCallsWaitedFor) {
                 plane.registered(now, id);
@@ -299,11 +329,16 @@ impl World {
         let (boot, instead_of) = (new.agent.boot, new.instead_of);
         let at = self.chance.within(0, 30 * SECOND);
         self.after(at, Event::Beat(host, boot, true));
-        if let Some(other) = instead_of {
+        let address = self.machines[host].address.clone();
+        // Unless that one has moved meanwhile.
+        if let Some(other) = instead_of.filter(|other| self.machines[*other].address == address) {
             self.machines[other].standing.successor = Some(host);
             self.tally.struck(Fault::SuccessorCame);
-            let after = self.chance.within(MINUTE, 10 * MINUTE);
-            self.after(after, Event::Delete(other, true));
+            // Or it comes back one day.
+            if self.chance.permille(500) {
+                let after = self.chance.within(MINUTE, 10 * MINUTE);
+                self.after(after, Event::Delete(other, true));
+            }
         }
     }
 

@@ -126,9 +126,9 @@ impl World {
         let known = matches!(plane.presence.lookup(id), Beat::Known { .. });
         let expired = known && now.wall >= self.machines[host].heart.token_expires_at;
         // As the API: of two machines only the one that registered last is the host.
-        let newest = self.registrations.get(&id).copied().unwrap_or(0);
+        let registration = self.machines[host].heart.registration;
         let outdated = known
-            && self.machines[host].heart.registration < newest
+            && plane.presence.is_superseded(id, registration)
             && self.defect != Some(Defect::OldRegistrationCounts);
         if outdated || expired && !plane.presence.clock_is_suspect(now.mono) {
             if outdated {

@@ -378,7 +378,8 @@ impl World {
         }
         let id = machine.id;
         let Some(plane) = &mut self.plane else { return };
-        if plane.held {
+        let forgets = self.defect == Some(Defect::RefusedReportsForgotten) && plane.failing;
+        if plane.held || forgets {
             return self.report_refused(host, sent);
         }
         let error = match kind {
@@ -415,6 +416,12 @@ impl World {
     fn report_refused(&mut self, host: usize, sent: Sent) {
         self.note(|| format!("the report {} of {} is refused", sent.kind, sent.sandbox));
         self.tally.struck(Fault::ReportRefused);
+        let (id, now) = (self.machines[host].id, self.now().mono);
+        if let Some(plane) = &self.plane
+            && self.defect != Some(Defect::RefusedReportsForgotten)
+        {
+            plane.presence.report_refused(id, now);
+        }
         if sent.kind == ReportKind::AutoPaused {
             self.machines[host].refused.insert(sent.sandbox);
         }

@@ -117,6 +117,7 @@ impl World {
         self.after(after, Event::Operator);
         let host = self.chance.within(0, self.machines.len() as u64) as usize;
         self.look_after_strangers();
+        self.find_addresses();
         if self.machines[host].standing.superseded || self.machines[host].standing.lost {
             return;
         }

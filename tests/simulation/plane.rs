@@ -24,6 +24,7 @@ use roost::store::StoreError;
 use roost::store::acceptance::Accepted;
 use roost::store::apply::{Applied, Probed};
 use roost::store::deletion::Deletion;
+use roost::store::identity::Registered;
 use roost::store::journal::Random;
 use roost::store::lifecycle::{self, Begun, Ended, Placed, Said, Work};
 use roost::store::open::{begin_serving, open_writer};
@@ -80,8 +81,7 @@ pub(crate) enum Told {
     /// What came of a token of a host that is deleted.
     Dead(usize, Result<Option<Host>, StoreError>),
     Added(Box<Host>, Newcomer),
-    /// Whether the registration token was good.
-    Registered(usize, [u8; 32], bool),
+    Registered(usize, [u8; 32], Registered),
 }
 
 /// What the writer answered.

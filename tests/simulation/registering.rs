@@ -7,7 +7,7 @@ use crate::fleet::machine;
 use crate::leaving::Standing;
 use crate::tally::Fault;
 use crate::world::{Event, MINUTE, SECOND, World};
-use roost::model::host::AgentAddress;
+use roost::model::host::{AgentAddress, Host};
 use roost::model::id::HostId;
 
 impl World {
@@ -53,6 +53,22 @@ impl World {
         let number = self.addresses;
         let place = format!("10.1.{}.{}:50051", number / 200, number % 200 + 1);
         place.parse().expect("an address")
+    }
+
+    /// A dead host loses its address to one that registers there. An operator has it
+    /// registered again, at another address.
+    pub(crate) fn find_addresses(&mut self) {
+        let Some(history) = &self.history else { return };
+        let lost = |host: &&Host| host.registered_at.is_some() && host.address.is_none();
+        let lost: Vec<HostId> = history.hosts.values().filter(lost).map(|host| host.id).collect();
+        for id in lost {
+            let host = self.machine_of(id);
+            if self.is_settled(host) || self.machines[host].standing.successor.is_some() {
+                self.tally.struck(Fault::AddressLost);
+                self.machines[host].standing.successor = None;
+                self.arrive_elsewhere(host);
+            }
+        }
     }
 
     /// Another machine is to be this host; the one that it was does not know that.

@@ -125,7 +125,7 @@ impl World {
         }
     }
 
-    fn switch_off(&mut self, host: usize) {
+    pub(crate) fn switch_off(&mut self, host: usize) {
         let machine = &mut self.machines[host];
         machine.standing.ended = true;
         machine.agent.end(false, false);
@@ -163,7 +163,7 @@ impl World {
         standing.aside = found.intent == Intent::Offline;
         standing.successor = standing.successor.filter(|_| successor_is_known);
         if std::mem::take(&mut standing.deleted) {
-            standing.forced = false;
+            self.forced.remove(&found.id);
             self.note(|| format!("host {host} is not deleted any more"));
             // Whether its agent has heard of its deletion or not.
             return self.after(10 * MINUTE, Event::Delete(host, true));

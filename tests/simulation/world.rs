@@ -24,7 +24,7 @@ use roost::model::id::{HostId, OpId, SandboxId};
 use roost::model::operation::OperationKind;
 use roost::model::policy::{Policy, ZombiePolicy};
 use roost::model::probe::{Details, Probe};
-use roost::model::time::{Now, Wall};
+use roost::model::time::{Mono, Now, Wall};
 use roost::plan::placement::NoHost;
 use roost::store::Connection;
 use roost::store::lifecycle::Begun;
@@ -201,6 +201,8 @@ pub(crate) enum Event {
     Wish(SandboxId, OperationKind),
     Operator,
     SetBack(usize),
+    /// An observation asked for since then decides on that, if this life goes on.
+    DeleteNow(usize, bool, u64, Mono),
     /// An operator wants it gone; also with all that it has.
     Delete(usize, bool),
     Arrives(Newcomer),
@@ -303,6 +305,8 @@ pub(crate) struct World {
     pub(crate) left_behind: BTreeSet<SandboxId>,
     pub(crate) resuming: BTreeMap<HostId, Resuming>,
     pub(crate) addresses: u64,
+    /// Hosts that an operator wanted gone with all that they have.
+    pub(crate) forced: BTreeSet<HostId>,
     pub(crate) restores: Restores,
     /// Changes that were committed.
     pub(crate) changes: u64,
@@ -390,6 +394,7 @@ impl World {
             left_behind: BTreeSet::new(),
             resuming: BTreeMap::new(),
             addresses: 0,
+            forced: BTreeSet::new(),
             restores: Restores::default(),
             changes: 0,
         }
@@ -399,6 +404,9 @@ impl World {
     pub(crate) fn weather(&mut self) {
         self.start_plane();
         for host in 0..self.machines.len() {
+            let id = self.machines[host].id;
+            let found = self.history.as_ref().and_then(|history| history.hosts.get(&id));
+            self.machines[host].heart.registration = found.map_or(0, |host| host.registration);
             let at = self.chance.within(0, 30 * SECOND);
             self.after(at, Event::Beat(host, 0, true));
         }
@@ -572,6 +580,7 @@ impl World {
             | Event::ResumeNext(_)
             | Event::SetBack(_)
             | Event::Delete(..)
+            | Event::DeleteNow(..)
             | Event::Arrives(_)
             | Event::Register(_) => true,
             Event::Beat(..)
@@ -620,6 +629,7 @@ impl World {
             Event::Operator => self.operator(),
             Event::SetBack(host) => self.set_back(host),
             Event::Delete(host, force) => self.delete(host, force),
+            Event::DeleteNow(host, force, life, since) => self.delete_now(host, force, life, since),
             Event::Arrives(newcomer) => self.arrives(newcomer),
             Event::Register(host) => self.register(host),
             Event::Terminate(host) => self.terminated(host),
@@ -874,10 +884,10 @@ impl World {
             Told::Reported(host, sent, taken) => self.reported(host, sent, taken),
             Told::Refreshed(host, fresh, result) => self.refreshed(host, fresh, result),
             Told::Intended(host, intent, found) => self.intended(host, intent, found),
-            Told::Deleted(host, force, deletion) => self.deleted(host, force, &deletion),
+            Told::Deleted(host, force, deletion) => self.deleted(host, force, deletion),
             Told::Dead(host, result) => self.shown_dead(host, &result),
             Told::Added(host, newcomer) => self.added(&host, &newcomer),
-            Told::Registered(host, refresh, found) => self.registered(host, refresh, found),
+            Told::Registered(host, refresh, found) => self.registered(host, refresh, &found),
         }
     }
 }

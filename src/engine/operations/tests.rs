@@ -266,6 +266,23 @@ fn calls_to_an_agent_end_when_its_host_registers() {
     assert_eq!(world.calls.len(), 2, "sent to the new agent");
 }
 
+/// It may have been in progress at the agent, which did not notice that its caller was gone.
+#[test]
+fn a_call_whose_outcome_is_not_known_has_ended_when_its_host_registers() {
+    for kind in [Create, Pause, Resume, Snapshot] {
+        let mut world = World::new();
+        world.begin(work(1, kind));
+        world.ends(kind, Call::Unknown);
+        assert_eq!(world.seen(), [&format!("call {kind} 1"), "look Unclear", "probe"]);
+        world.handle(Input::Registered(HostId::from_u128(2)));
+        assert_eq!(world.seen(), [""; 0], "another host's");
+        for expected in [&["look Ended", "probe"][..], &[]] {
+            world.handle(Input::Registered(HostId::from_u128(1)));
+            assert_eq!(world.seen(), expected);
+        }
+    }
+}
+
 #[test]
 fn a_stop_begins_nothing_and_waits_for_what_is_in_flight() {
     let mut world = World::new();
