@@ -254,26 +254,20 @@ fn is_among(rows: &[Row], id: SandboxId) -> bool {
 }
 
 /// Whether most of what is listed belongs to other hosts, and none of it to this one.
-pub fn lists_others(listing: &Listing, unplaced: &[Unplaced]) -> bool {
-    let foreign = unplaced.iter().filter(|u| u.owner.is_some()).count();
+/// `others`: the hosts that listed ids belong to, or are recorded with as strangers.
+pub fn lists_others(listing: &Listing, unplaced: &[Unplaced], others: &[HostId]) -> bool {
     let own = listing.sandboxes.len() - unplaced.len();
-    own == 0 && foreign * 2 > listing.sandboxes.len()
+    own == 0 && others.len() * 2 > listing.sandboxes.len()
 }
 
-/// The host that has answered in place of this one. A few foreign sandboxes are strangers:
-/// beside its own, or where the host that they belong to shows many more (`shows`).
-pub fn wrong_host(
-    listing: &Listing,
-    unplaced: &[Unplaced],
-    shows: impl Fn(HostId) -> usize,
-) -> Option<HostId> {
-    if !lists_others(listing, unplaced) {
-        return None;
-    }
-    let mut owners: Vec<HostId> = unplaced.iter().filter_map(|u| u.owner).collect();
-    owners.sort_unstable();
-    let most = owners.chunk_by(|a, b| a == b).max_by_key(|ids| ids.len())?;
-    (most.len() * 2 >= shows(most[0])).then_some(most[0])
+/// The host that has answered in place of this one, when most of what is listed belongs to
+/// `others`. A few of their sandboxes are strangers here: an agent that answers in place of
+/// another lists all that it lists at its own address (`lists`).
+pub fn wrong_host(others: &[HostId], lists: impl Fn(HostId) -> usize) -> Option<HostId> {
+    let mut others = others.to_vec();
+    others.sort_unstable();
+    let most = others.chunk_by(|a, b| a == b).max_by_key(|ids| ids.len())?;
+    (most.len() * 2 >= lists(most[0])).then_some(most[0])
 }
 
 /// Plans for one host. `rows` are sorted by id; `unplaced` are those of [`unplaced`], with

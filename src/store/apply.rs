@@ -141,10 +141,16 @@ impl Writer {
         let rows = self.rows_of(probed, listing, now)?;
         let unplaced = self.owners(host.id, unplaced(listing, &rows))?;
         // A connection that proves its host is none to another one.
-        if !probed.proven && lists_others(listing, &unplaced) {
-            self.observed_by_mistake(&unplaced);
-            let shows = |host| self.records.get(&host).and_then(|r| r.last).map_or(0, |l| l.own);
-            if let Some(other) = wrong_host(listing, &unplaced, shows) {
+        let has_own = listing.sandboxes.len() > unplaced.len();
+        let others = match probed.proven || has_own {
+            true => Vec::new(),
+            false => self.others_with(host.id, &unplaced)?,
+        };
+        if lists_others(listing, &unplaced, &others) {
+            self.observed_by_mistake(&others);
+            let last = |host| self.records.get(&host).and_then(|record| record.last);
+            let lists = |host| last(host).map_or(0, |last| last.listed);
+            if let Some(other) = wrong_host(&others, lists) {
                 let detail = format!("most sandboxes in the answer belong to {other}");
                 let failure = ProbeFailure::new(FailureKind::WrongHost, detail);
                 return self.failed(host, failure, &listing.auto_paused, now);
@@ -185,11 +191,31 @@ impl Writer {
 
     /// The host that these sandboxes belong to may have answered in place of another: what it
     /// announced by that it will not say again, and who says so proves nothing here.
-    fn observed_by_mistake(&mut self, unplaced: &[Unplaced]) {
-        let mut owners: Vec<HostId> = unplaced.iter().filter_map(|u| u.owner).collect();
+    fn observed_by_mistake(&mut self, others: &[HostId]) {
+        let mut owners = others.to_vec();
         owners.sort_unstable();
         owners.dedup();
         self.after.extend(owners.into_iter().map(After::AnswerLost));
+    }
+
+    /// The hosts that unplaced sandboxes belong to, or are recorded with as strangers: one for
+    /// each that has such a host.
+    fn others_with(&self, host: HostId, unplaced: &[Unplaced]) -> Result<Vec<HostId>, StoreError> {
+        let mut others: Vec<HostId> = unplaced.iter().filter_map(|u| u.owner).collect();
+        let unknown: Vec<&Unplaced> = unplaced.iter().filter(|u| u.owner.is_none()).collect();
+        if unknown.is_empty() {
+            return Ok(others);
+        }
+        let sql = "SELECT sandbox_id, host_id FROM strangers WHERE host_id <> ?1";
+        let mut select = self.conn.prepare_cached(sql)?;
+        let mut cursor = select.query([host.to_string()])?;
+        while let Some(row) = cursor.next()? {
+            let id: SandboxId = rows::id(row, 0)?;
+            if unknown.binary_search_by_key(&id, |u| u.id).is_ok() {
+                others.push(rows::id(row, 1)?);
+            }
+        }
+        Ok(others)
     }
 
     /// The rows of a host, sorted by id, with their operations and announcements.

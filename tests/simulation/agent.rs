@@ -167,8 +167,7 @@ impl Agent {
         self.sandboxes.get(&id).map(|sandbox| Later::Idle(id, sandbox.life))
     }
 
-    /// Whether it paused this by itself and whoever hears only what it has told so far cannot
-    /// know it.
+    /// Whether it paused this by itself, and nothing that it has said so far tells that.
     pub(crate) fn has_not_told(&self, id: SandboxId) -> bool {
         self.forgotten.contains(&id) || !self.habits.announces && self.untold.contains(&id)
     }

@@ -4,7 +4,7 @@
 //! Never: a fault.
 
 use crate::agent::Truth;
-use crate::people::somebody;
+use crate::people::person;
 use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Event, MINUTE, SECOND, World};
@@ -51,11 +51,11 @@ impl World {
         }
         let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         if adopts {
-            let actor = somebody();
+            let actor = person();
             let wanted = Adoption { sandbox, host: Some(host), team: None, actor };
             return plane.ask(now, Told::Adopted, |reply| Command::Adopt(Box::new(wanted), reply));
         }
-        let actor = somebody();
+        let actor = person();
         let told = move |works: Option<_>| Told::StrangerEnds(works.unwrap_or_default());
         plane.ask(now, told, |reply| Command::DestroyStranger {
             sandbox,

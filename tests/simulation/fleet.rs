@@ -5,7 +5,7 @@
 use crate::agent::{Agent, Habits};
 use crate::chance::Chance;
 use crate::leaving::Standing;
-use crate::people::somebody;
+use crate::people::person;
 use crate::world::{Heart, Link, MINUTE, Machine, SECOND, TOKEN_LIFE};
 use roost::model::endpoint::Resolved;
 use roost::model::host::AgentAddress;
@@ -47,7 +47,7 @@ pub(crate) fn settle_one(writer: &mut Writer, n: usize, chance: &mut Chance, now
         provider: None,
         availability_zone: None,
         token,
-        actor: somebody(),
+        actor: person(),
     };
     let made = Arc::new(Mutex::new(None));
     let keep = Arc::clone(&made);

@@ -70,7 +70,9 @@ impl World {
         // An answer that is older than the row it judges.
         let told_paused = *reason == Reason::ListedPaused || *reason == Reason::AutoPaused;
         let ran = change.from == Some(SandboxStatus::Running);
-        if ran && told_paused && truth == Truth::Running {
+        // A report of an earlier pause, and an agent that does not list what it has.
+        let misled = self.machines[host].stale.contains(&id) && self.was_blind(host);
+        if ran && told_paused && truth == Truth::Running && !misled {
             self.wrong(format!("{id} was marked paused ({reason}) and runs"));
         }
         if let (Some(from), Some(to)) = (change.from, change.to) {
@@ -90,7 +92,20 @@ impl World {
             (machine.standing.since_ms, machine.standing.aside) = (now_ms, false);
         }
         if kind == EventKind::HostDeleted {
+            self.judge_emptiness(host);
             self.judge_deletion(host);
+        }
+    }
+
+    /// A host that goes without force has nothing that its agent could have listed.
+    fn judge_emptiness(&mut self, host: usize) {
+        let Machine { id, agent, late, .. } = &self.machines[host];
+        let runs = |(id, truth): (SandboxId, Truth)| {
+            (truth == Truth::Running && !late.contains(&id)).then_some(id)
+        };
+        let running: Vec<SandboxId> = agent.all().filter_map(runs).collect();
+        if !self.forced.contains(id) && !running.is_empty() && !agent.blind {
+            self.wrong(format!("{id} was deleted without force and has {running:?}"));
         }
     }
 
@@ -122,6 +137,13 @@ impl World {
         }
     }
 
+    /// Whether an agent has lost sight of its microVMs, or had when it made the list that is
+    /// applied now.
+    fn was_blind(&self, host: usize) -> bool {
+        let Machine { agent, found_ms, .. } = &self.machines[host];
+        agent.blind || *found_ms > 0 && self.now_ms() - found_ms < ANSWER_AGE_MAX_MS
+    }
+
     fn is_unreachable(&self, host: HostId) -> bool {
         let host = self.history.as_ref().and_then(|history| history.hosts.get(&host));
         host.is_some_and(|host| host.liveness == Liveness::Unreachable)
@@ -137,9 +159,7 @@ impl World {
         let refused = from == SandboxStatus::Pausing && change.reason == Reason::OperationFailed;
         let vanished = change.reason == Reason::Vanished;
         let asked_again = machine.creates_asked.get(&id).is_some_and(|(_, times)| *times > 1);
-        // Its answer may be older than what it has found since.
-        let was_blind = agent.blind
-            || machine.found_ms > 0 && self.now_ms() - machine.found_ms < ANSWER_AGE_MAX_MS;
+        let was_blind = self.was_blind(host);
         match (&change.reason, truth) {
             // The agent is asked to destroy it from then on; at the end it must have done so.
             (Reason::Requested, _) if from.is_over() => Some("a user ends what was over already"),
@@ -362,7 +382,7 @@ impl World {
         for (at, machine) in self.machines.iter().enumerate().filter(current) {
             let is_here = |id: &SandboxId| rows.get(id).is_some_and(|row| row.host == machine.id);
             let known = |id: &SandboxId| is_here(id) || history.given_up.contains(id);
-            // What a restore has forgotten and what nobody lists an operator cannot see.
+            // What a restore has forgotten and no agent lists, an operator cannot see.
             let unseen = |id: &SandboxId, truth: Truth| {
                 let forgotten = self.restores.forgotten.contains(id);
                 let misplaced = machine.half_declined.contains(id);

@@ -6,7 +6,7 @@
 use crate::defect::Defect;
 use crate::fleet::{machine, registration};
 use crate::network::unknown;
-use crate::people::somebody;
+use crate::people::person;
 use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Event, MINUTE, Machine, SECOND, TOKEN_LIFE, World};
@@ -65,7 +65,7 @@ impl World {
         let id = self.machines[host].id;
         let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         let told = move |found: Option<Host>| Told::Intended(host, intent, found.is_some());
-        plane.ask(now, told, |reply| Command::SetIntent(id, sent, somebody(), reply));
+        plane.ask(now, told, |reply| Command::SetIntent(id, sent, person(), reply));
     }
 
     pub(crate) fn intended(&mut self, host: usize, intent: Intent, found: bool) {
@@ -153,7 +153,7 @@ impl World {
             host: id,
             force: sent,
             since,
-            actor: somebody(),
+            actor: person(),
             reply,
         });
     }
@@ -255,7 +255,7 @@ impl World {
             provider: None,
             availability_zone: None,
             token,
-            actor: somebody(),
+            actor: person(),
         };
         let told = move |host: Host| Told::Added(Box::new(host), newcomer);
         plane.ask(now, told, |reply| Command::CreateHost(new, reply));
@@ -272,7 +272,7 @@ impl World {
         self.after(SECOND, Event::Register(at));
     }
 
-    /// Its agent registers; when that comes to nothing, somebody makes another token.
+    /// Its agent registers; when that comes to nothing, it gets another token.
     pub(crate) fn register(&mut self, host: usize) {
         let now = self.now();
         let Standing { registered, deleted, superseded, .. } = self.machines[host].standing;

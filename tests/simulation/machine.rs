@@ -9,8 +9,10 @@ use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Attention, Event, MINUTE, SECOND, TOKEN_LIFE, World};
 use roost::engine::monitor::Input;
+use roost::model::time::Now;
 use roost::store::presence::Beat;
 use roost::store::writer::Command;
+use std::time::Duration;
 
 /// How long an agent waits for the answer to a heartbeat, and to a renewal.
 const HEARTBEAT_PATIENCE_MS: u64 = 10 * SECOND;
@@ -18,6 +20,9 @@ const RENEWAL_PATIENCE_MS: u64 = 15 * SECOND;
 
 /// How long what was sent on a connection that is closed since may still arrive.
 const STRAGGLES_MS: u64 = 100 * SECOND;
+
+/// As `store::presence` takes two heartbeats for two.
+const HEARTBEAT_APART: Duration = Duration::from_secs(10);
 
 /// Longest way of a message between two sides that nothing ails.
 const USUAL_WAY_MS: u64 = 21;
@@ -146,6 +151,10 @@ impl World {
             true => plane.presence.lookup(id),
             false => plane.presence.heartbeat(id, now),
         };
+        if self.defect == Some(Defect::SilenceOverAtOnce) {
+            let later = Now { mono: now.mono.after(HEARTBEAT_APART), ..now };
+            plane.presence.heartbeat(id, later);
+        }
         match beat {
             Beat::Known { wake } => {
                 if wake && self.defect != Some(Defect::ReturnIgnored) {

@@ -5,7 +5,7 @@
 
 use crate::agent::{Arrived, Out, Truth};
 use crate::defect::Defect;
-use crate::plane::Want;
+use crate::plane::{Told, Want};
 use crate::tally::Fault;
 use crate::world::{
     Attention, BEGIN, CONNECT_TIMEOUT_MS, Event, MINUTE, Machine, PROBE_TIMEOUT_MS, SECOND, World,
@@ -14,11 +14,18 @@ use roost::agent::client::CallError;
 use roost::agent::wire::ConnectCode;
 use roost::model::id::{OpId, SandboxId};
 use roost::model::operation::OperationKind;
-use roost::model::probe::{Details, FailureKind, Probe, ProbeFailure};
+use roost::model::probe::{Details, FailureKind, Listing, Probe, ProbeFailure};
+use roost::model::sandbox::Reason;
 use roost::model::time::Wall;
 use roost::plan::report::ReportKind;
+use roost::store::journal::Actor;
+use roost::store::lifecycle::Wish;
 use roost::store::reports::AgentReport;
+use roost::store::writer::Command;
 use std::time::Duration;
+
+/// A clock that is slower than that shows a notice as older than the sandbox's last start.
+const SLOW_CLOCK_MS: i64 = 60_000;
 
 /// How often an agent sends one report.
 const REPORT_TRIES: u32 = 3;
@@ -153,7 +160,8 @@ impl World {
         if !machine.agent.up {
             return;
         }
-        let listing = machine.agent.list();
+        let mut listing = machine.agent.list();
+        self.perhaps_misread(host, &mut listing);
         let (listed, told) = (listing.sandboxes.len(), listing.auto_paused.len());
         self.note(|| format!("  host {host} lists {listed}, announces {told}"));
         let deaf = told > 0 && std::mem::take(&mut self.machines[host].link.deaf);
@@ -176,6 +184,36 @@ impl World {
             self.after(way * 2, Event::Answer(life, number, again));
         }
         self.after(way, Event::Answer(life, number, Probe::Listed(listing)));
+    }
+
+    /// What a defect makes of a list.
+    fn perhaps_misread(&mut self, host: usize, listing: &mut Listing) {
+        let (now, slow) = (self.now(), self.machines[host].skew_ms < -SLOW_CLOCK_MS);
+        let Some(history) = &self.history else { return };
+        let row = |id: &SandboxId| history.rows.get(id);
+        let is_ended = |id: &SandboxId| {
+            row(id).is_some_and(|row| {
+                let by_user = row.reason.as_ref().is_some_and(Reason::is_users_destroy);
+                row.status.is_over() && !by_user
+            })
+        };
+        match self.defect {
+            Some(Defect::HostClocksBelieved) if slow => listing.auto_paused.clear(),
+            Some(Defect::EndedForGood) => listing.sandboxes.retain(|entry| !is_ended(&entry.id)),
+            Some(Defect::StrangersNotRecorded) => {
+                listing.sandboxes.retain(|entry| row(&entry.id).is_some());
+            }
+            Some(Defect::EndedIsDestroyed) => {
+                let ended = listing.sandboxes.iter().map(|entry| entry.id).filter(is_ended);
+                let Some(plane) = &mut self.plane else { return };
+                for sandbox in ended {
+                    let (kind, actor) = (OperationKind::Destroy, Actor::SYSTEM);
+                    let wish = Box::new(Wish { sandbox, kind, team: None, actor });
+                    plane.ask(now, Told::Begun, |reply| Command::Begin(wish, reply));
+                }
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn called(&mut self, host: usize, life: u64, sandbox: SandboxId, call: Arrived) {
@@ -377,8 +415,13 @@ impl World {
             machine.stale.insert(sandbox);
         }
         let id = machine.id;
+        let slow = self.machines[host].skew_ms < -SLOW_CLOCK_MS;
+        if self.defect == Some(Defect::HostClocksBelieved) && slow {
+            return self.reported(host, sent, true);
+        }
+        let forgets = self.defect == Some(Defect::RefusedReportsForgotten);
         let Some(plane) = &mut self.plane else { return };
-        let forgets = self.defect == Some(Defect::RefusedReportsForgotten) && plane.failing;
+        let forgets = forgets && plane.failing;
         if plane.held || forgets {
             return self.report_refused(host, sent);
         }

@@ -2,6 +2,7 @@
 //!
 //! Never: looks behind the control plane.
 
+use crate::defect::Defect;
 use crate::plane::Told;
 use crate::tally::{STATUSES, WISHES};
 use crate::world::{Event, MINUTE, SECOND, World};
@@ -48,7 +49,7 @@ impl World {
                     memory_mb: Some(memory_mb),
                     timeout_sec: if timeout < 120 { 0 } else { timeout as u32 },
                     disk_size_mb: Some(1024),
-                    actor: somebody(),
+                    actor: person(),
                 };
                 let told = |created: Result<_, _>| Told::Created(created.map(Box::new));
                 plane.ask(now, told, |reply| Command::CreateSandbox(Box::new(new), reply));
@@ -106,8 +107,12 @@ impl World {
         let Some(plane) = self.plane.as_mut().filter(|plane| !plane.held) else { return };
         if let Some(row) = self.history.as_ref().and_then(|history| history.rows.get(&sandbox)) {
             self.tally.wished(kind, row.status);
+            let over = row.status == SandboxStatus::Stopped && kind == OperationKind::Destroy;
+            if over && self.defect == Some(Defect::EndedNotDestroyed) {
+                return;
+            }
         }
-        let wish = Wish { sandbox, kind, team: None, actor: somebody() };
+        let wish = Wish { sandbox, kind, team: None, actor: person() };
         plane.ask(now, Told::Begun, |reply| Command::Begin(Box::new(wish), reply));
     }
 
@@ -133,6 +138,6 @@ impl World {
     }
 }
 
-pub(crate) fn somebody() -> Actor {
+pub(crate) fn person() -> Actor {
     Actor { kind: ActorType::ApiKey, id: None, name: Some("simulated".to_owned()) }
 }

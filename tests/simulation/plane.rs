@@ -12,14 +12,15 @@ use roost::agent::client::CallError;
 use roost::clock::Reading;
 use roost::engine::monitor::{self, Monitor};
 use roost::engine::operations::{self, Called, Job, Operations, Outcome, call_of};
-use roost::model::host::{Host, Intent};
+use roost::model::host::{Host, Intent, Liveness};
 use roost::model::id::{HostId, OpId, SandboxId};
 use roost::model::operation::OperationKind;
 use roost::model::policy::Policy;
 use roost::model::probe::{Details, Probe};
 use roost::model::sandbox::Sandbox;
 use roost::model::time::{Mono, Now};
-use roost::plan::operation::Call;
+use roost::plan::operation::{Answer, Call, Earlier};
+use roost::store::Connection;
 use roost::store::StoreError;
 use roost::store::acceptance::Accepted;
 use roost::store::apply::{Applied, Probed};
@@ -28,7 +29,7 @@ use roost::store::identity::Registered;
 use roost::store::journal::Random;
 use roost::store::lifecycle::{self, Begun, Ended, Placed, Said, Work};
 use roost::store::open::{begin_serving, open_writer};
-use roost::store::presence::Presence;
+use roost::store::presence::{HostNow, Presence};
 use roost::store::read;
 use roost::store::reports::AgentReport;
 use roost::store::strangers::Adopted;
@@ -131,6 +132,7 @@ pub(crate) struct Plane {
     /// A connection proves which host has answered.
     tls: bool,
     wal: PathBuf,
+    db: PathBuf,
     /// What was ever announced, for the defect that forgets none of it.
     announced: BTreeMap<HostId, BTreeSet<SandboxId>>,
     defect: Option<Defect>,
@@ -205,6 +207,7 @@ impl Plane {
             acknowledged: 0,
             tls,
             wal: wal_of(db),
+            db: db.to_owned(),
             announced: BTreeMap::new(),
             defect,
         };
@@ -214,8 +217,17 @@ impl Plane {
         if plane.held {
             plane.monitor.hold();
         }
-        // Otherwise whoever accepts the database sets them going.
+        // Otherwise they begin when the database is accepted.
         let taken = if plane.held { Vec::new() } else { unfinished };
+        if defect == Some(Defect::RestartWaitsAnew) {
+            let sent = taken.iter().filter(|work| work.sent);
+            let looks: Vec<OpId> = sent.map(|work| work.op).collect();
+            for op in looks {
+                let (since, answer, said) = (Mono(0), Answer::Unclear, Said::default());
+                let reply = Box::new(|_| {});
+                plane.send(now, Command::Look { op, since, answer, said, reply });
+            }
+        }
         taken.into_iter().for_each(|work| plane.take_up(work, now));
         plane
     }
@@ -329,6 +341,12 @@ impl Plane {
                 let reply = self.reply(move |result| Reply::Placed(op, result));
                 self.send(now, Command::PlaceElsewhere { op, clean, reply });
             }
+            operations::Effect::ProbeNow(host) if self.has(Defect::ProbedAtOnce) => {
+                let number = self.number();
+                let (revision, asked_at) = (self.revision(), now.mono);
+                self.asked.insert(number, Asked { host, revision, asked_at });
+                self.wants.push(Want::List(number, host));
+            }
             operations::Effect::ProbeNow(host) => {
                 self.tell(now, monitor::Input::ProbeNow(host));
             }
@@ -347,6 +365,9 @@ impl Plane {
         }
         if self.has(Defect::SentForgotten) {
             work.sent = false;
+        }
+        if self.has(Defect::SnapshotGoneAtOnce) && work.kind == OperationKind::Resume {
+            work.earlier = Earlier::NoSnapshot;
         }
         self.operations.handle(now, operations::Input::Work(Box::new(work)));
     }
@@ -485,6 +506,10 @@ impl Plane {
                 if call == Call::Unknown && self.has(Defect::AskedTwice) {
                     call = Call::NotReached;
                 }
+                let untaken = matches!(call, Call::Declined | Call::NotReached);
+                if untaken && self.has(Defect::DeclinedIsUnknown) {
+                    call = Call::Unknown;
+                }
                 Outcome::Told(call, None, said(&error))
             }
         };
@@ -497,7 +522,7 @@ impl Plane {
         let Asked { host, mut revision, asked_at } = self.asked.remove(&number)?;
         let took = now.mono.since(asked_at);
         if let Some(defect) = self.defect {
-            defect.falsify(&mut probe, self.failing);
+            defect.falsify(&mut probe);
         }
         if self.has(Defect::AnnouncedForEver)
             && let Probe::Listed(listing) = &mut probe
@@ -575,11 +600,31 @@ impl Plane {
         }
         let durable = batch.iter().any(|envelope| must_last(&envelope.command));
         let (failures, before) = (self.failures(), self.revision());
+        let dead = self.dead_hosts();
+        self.set_liveness(&dead, "alive");
         self.writer.execute(batch);
+        self.set_liveness(&dead, "unreachable");
         self.answered = true;
         // Who was refused was told of no change, and nothing was written for him.
         if durable && self.failures() == failures && self.revision() > before {
             self.acknowledged = self.revision();
+        }
+    }
+
+    /// Hosts that the writer is to take for alive, for the defect that has it do so.
+    fn dead_hosts(&self) -> Vec<HostId> {
+        let is_dead = |host: &HostNow| host.liveness == Liveness::Unreachable;
+        match self.has(Defect::LateAnswersRun) && !self.failing {
+            true => self.presence.active().iter().filter(|h| is_dead(h)).map(|h| h.id).collect(),
+            false => Vec::new(),
+        }
+    }
+
+    fn set_liveness(&self, hosts: &[HostId], liveness: &str) {
+        for host in hosts {
+            let conn = Connection::open(&self.db).expect("the database opens");
+            let sql = "UPDATE hosts SET liveness = ?2 WHERE id = ?1";
+            conn.execute(sql, [&host.to_string(), liveness]).expect("no other writes");
         }
     }
 

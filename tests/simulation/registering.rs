@@ -28,7 +28,7 @@ impl World {
         }
         let away = self.chance.within(SECOND, 5 * MINUTE);
         if self.chance.permille(500) {
-            // Nobody refuses a connection there, and what was under way is never answered.
+            // No connection is refused there, and what was under way is never answered.
             let link = self.machines[host].link;
             self.change(host, away, link.cut());
         }

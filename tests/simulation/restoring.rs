@@ -9,7 +9,7 @@ use crate::defect::Defect;
 use crate::disk::{self, wal_of};
 use crate::history::History;
 use crate::leaving::Newcomer;
-use crate::people::somebody;
+use crate::people::person;
 use crate::plane::Told;
 use crate::tally::Fault;
 use crate::world::{Attention, End, Event, MINUTE, SECOND, World};
@@ -79,7 +79,7 @@ impl World {
         let now = self.now();
         let waits = self.plane.as_ref().is_none_or(|plane| plane.held);
         if let Some(plane) = self.plane.as_mut().filter(|plane| plane.held) {
-            plane.ask(now, Told::Accepted, |reply| Command::Accept(somebody(), reply));
+            plane.ask(now, Told::Accepted, |reply| Command::Accept(person(), reply));
         }
         if waits {
             self.after(MINUTE, Event::Accept);

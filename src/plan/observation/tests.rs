@@ -447,27 +447,28 @@ fn a_hostile_host_fills_no_more_than_its_part_of_the_database() {
 #[test]
 fn a_host_that_lists_none_of_its_own_but_those_of_others_is_the_wrong_one() {
     let other = HostId::from_u128(2);
-    let unplaced = |n, owner| Unplaced { id: id(n), owner, destroying: false };
     let answer = listing(&[1, 2, 3]);
-    let wrong = |answer: &Listing, unplaced: &[Unplaced]| wrong_host(answer, unplaced, |_| 0);
-    let foreign = [1, 2, 3].map(|n| unplaced(n, Some(other)));
-    assert_eq!(wrong(&answer, &foreign), Some(other));
-    assert_eq!(wrong(&answer, &foreign[..2]), None, "the third is its own");
-    let unknown = [unplaced(1, None), unplaced(2, None), unplaced(3, Some(other))];
-    assert_eq!(wrong(&answer, &unknown), None, "unknown, not foreign");
-    assert_eq!(wrong(&listing(&[]), &[]), None, "an empty answer says nothing of whose it is");
+    let unplaced = [1, 2, 3].map(|n| Unplaced { id: id(n), owner: None, destroying: false });
+    let wrong = |unplaced: &[Unplaced], others: &[HostId]| {
+        lists_others(&answer, unplaced, others) && wrong_host(others, |_| 0) == Some(other)
+    };
+    assert!(wrong(&unplaced, &[other; 3]));
+    assert!(wrong(&unplaced, &[other; 2]), "one is unknown");
+    assert!(!wrong(&unplaced[..2], &[other; 2]), "the third is its own");
+    assert!(!wrong(&unplaced, &[other]), "most are unknown");
+    assert!(!lists_others(&listing(&[]), &[], &[]), "an empty answer says nothing of whose it is");
 }
 
 /// A create that a host declined and made all the same is all that it has.
 #[test]
 fn a_few_foreign_sandboxes_do_not_make_a_host_the_wrong_one() {
-    let other = HostId::from_u128(2);
-    let answer = listing(&[1]);
-    let foreign = [Unplaced { id: id(1), owner: Some(other), destroying: false }];
-    for (shows, expected) in [(0, true), (1, true), (2, true), (3, false), (9, false)] {
-        let found = wrong_host(&answer, &foreign, |_| shows);
-        assert_eq!(found.is_some(), expected, "its owner shows {shows}");
+    let (other, third) = (HostId::from_u128(2), HostId::from_u128(3));
+    for (lists, expected) in [(0, true), (1, true), (2, true), (3, false), (9, false)] {
+        let found = wrong_host(&[other], |_| lists);
+        assert_eq!(found.is_some(), expected, "the other one lists {lists}");
     }
+    let lists = |host| if host == other { 4 } else { 9 };
+    assert_eq!(wrong_host(&[other, third, other], lists), Some(other));
 }
 
 /// Behind the gap an agent may have made the sandbox and paused it with all others; then it
