@@ -90,13 +90,27 @@ fn report(seed: u64, pace: u64, course: &Course) -> String {
     format!("seed {seed}:\n  {}\n  {again}\n", course.violations.join("\n  "))
 }
 
+/// Says which seed a panic belongs to.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("while seed {} was played", self.0);
+        }
+    }
+}
+
 /// Plays seeds side by side, each world in one thread; gives what `play` gave, in order.
 fn play_all<T: Send>(seeds: &[u64], play: impl Fn(u64) -> T + Sync) -> Vec<T> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let work = || {
         let take = || seeds.get(next.fetch_add(1, Ordering::Relaxed));
-        let one = |seed: &u64| (*seed, play(*seed));
+        let one = |seed: &u64| {
+            let _named = Named(*seed);
+            (*seed, play(*seed))
+        };
         std::iter::from_fn(take).map(one).collect::<Vec<_>>()
     };
     let mut played: Vec<(u64, T)> = std::thread::scope(|scope| {
