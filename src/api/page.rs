@@ -31,7 +31,6 @@ pub(super) fn page(request: &Request) -> Response {
     let made = MADE.get_or_init(|| Made { policy: policy(PAGE), gzipped: gzip(PAGE) });
     let mut response = Response::bytes(200, "text/html; charset=utf-8", Vec::new())
         .with_header("content-security-policy", made.policy.as_str())
-        .with_header("x-content-type-options", "nosniff")
         .with_header("referrer-policy", "no-referrer")
         .with_header("cache-control", "no-cache")
         .with_header("vary", "accept-encoding");
