@@ -187,13 +187,14 @@ fn show_config(config: &Config, format: Format) -> Result<Exit, Failure> {
 fn warnings(config: &Config) -> Vec<String> {
     let paths = config.paths();
     let mut warnings = config.warnings_here(&paths, clock().now().wall);
-    warnings.extend(warning_of_agents(config, &paths));
+    warnings.extend(warnings_of_agents(config, &paths));
     warnings
 }
 
-fn warning_of_agents(config: &Config, paths: &Paths) -> Option<String> {
-    let conn = crate::store::open::open_reader(&paths.db).ok()?;
-    config.warning_of_agents(crate::store::read::hosts(&conn).ok()?.iter())
+fn warnings_of_agents(config: &Config, paths: &Paths) -> Vec<String> {
+    let hosts =
+        crate::store::open::open_reader(&paths.db).and_then(|c| crate::store::read::hosts(&c));
+    hosts.map(|hosts| config.warnings_of_agents(&hosts)).unwrap_or_default()
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
