@@ -52,7 +52,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),
         Command::Completions(options) => completions(options.shell),
-        Command::Man => print(MANUAL),
+        Command::Man => print(&crate::api::page::unpacked(MANUAL)),
         Command::Unit => print(UNIT),
         Command::Version => version(),
         Command::AgentSim(options) => agent_sim::run(&options),
@@ -204,8 +204,8 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     out.finish().map(|()| Exit::Done)
 }
 
-/// Made by tests/running/manual.rs.
-const MANUAL: &str = include_str!("../../contrib/roost.1");
+/// Made by tests/running/manual.rs; packed by the build.
+const MANUAL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/roost.1.gz"));
 
 /// The service file for systemd.
 const UNIT: &str = include_str!("../../contrib/roost.service");
