@@ -135,7 +135,12 @@ fn listing(to: &mut dyn Write) {
 }
 
 fn client(tls: Arc<Trust>, probe_timeout: Duration) -> AgentClient {
-    AgentClient::new(ClientConfig { probe_timeout, connect_timeout: AMPLE, tls: Some(tls) })
+    AgentClient::new(ClientConfig {
+        probe_timeout,
+        connect_timeout: AMPLE,
+        tls: Some(tls),
+        ..ClientConfig::default()
+    })
 }
 
 #[track_caller]

@@ -79,7 +79,7 @@ fn defaults_are_the_policy_of_the_model() {
     assert_eq!(config.policy(), Policy::default());
     assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
     assert_eq!((config.workers, config.probe_timeout), (32, Duration::from_secs(8)));
-    assert_eq!(config.heartbeat_flush, Duration::from_secs(10));
+    assert_eq!(config.heartbeat_flush, Duration::from_secs(40));
     assert!(config.warnings().is_empty());
     assert_eq!(config.file(), None);
 }
@@ -89,7 +89,12 @@ fn every_key_can_be_set_everywhere() {
     for info in &KEYS {
         let pair = [Key::TlsCert, Key::TlsKey];
         let is_path = info.key == Key::DataDir || pair.contains(&info.key);
-        let value = if is_path { "/nowhere" } else { info.default };
+        let value = match info.default {
+            // Nothing in the environment is no setting.
+            "" if !is_path => "10.0.0.0/8",
+            _ if is_path => "/nowhere",
+            default => default,
+        };
         // What is only valid together with another.
         let partners = pair.iter().filter(|key| pair.contains(&info.key) && **key != info.key);
         let partner: Vec<_> = partners.map(|key| (*key, value.to_owned())).collect();
@@ -227,7 +232,7 @@ fn bad_values_are_refused_in_the_same_words() {
             zombies = "kill" (roost.toml:1): must be report or destroy
             heartbeat_flush = "-1s" (roost.toml:1): must be 100ms to 5m; a duration is written like 90s or 2m
             mass_guard_max = "5 m 5" (roost.toml:1): must be 0s to 1day; a duration is written like 90s or 2m
-            agent_tls = true (roost.toml:1): must be off or mtls; it is written in quotes
+            agent_tls = true (roost.toml:1): must be off or mtls or mtls_or_http; it is written in quotes
             tls_cert = "/nowhere" (roost.toml:1): must be set together with tls_key
             tls_key = "/nowhere" (roost.toml:1): must be set together with tls_cert
             answers = "done" (roost.toml:1): must be accepted or when_done
@@ -376,7 +381,7 @@ fn effective_settings_for_people_and_scripts() {
         confirm_delay 3s default
         policy strict ROOST_POLICY
         zombies report default
-        heartbeat_flush 10s default
+        heartbeat_flush 40s default
         mass_guard_max 5m default
         memory_overcommit 1 default
         cpu_overcommit 8 default
@@ -386,6 +391,7 @@ fn effective_settings_for_people_and_scripts() {
         audit_keep_age 0s default
         stopped_keep_age 30d default
         agent_tls off default
+        agent_networks default
         tls_cert default
         tls_key default
         answers accepted default

@@ -226,8 +226,19 @@ impl Stage {
 
 fn show(answer: &Answer, names: &mut Names, out: &mut String) {
     writeln!(out, "< {}", answer.status).unwrap();
+    // What all have is left out, once it is there.
+    let all_have: &[(&str, &str)] = &[
+        ("content-type", "application/json"),
+        ("cache-control", "no-store"),
+        ("vary", "X-API-Key, Authorization"),
+        ("x-content-type-options", "nosniff"),
+    ];
+    let is_json = answer.header(all_have[0].0) == Some(all_have[0].1);
+    for (name, value) in all_have.iter().filter(|_| is_json) {
+        assert_eq!(answer.header(name), Some(*value), "{answer:?}");
+    }
     for (name, value) in &answer.headers {
-        let plain = name == "content-type" && value == "application/json";
+        let plain = is_json && all_have.contains(&(name.as_str(), value.as_str()));
         if !plain && !HEADERS_LEFT_OUT.contains(&name.as_str()) {
             writeln!(out, "< {name}: {}", names.named(value)).unwrap();
         }

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::agents::HungAgent;
 use support::server::Serving;
 use support::{Home, eventually};
@@ -28,6 +28,7 @@ struct Got {
     path: String,
     headers: Vec<(&'static str, String)>,
     body: String,
+    at: Instant,
 }
 
 impl Got {
@@ -56,6 +57,8 @@ struct Inbox {
     got: Mutex<Vec<Got>>,
     /// Statuses of the next answers; 200 when there is none.
     answers: Mutex<VecDeque<u16>>,
+    /// `Retry-After` of the next answers.
+    retry_after: Mutex<VecDeque<String>>,
 }
 
 impl Handler for Inbox {
@@ -63,9 +66,18 @@ impl Handler for Inbox {
         let header = |name| Some((name, request.headers.get(name)?.to_owned()));
         let headers = HEADERS.into_iter().filter_map(header).collect();
         let body = String::from_utf8(request.body.clone()).unwrap();
-        self.got.lock().unwrap().push(Got { path: request.path.clone(), headers, body });
+        self.got.lock().unwrap().push(Got {
+            path: request.path.clone(),
+            headers,
+            body,
+            at: Instant::now(),
+        });
         let status = self.answers.lock().unwrap().pop_front().unwrap_or(200);
-        Response::bytes(status, "text/plain", Vec::new())
+        let answer = Response::bytes(status, "text/plain", Vec::new());
+        match self.retry_after.lock().unwrap().pop_front() {
+            Some(wait) => answer.with_header("retry-after", wait),
+            None => answer,
+        }
     }
 }
 
@@ -161,6 +173,38 @@ fn comes_back(serving: &Serving, id: &str, token: &str) {
 }
 
 #[test]
+fn a_target_that_asks_to_be_left_alone_is() {
+    let target = Target::start(None);
+    target.answers(&[429, 503]);
+    let date = SystemTime::now() + Duration::from_secs(8);
+    let date =
+        roost::model::time::Wall(date.duration_since(UNIX_EPOCH).unwrap().as_millis() as i64);
+    let (day, time) = (date.to_string()[..10].to_owned(), date.to_string()[11..19].to_owned());
+    let [year, month, day] = day.split('-').collect::<Vec<_>>()[..] else { panic!("{day}") };
+    let name =
+        &"JanFebMarAprMayJunJulAugSepOctNovDec"[month.parse::<usize>().unwrap() * 3 - 3..][..3];
+    let date = format!("Sun, {day} {name} {year} {time} GMT");
+    target.inbox.retry_after.lock().unwrap().extend(["4".to_owned(), date]);
+    let url = target.url("/g");
+    let home = home(
+        "0s",
+        &format!("[[notify]]\nkind = 'generic'\nurl = '{url}'\nevents = ['host_down']\n"),
+    );
+    let serving = home.serve(&[]);
+    let began = Instant::now();
+    host(&serving);
+    let got = target.waits_for(3);
+    let gap = |n: usize| got[n + 1].at.duration_since(got[n].at);
+    assert!(gap(0) >= Duration::from_secs(4), "seconds: {:?}", gap(0));
+    // Dates have no parts of seconds.
+    let until = Duration::from_secs(7);
+    assert!(got[2].at.duration_since(began) + Duration::from_secs(1) >= until, "{got:?}");
+    let ids: BTreeSet<String> =
+        got.iter().map(|got| got.header("Roost-Delivery").to_owned()).collect();
+    assert_eq!(ids.len(), 1, "the same message");
+}
+
+#[test]
 fn every_kind_of_target_hears_of_a_host_that_is_down_and_back() {
     let target = Target::start(None);
     let (generic, ntfy, slack) = (target.url("/g"), target.url("/n"), target.url("/s"));
@@ -183,7 +227,10 @@ fn every_kind_of_target_hears_of_a_host_that_is_down_and_back() {
     assert_eq!(body["kind"], json!("host_down"));
     assert_eq!((&body["state"], &body["host_id"]), (&json!("open"), &json!(id)));
     assert_eq!((&body["sandboxes"], &body["severity"]), (&json!(0), &json!("critical")));
-    assert_eq!(body["title"], json!(format!("{id} unreachable")));
+    assert_eq!(body["title"], json!(format!("{id} (127.0.0.1:1) unreachable")));
+    assert_eq!(body["addresses"], json!({&*id: "127.0.0.1:1"}));
+    let where_ = [body["message"].as_str().unwrap(), &ntfy.body, &slack.body, ntfy.header("Title")];
+    assert!(where_.iter().all(|text| text.contains("127.0.0.1:1")), "{where_:?}");
     assert_eq!(generic.header("Roost-Delivery"), body["id"]);
     assert!(is_genuine("hush", generic.header("Roost-Signature"), &generic.body));
     assert!(!is_genuine("other", generic.header("Roost-Signature"), &generic.body));
@@ -193,19 +240,22 @@ fn every_kind_of_target_hears_of_a_host_that_is_down_and_back() {
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(keys(&body), keys(&serde_json::from_str(&documented("json")).unwrap()));
 
-    assert_eq!(ntfy.header("Title"), format!("{id} unreachable"));
+    assert_eq!(ntfy.header("Title"), format!("{id} (127.0.0.1:1) unreachable"));
     assert_eq!((ntfy.header("Priority"), ntfy.header("Tags")), ("urgent", "rotating_light"));
     assert_eq!(ntfy.header("Authorization"), "Bearer tk_1");
     assert_eq!(body["message"], json!(ntfy.body));
     assert_eq!(keys(&slack.json()), BTreeSet::from(["text".to_owned()]));
-    assert_eq!(slack.json()["text"], json!(format!("*{id} unreachable*\n{}", ntfy.body)));
+    assert_eq!(
+        slack.json()["text"],
+        json!(format!("*{id} (127.0.0.1:1) unreachable*\n{}", ntfy.body))
+    );
 
     comes_back(&serving, &id, &token);
     let got = target.waits_for(6);
     let back = got[3..].iter().find(|got| got.path == "/g").unwrap().json();
     assert_eq!((&back["state"], &back["problem"]), (&json!("resolved"), &body["id"]));
     assert_ne!(back["id"], body["id"]);
-    assert_eq!(back["title"], json!(format!("{id} is back")));
+    assert_eq!(back["title"], json!(format!("{id} (127.0.0.1:1) is back")));
     eventually("figures", || (serving.metric("roost_notifications_waiting") == 0).then_some(()));
     assert!(serving.metric("roost_notifications_sent_total") >= 6);
     home.verify();
@@ -404,7 +454,7 @@ fn an_operator_s_drain_offline_and_deletion_are_no_trouble() {
     assert_eq!(target.waits_for(1)[0].json()["host_id"], json!(gone));
     assert_eq!(serving.post(&format!("/v1/hosts/{gone}/offline"), &json!({})).status, 200);
     let end = target.waits_for(2)[1].json();
-    assert_eq!(end["title"], json!(format!("{gone} is no longer watched")));
+    assert_eq!(end["title"], json!(format!("{gone} (127.0.0.1:1) is no longer watched")));
     let deleted = serving.ask(
         "DELETE",
         &format!("/v1/hosts/{gone}?force=true"),

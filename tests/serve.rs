@@ -15,6 +15,8 @@ mod audit;
 mod deletion;
 #[path = "serve/hostile.rs"]
 mod hostile;
+#[path = "serve/idle.rs"]
+mod idle;
 #[path = "serve/keys.rs"]
 mod keys;
 #[path = "serve/lifetime.rs"]
@@ -23,6 +25,8 @@ mod lifetime;
 mod missing;
 #[path = "serve/monitor.rs"]
 mod monitor;
+#[path = "serve/network.rs"]
+mod network;
 #[path = "serve/operators.rs"]
 mod operators;
 #[path = "serve/probes.rs"]

@@ -22,6 +22,10 @@ const SPAN_QUICK: Duration = Duration::from_secs(20);
 const RSS_MB_MAX: f64 = 12.0;
 const CPU_PERCENT_MAX: f64 = 0.2;
 const COMMITS_PER_MINUTE_MAX: f64 = 10.0;
+const WRITTEN_MB_PER_DAY_MAX: f64 = 30.0;
+
+/// Transactions over which it is counted what is written.
+const COMMITS: u32 = 3;
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -45,6 +49,9 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let all = format!("roost_sandboxes{{status=\"running\"}} {}", HOSTS * SANDBOXES);
     eventually("running sandboxes", || Ok(server.get("/metrics")?.1.contains(&all)))?;
     watch(bench, &server)?;
+    if !bench.quick {
+        written(bench, &server)?;
+    }
     let hosts = format!("roost_hosts{{status=\"online\"}} {HOSTS}");
     bench.sink.expects(server.get("/metrics")?.1.contains(&hosts), "not every host is online");
     server.stop()
@@ -65,4 +72,21 @@ fn watch(bench: &Bench, server: &Server) -> Result<()> {
     let what = "disk transactions";
     bench.sink.judges(what, per_minute, "a minute", COMMITS_PER_MINUTE_MAX)?;
     bench.sink.says("watched for", seconds, "s")
+}
+
+/// What is written, from one transaction to a later one: between them nothing is.
+fn written(bench: &Bench, server: &Server) -> Result<()> {
+    let next = |commits: f64| {
+        eventually("a transaction", || Ok(server.metric("roost_commits_total")? > commits))?;
+        Ok::<_, Box<dyn std::error::Error>>(Instant::now())
+    };
+    let began = next(server.metric("roost_commits_total")?)?;
+    let before = server.written_bytes()?;
+    let mut ended = began;
+    for _ in 0..COMMITS {
+        ended = next(server.metric("roost_commits_total")?)?;
+    }
+    let bytes = server.written_bytes()? - before;
+    let per_day = bytes / ended.duration_since(began).as_secs_f64() * 86_400.0 / 1e6;
+    bench.sink.judges("written", per_day, "MB a day", WRITTEN_MB_PER_DAY_MAX)
 }

@@ -103,6 +103,17 @@ impl Server {
         Ok(kib.trim().parse::<f64>()? / 1024.0)
     }
 
+    /// Bytes that it has had written to files, in whole pages where the file system counts
+    /// them.
+    pub(crate) fn written_bytes(&self) -> Result<f64> {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.child.id()))?;
+        let of = |name: &str| {
+            let line = io.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            line.and_then(|count| count.parse::<f64>().ok()).unwrap_or_default()
+        };
+        Ok(of("write_bytes").max(of("wchar")))
+    }
+
     /// Resident memory now.
     pub(crate) fn rss_mib(&self) -> Result<f64> {
         self.memory_mib("VmRSS")

@@ -6,6 +6,7 @@
 
 pub use super::body::BODY_BYTES_MAX;
 use super::body::{Bodies, BodyError};
+use super::fence::Fence;
 use super::listing;
 use super::transport::{Connect, Failure, Wire, words};
 use super::trust::Trust;
@@ -16,6 +17,7 @@ use super::wire::{
 use crate::model::UnknownWord;
 use crate::model::host::AgentAddress;
 use crate::model::id::{HostId, SandboxId, TeamId, TemplateId};
+use crate::model::networks::AgentNetworks;
 use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -44,6 +46,8 @@ pub struct ClientConfig {
     /// TLS to agents whose address has no scheme of its own; none speaks plain HTTP to
     /// them.
     pub tls: Option<Arc<Trust>>,
+    /// Where hosts of teams may be although these networks are closed to them.
+    pub networks: AgentNetworks,
 }
 
 impl Default for ClientConfig {
@@ -53,6 +57,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(2),
             probe_timeout: Duration::from_secs(8),
             tls: None,
+            networks: AgentNetworks::default(),
         }
     }
 }
@@ -67,6 +72,8 @@ pub struct AgentClient {
     probe_timeout: Duration,
     tls: Option<Arc<Trust>>,
     bodies: Arc<Bodies>,
+    networks: AgentNetworks,
+    fence: Option<Fence>,
 }
 
 /// Why a call did not succeed, by what is known of its execution.
@@ -117,6 +124,18 @@ impl CallError {
             | CallError::Malformed { .. } => false,
         }
     }
+
+    /// What a team may know of a call to a host of its own: see [`FailureKind::for_team`].
+    pub fn for_team(&self) -> String {
+        let known = |kind: FailureKind| kind.for_team().1;
+        match self {
+            CallError::Refused { .. } => self.to_string(),
+            CallError::NotReached { kind, detail: _ } => format!("not sent: {}", known(*kind)),
+            CallError::Unknown { .. } | CallError::Malformed { .. } => {
+                format!("outcome unknown: {}", known(FailureKind::Unreachable))
+            }
+        }
+    }
 }
 
 impl fmt::Display for CallError {
@@ -157,7 +176,23 @@ impl AgentClient {
             probe_timeout: config.probe_timeout,
             tls: config.tls,
             bodies: Arc::default(),
+            networks: config.networks,
+            fence: None,
         }
+    }
+
+    /// The same client, which connects to no address that is closed to the host's team.
+    pub fn fenced(
+        mut self,
+        team_of: impl Fn(HostId) -> TeamId + Send + Sync + 'static,
+    ) -> AgentClient {
+        self.fence = Some(Fence::new(self.networks.clone(), team_of));
+        self
+    }
+
+    /// Whether a host of this team may be at this address.
+    pub fn admits(&self, team: TeamId, ip: IpAddr) -> bool {
+        self.networks.admit(team, ip)
     }
 
     /// Whether an answer proves which host gave it.
@@ -176,12 +211,13 @@ impl AgentClient {
 
     /// Who makes the calls to this host.
     fn http(&self, host: HostId) -> Cow<'_, ureq::Agent> {
-        match &self.tls {
-            None => Cow::Borrowed(&self.plain),
-            Some(trust) => {
-                Cow::Owned(self.wire.client(Connect::to_host(host, trust.config_for(host))))
-            }
-        }
+        let fence = self.fence.as_ref().and_then(|fence| fence.of(host));
+        let connect = match &self.tls {
+            None if fence.is_none() => return Cow::Borrowed(&self.plain),
+            None => Connect::plain(),
+            Some(trust) => Connect::to_host(host, trust.config_for(host)),
+        };
+        Cow::Owned(self.wire.client(connect.within(fence)))
     }
 
     /// Asks an agent what it has. The agent forgets the auto-paused ids by telling them,

@@ -8,6 +8,7 @@ pub mod authority;
 mod body;
 pub mod certificate;
 pub mod client;
+mod fence;
 pub mod listing;
 mod tcp;
 pub mod transport;

@@ -4,6 +4,7 @@
 //! before its first byte is there. As many agents can hang as there are threads to ask them.
 //! Called by `transport`.
 
+use super::fence::TeamFence;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -15,12 +16,19 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, NextTimeout, Tran
 const TRY_MIN: Duration = Duration::from_millis(10);
 
 /// Opens a connection to the first of the addresses that takes one. Each gets half of the
-/// time that is left, and the last one all of it.
-pub(super) fn connect(details: &ConnectionDetails<'_>) -> Result<Tcp, ureq::Error> {
+/// time that is left, and the last one all of it. What is outside the fence is passed over.
+pub(super) fn connect(
+    details: &ConnectionDetails<'_>,
+    fence: Option<&TeamFence>,
+) -> Result<Tcp, ureq::Error> {
     let (began, patience) = (Instant::now(), details.timeout.not_zero().map(|span| *span));
     let mut last = ureq::Error::ConnectionFailed;
     let count = details.addrs.len();
     for (at, address) in details.addrs.iter().enumerate() {
+        if let Some(Err(why)) = fence.map(|fence| fence.admit(address.ip())) {
+            last = io::Error::other(why).into();
+            continue;
+        }
         let left = patience.map(|patience| patience.saturating_sub(began.elapsed()));
         let share = left.map(|left| if at + 1 < count { left / 2 } else { left }.max(TRY_MIN));
         match open(address, share) {

@@ -5,6 +5,7 @@
 //! here waits without a deadline. Called by `client`; whoever asks our own API borrows its
 //! connections over TLS.
 
+use super::fence::TeamFence;
 use super::tcp;
 use super::trust::{WrongPeer, check_names};
 use crate::model::id::HostId;
@@ -220,6 +221,7 @@ pub struct Connect {
     tls: Option<Arc<rustls::ClientConfig>>,
     meant: Option<HostId>,
     refusal: Option<String>,
+    fence: Option<TeamFence>,
 }
 
 impl Connect {
@@ -240,7 +242,12 @@ impl Connect {
 
     /// With these settings, to this host and no other.
     pub(super) fn to_host(host: HostId, tls: Arc<rustls::ClientConfig>) -> Connect {
-        Connect { tls: Some(tls), meant: Some(host), refusal: None }
+        Connect { tls: Some(tls), meant: Some(host), ..Connect::default() }
+    }
+
+    /// To addresses within the fence only.
+    pub(super) fn within(self, fence: Option<TeamFence>) -> Connect {
+        Connect { fence, ..self }
     }
 }
 
@@ -272,7 +279,7 @@ impl Connect {
             (true, Some(config)) => Some(config),
             (true, None) => return Err(ureq::Error::Tls("the address says https, agent_tls off")),
         };
-        let tcp = tcp::connect(details)?;
+        let tcp = tcp::connect(details, self.fence.as_ref())?;
         match tls {
             None => Ok(Box::new(tcp)),
             Some(config) => {

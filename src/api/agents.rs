@@ -13,7 +13,7 @@ use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
 use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::host::{AgentAddress, Host};
-use crate::model::id::{HostId, SandboxId};
+use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
 use crate::model::time::Wall;
 use crate::plan::report::ReportKind;
 use crate::store::acceptance::LostToken;
@@ -87,6 +87,7 @@ pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response
     let address: AgentAddress = fields.parsed("address")?;
     let known = read::host_to_register(&*ready.read()?, &token)?;
     let host = known.ok_or_else(bad_registration_token)?;
+    refuse_plain(ready, &address)?;
     let refresh_token = token::refresh_token(&ready.tokens, host, ready.now().wall);
     let registration = Registration {
         token,
@@ -100,19 +101,45 @@ pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response
     };
     let wanted = names_to_resolve(ready, host, &registration.address)?;
     if wanted.is_empty() {
-        return register_now(ready, registration, refresh_token);
+        return register_now(ready, host, registration, refresh_token);
     }
     deferred(ready, Holder::Agents, move |ready, _| {
         let resolved = resolve(ready, wanted);
-        register_now(ready, Registration { resolved, ..registration }, refresh_token)
+        register_now(ready, host, Registration { resolved, ..registration }, refresh_token)
     })
+}
+
+/// Whoever is on the way could command an agent that is spoken to plainly, although the
+/// setting says that none is.
+fn refuse_plain(ready: &Ready, address: &AgentAddress) -> Result<(), Problem> {
+    match address.is_plain() && !ready.plain_agents {
+        false => Ok(()),
+        true => Err(Problem::invalid(format!(
+            "address: {address} is plain HTTP, and this server speaks to agents over mutual TLS; \
+             register host:port or https://host:port, or set agent_tls = \"mtls_or_http\""
+        ))),
+    }
+}
+
+/// A host of a team must not be where only the operator may send us.
+fn refuse_closed(ready: &Ready, host: HostId, address: &Registration) -> Result<(), Problem> {
+    let Registration { address, resolved, .. } = address;
+    let (team, endpoint) = (ready.presence.team_of(host), Endpoint::of(address, resolved));
+    match endpoint.ips().iter().find(|ip| !ready.agent.admits(team, **ip)) {
+        None => Ok(()),
+        Some(ip) => Err(Problem::invalid(format!(
+            "address: {address} is in a network that is closed to the hosts of teams ({ip}); \
+             register another address, or have the operator allow it with agent_networks"
+        ))),
+    }
 }
 
 fn bad_registration_token() -> Problem {
     Problem::unauthorized("the registration token is not valid; make a new one for the host")
 }
 
-/// Names that must be resolved before it can be told whether another host has this address.
+/// Names that must be resolved before it can be told whether another host has this address,
+/// and whether a team's host may.
 fn names_to_resolve(
     ready: &Ready,
     host: HostId,
@@ -127,7 +154,8 @@ fn names_to_resolve(
         .map(|other| Endpoint::of(other, &nothing))
         .filter(|other| other.may_be_same(&own))
         .collect();
-    let own = Some(&own).filter(|_| !near.is_empty());
+    let of_team = ready.presence.team_of(host) != PLATFORM_TEAM;
+    let own = Some(&own).filter(|_| of_team || !near.is_empty());
     let names = own.into_iter().chain(&near).filter_map(Endpoint::unresolved);
     Ok(names.map(str::to_owned).collect())
 }
@@ -151,9 +179,11 @@ fn resolve(ready: &Ready, names: BTreeSet<String>) -> Resolved {
 
 fn register_now(
     ready: &Ready,
+    host: HostId,
     registration: Registration,
     refresh_token: String,
 ) -> Result<Response, Problem> {
+    refuse_closed(ready, host, &registration)?;
     let address = registration.address.clone();
     match ready.write(|reply| Command::Register(Box::new(registration), reply))? {
         Registered::Done(host) => {
@@ -171,7 +201,7 @@ fn register_now(
 fn address_in_use(in_use: &AddressInUse, address: &AgentAddress) -> Problem {
     let AddressInUse { host, by, may_know } = in_use;
     log::warn!(
-        "{host} wants to register at {address}, the address of {by}, which is alive: refused; \
+        "{host} tried to register at {address}, the address of {by}, which is alive: refused; \
          remove {by} first, or wait until it is unreachable"
     );
     let by = if *may_know { by.to_string() } else { "another host".to_owned() };
@@ -219,8 +249,9 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let counts = ready.write(|reply| Command::TakeBack(lost, reply))?;
     if counts {
         log::warn!(
-            "{host} shows a refresh token of {issued_at} that this database does not know: it \
-             was restored from an older backup; the token counts again"
+            "{} shows a refresh token of {issued_at} that this database does not know: it was \
+             restored from an older backup; the token counts again",
+            ready.presence.named(host)
         );
     }
     Ok(counts.then_some(host))
@@ -320,6 +351,7 @@ fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
     else {
+        let host = ready.presence.named(host);
         log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
         return Ok(Response::empty(204));
     };

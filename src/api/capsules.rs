@@ -14,7 +14,7 @@ use crate::agent::client::CallError;
 use crate::agent::wire::ConnectCode;
 use crate::http::{Request, Response};
 use crate::model::host::HostStatus;
-use crate::model::id::{SandboxId, TeamId};
+use crate::model::id::{PLATFORM_TEAM, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
 use crate::model::template::MINIMAL;
@@ -222,6 +222,11 @@ fn ping_agent(ready: &Ready, sandbox: &Sandbox) -> Result<Response, Problem> {
                  determined"
             );
             Err(Problem::new(409, "invalid_state", message))
+        }
+        Err(error) if ready.presence.team_of(sandbox.host_id) != PLATFORM_TEAM => {
+            let host = ready.presence.named(sandbox.host_id);
+            log::info!("ping of {} on {host}: {error}", sandbox.id);
+            Err(failed(error.for_team()))
         }
         Err(error) => Err(failed(error.to_string())),
     }

@@ -11,6 +11,7 @@ use crate::http::{Caller as Client, Request, Response};
 use crate::model::host::{Host, HostStatus, Intent};
 use crate::model::id::{HostId, PLATFORM_TEAM};
 use crate::model::probe::LastProbe;
+use crate::model::time::Wall;
 use crate::store::identity::NewHost;
 use crate::store::notify::maintenance;
 use crate::store::read;
@@ -143,9 +144,7 @@ pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> 
     let reader = ready.read()?;
     let (hosts, maintained) = (read::hosts(&reader)?, maintenance(&reader, ready.now().wall)?);
     let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
-    let view = |host: &Host| {
-        HostView::of(host, &ready.presence).maintained(maintained.get(&host.id).copied())
-    };
+    let view = |host: &Host| seen_by(ready, caller, host, maintained.get(&host.id).copied());
     let views: Vec<HostView> = seen.map(view).collect();
     json(200, &views)
 }
@@ -168,7 +167,13 @@ pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response,
     let host = host.filter(|host| caller.sees(host.team_id));
     let host = host.ok_or_else(|| Problem::not_found("host"))?;
     let until = maintenance(&reader, ready.now().wall)?.get(&host.id).copied();
-    json(200, &HostView::of(&host, &ready.presence).maintained(until))
+    json(200, &seen_by(ready, caller, &host, until))
+}
+
+/// A host as the operator or its team sees it.
+fn seen_by(ready: &Ready, caller: &Caller, host: &Host, until: Option<Wall>) -> HostView {
+    let view = HostView::of(host, &ready.presence).maintained(until);
+    if caller.team().is_some() { view.for_team() } else { view }
 }
 
 /// What is no id names no host.

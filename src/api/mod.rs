@@ -144,6 +144,8 @@ pub struct Ready {
     pub agent: AgentClient,
     /// Issues certificates to hosts; `None`: agents are spoken to plainly.
     pub authority: Option<Arc<Authority>>,
+    /// Whether agents may register with an address that begins with `http://`.
+    pub plain_agents: bool,
     /// Who is told of trouble.
     pub notify: Box<dyn notify::Notify>,
     /// Tells the engine.

@@ -152,8 +152,8 @@ fn maintain(
         return Err(unknown());
     }
     match until {
-        Some(until) => log::info!("{host} is in maintenance until {until}"),
-        None => log::info!("{host} is in maintenance no more"),
+        Some(until) => log::info!("{} is in maintenance until {until}", ready.presence.named(host)),
+        None => log::info!("{} is in maintenance no more", ready.presence.named(host)),
     }
     ready.notify.look();
     let found = read::host(&*ready.read()?, host)?.ok_or_else(unknown)?;

@@ -5,42 +5,40 @@
 use crate::http::{Body, Request, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use std::io::Write;
+use flate2::read::GzDecoder;
+use std::io::Read;
 use std::sync::OnceLock;
 
-/// The file.
-pub const PAGE: &str = include_str!("page/index.html");
+/// The file, as the build packs it and most browsers get it.
+const PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/index.html.gz"));
 
 /// Largest file, in bytes. Larger: a phone on a poor link waits; smaller: no room.
 pub const PAGE_BYTES_MAX: usize = 100 * 1024;
 
-const _: () = assert!(PAGE.len() <= PAGE_BYTES_MAX);
+const _: () = assert!(include_str!("page/index.html").len() <= PAGE_BYTES_MAX);
 
-/// What is made of the file once.
-struct Made {
-    policy: String,
-    /// `None` when it could not be compressed.
-    gzipped: Option<Vec<u8>>,
+/// A text that the build packed; empty if it did not, which a test of each would show.
+pub fn unpacked(packed: &[u8]) -> String {
+    let mut text = String::new();
+    let read = GzDecoder::new(packed).read_to_string(&mut text);
+    read.map(|_| text).unwrap_or_default()
 }
 
 /// `GET /`
 pub(super) fn page(request: &Request) -> Response {
-    static MADE: OnceLock<Made> = OnceLock::new();
-    let made = MADE.get_or_init(|| Made { policy: policy(PAGE), gzipped: gzip(PAGE) });
+    static POLICY: OnceLock<String> = OnceLock::new();
+    let policy = POLICY.get_or_init(|| policy(&unpacked(PACKED)));
     let mut response = Response::bytes(200, "text/html; charset=utf-8", Vec::new())
-        .with_header("content-security-policy", made.policy.as_str())
-        .with_header("x-content-type-options", "nosniff")
+        .with_header("content-security-policy", policy.as_str())
         .with_header("referrer-policy", "no-referrer")
         .with_header("cache-control", "no-cache")
         .with_header("vary", "accept-encoding");
-    response.body = match &made.gzipped {
-        Some(gzipped) if request.accepts_gzip() => {
+    response.body = match request.accepts_gzip() {
+        true => {
             response = response.with_header("content-encoding", "gzip");
-            Body::Bytes(gzipped.clone())
+            Body::Bytes(PACKED.to_vec())
         }
-        Some(_) | None => Body::Bytes(PAGE.as_bytes().to_vec()),
+        false => Body::Bytes(unpacked(PACKED).into_bytes()),
     };
     response
 }
@@ -64,10 +62,4 @@ fn policy(page: &str) -> String {
 fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
     let after = page.split_once(&format!("<{tag}>")).map_or("", |(_, after)| after);
     after.split_once(&format!("</{tag}>")).map_or("", |(inside, _)| inside)
-}
-
-fn gzip(page: &str) -> Option<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(page.as_bytes()).ok()?;
-    encoder.finish().ok()
 }

@@ -127,7 +127,9 @@ fn by_force(ready: &Ready, client: &mut Client, id: HostId) -> Result<Response, 
         match observe(ready, client, id, PROOF_PATIENCE) {
             // Whatever came of it: the deletion does not depend on it.
             Ok(_) => {}
-            Err(problem) => log::info!("{id} is deleted without a probe: {}", problem.message),
+            Err(problem) => {
+                log::info!("{} is deleted without a probe: {}", host.named(), problem.message);
+            }
         }
     }
     let deletion = delete_now(ready, id, true, since)?;
@@ -193,9 +195,9 @@ fn terminate(ready: &Ready, deleted: &Deleted) {
         }
     };
     match why_not {
-        None => log::info!("{} was deleted; its agent destroys everything and ends", host.id),
+        None => log::info!("{} was deleted; its agent destroys everything and ends", host.named()),
         Some(why) => {
-            log::warn!("{} was deleted; its next heartbeat tells its agent: {why}", host.id);
+            log::warn!("{} was deleted; its next heartbeat tells its agent: {why}", host.named());
         }
     }
 }

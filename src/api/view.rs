@@ -6,7 +6,7 @@
 use crate::model::event::{AuditEntry, Event};
 use crate::model::host::{Host, HostStatus, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, LogId, SandboxId, TeamId, TemplateId};
-use crate::model::probe::LastProbe;
+use crate::model::probe::{FailureKind, LastProbe};
 use crate::model::sandbox::{Reason, Sandbox, SandboxStatus, StrangerKind};
 use crate::model::template::{Template, TemplateKind};
 use crate::model::time::Wall;
@@ -118,7 +118,22 @@ impl HostView {
     }
 }
 
+impl HostView {
+    /// The same host for its team, which may know less of what answers at an address.
+    pub fn for_team(self) -> HostView {
+        HostView { last_probe: self.last_probe.map(ProbeView::for_team), ..self }
+    }
+}
+
 impl ProbeView {
+    fn for_team(self) -> ProbeView {
+        let Ok(kind) = self.outcome.parse::<FailureKind>() else { return self };
+        let (kind, detail) = kind.for_team();
+        // How long a port takes to refuse tells as much as its words.
+        let (outcome, took_ms) = (kind.as_str(), None);
+        ProbeView { outcome, detail: Some(detail.to_owned()), took_ms, ..self }
+    }
+
     pub(super) fn live(probe: LastProbe, status: HostStatus) -> ProbeView {
         let took_ms = Some(u64::try_from(probe.took.as_millis()).unwrap_or(u64::MAX));
         match probe.outcome {

@@ -52,7 +52,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Db(command) => db::run(&config, &command),
         Command::Config(options) => show_config(&config, options.printing.format),
         Command::Completions(options) => completions(options.shell),
-        Command::Man => print(MANUAL),
+        Command::Man => print(&crate::api::page::unpacked(MANUAL)),
         Command::Unit => print(UNIT),
         Command::Version => version(),
         Command::AgentSim(options) => agent_sim::run(&options),
@@ -187,13 +187,14 @@ fn show_config(config: &Config, format: Format) -> Result<Exit, Failure> {
 fn warnings(config: &Config) -> Vec<String> {
     let paths = config.paths();
     let mut warnings = config.warnings_here(&paths, clock().now().wall);
-    warnings.extend(warning_of_agents(config, &paths));
+    warnings.extend(warnings_of_agents(config, &paths));
     warnings
 }
 
-fn warning_of_agents(config: &Config, paths: &Paths) -> Option<String> {
-    let conn = crate::store::open::open_reader(&paths.db).ok()?;
-    config.warning_of_agents(crate::store::read::hosts(&conn).ok()?.iter())
+fn warnings_of_agents(config: &Config, paths: &Paths) -> Vec<String> {
+    let hosts =
+        crate::store::open::open_reader(&paths.db).and_then(|c| crate::store::read::hosts(&c));
+    hosts.map(|hosts| config.warnings_of_agents(&hosts)).unwrap_or_default()
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
@@ -203,8 +204,8 @@ fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     out.finish().map(|()| Exit::Done)
 }
 
-/// Made by tests/running/manual.rs.
-const MANUAL: &str = include_str!("../../contrib/roost.1");
+/// Made by tests/running/manual.rs; packed by the build.
+const MANUAL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/roost.1.gz"));
 
 /// The service file for systemd.
 const UNIT: &str = include_str!("../../contrib/roost.service");

@@ -4,7 +4,7 @@
 
 use super::args::Serve;
 use super::output::{Exit, Failure, Out};
-use super::{clock, paths, warning_of_agents};
+use super::{clock, paths, warnings_of_agents};
 use crate::config::{Config, Inputs};
 use crate::engine::systemd::Notify;
 use crate::engine::{self, Running};
@@ -52,7 +52,7 @@ pub(super) fn run(inputs: &Inputs, config: &Config, options: &Serve) -> Result<E
     notify.ready(&status);
     drop(starting);
     // Reads every host: nobody waits for that any more.
-    warning_of_agents(config, &paths).iter().for_each(|warning| log::warn!("{warning}"));
+    warnings_of_agents(config, &paths).iter().for_each(|warning| log::warn!("{warning}"));
     let mut current = config.clone();
     for signal in signals.forever() {
         if signal != SIGHUP {

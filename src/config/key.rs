@@ -54,6 +54,8 @@ vocabulary! {
         StoppedKeepAge = "stopped_keep_age",
         /// How we talk to agents.
         AgentTls = "agent_tls",
+        /// Where hosts of teams may be.
+        AgentNetworks = "agent_networks",
         /// Certificate of the API.
         TlsCert = "tls_cert",
         /// Key of that certificate.
@@ -194,8 +196,10 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
     },
     KeyInfo {
         key: Key::HeartbeatFlush,
-        default: "10s",
-        // Larger loses more of what was heard in a crash; smaller wears out an SD card.
+        default: "40s",
+        // Two pages each time, and nearly all that is written while nothing happens: 27 MB a
+        // day. Larger: `roost check` beside a server may take a host for silent, since what it
+        // reads is older by this and an interval of heartbeats; smaller wears out an SD card.
         rule: Rule::Span { min: ms(100), max: min(5), field: |c| &mut c.heartbeat_flush },
         live: true,
         about: "Time between two writes of the heartbeats kept in memory.",
@@ -268,7 +272,17 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
             set: |c, word| word.parse().map(|value| c.agent_tls = value).is_ok(),
         },
         live: false,
-        about: "How roost talks to agents; `mtls` uses the CA in the data directory.",
+        about: "How roost talks to agents; `mtls` uses the CA in the data directory and refuses \
+                addresses that begin with `http://`, which `mtls_or_http` takes.",
+    },
+    KeyInfo {
+        key: Key::AgentNetworks,
+        default: "",
+        rule: Rule::Networks { field: |c| &mut c.agent_networks },
+        live: false,
+        about: "Networks in which hosts of teams may be although they are closed to them: this \
+                machine, link-local, multicast and reserved ones, and the metadata services of \
+                clouds. Hosts of the operator may be anywhere.",
     },
     KeyInfo {
         key: Key::TlsCert,

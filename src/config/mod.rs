@@ -27,6 +27,7 @@ pub use paths::Paths;
 pub use rule::{AgentTls, Answers, LogFormat, Rule, parse_span};
 pub use show::reference;
 
+use crate::model::networks::AgentNetworks;
 use crate::model::policy::{Keep, Policy, PolicyName, ZombiePolicy};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -71,6 +72,8 @@ pub struct Config {
     pub keep: Keep,
     /// How we talk to agents.
     pub agent_tls: AgentTls,
+    /// Where hosts of teams may be although these networks are closed to them.
+    pub agent_networks: AgentNetworks,
     /// Certificate chain of the API; with it `tls_key` is set too.
     pub tls_cert: Option<PathBuf>,
     /// Its private key.
@@ -173,6 +176,7 @@ impl Config {
             stop_timeout: Duration::ZERO,
             keep: Keep::default(),
             agent_tls: AgentTls::Off,
+            agent_networks: AgentNetworks::default(),
             tls_cert: None,
             tls_key: None,
             answers: Answers::Accepted,

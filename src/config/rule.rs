@@ -6,6 +6,7 @@
 use super::Config;
 use super::gather::Setting;
 use super::show::span;
+use crate::model::networks::AgentNetworks;
 use crate::model::vocabulary;
 use log::LevelFilter;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,8 @@ vocabulary! {
         Off = "off",
         /// TLS 1.3, certificates of our own CA on both sides.
         Mtls = "mtls",
+        /// As `mtls`; plain HTTP to agents whose address says so.
+        MtlsOrHttp = "mtls_or_http",
     }
 }
 
@@ -98,6 +101,11 @@ pub enum Rule {
         /// Fills the field; false when the word is none of `allowed`.
         set: fn(&mut Config, &str) -> bool,
     },
+    /// IP networks with commas between.
+    Networks {
+        /// The field it fills.
+        field: fn(&mut Config) -> &mut AgentNetworks,
+    },
     /// A log filter.
     Filter {
         /// The field it fills.
@@ -120,6 +128,7 @@ impl Rule {
                 format!("{} to {}", f64::from(*min) / 100.0, f64::from(*max) / 100.0)
             }
             Rule::Word { allowed, .. } => allowed.join(" or "),
+            Rule::Networks { .. } => "IP networks with commas between".to_owned(),
             Rule::Filter { .. } => "an env_logger filter".to_owned(),
         }
     }
@@ -132,6 +141,7 @@ impl Rule {
             Rule::Span { .. } => "DURATION",
             Rule::Count { .. } | Rule::Factor { .. } => "N",
             Rule::Word { .. } => "WORD",
+            Rule::Networks { .. } => "NETWORKS",
             Rule::Filter { .. } => "FILTER",
         }
     }
@@ -153,6 +163,7 @@ impl Rule {
             Rule::Count { min, max, field } => *field(config) = count(text, *min, *max)?,
             Rule::Factor { min, max, field } => *field(config) = factor(text, *min, *max)?,
             Rule::Word { set, .. } => set(config, text).then_some(()).ok_or(None)?,
+            Rule::Networks { field } => *field(config) = networks(text)?,
             Rule::Filter { field } => *field(config) = filter(text)?,
         }
         Ok(())
@@ -171,6 +182,7 @@ impl Rule {
             | Rule::OptionalPath { .. }
             | Rule::Address { .. }
             | Rule::Word { .. }
+            | Rule::Networks { .. }
             | Rule::Filter { .. } => setting.is_text.then_some(()).ok_or(Some(QUOTES)),
         }
     }
@@ -225,6 +237,10 @@ fn address(text: &str) -> Result<SocketAddr, Hint> {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     text.parse().map_err(|_| Some(EXAMPLE))
+}
+
+fn networks(text: &str) -> Result<AgentNetworks, Hint> {
+    text.parse().map_err(|_| Some("for example 127.0.0.0/8, fe80::/10"))
 }
 
 /// env_logger takes a lone word that is no level for a target and then logs nothing else:

@@ -4,8 +4,9 @@
 //! Never: refuses anything, changes a file. Called at the start of `serve` and by
 //! `roost config`.
 
-use super::{Config, Key, Paths, show};
-use crate::model::host::Host;
+use super::{AgentTls, Config, Key, Paths, show};
+use crate::model::endpoint::{Endpoint, Resolved};
+use crate::model::host::{AgentAddress, Host};
 use crate::model::policy::HEARTBEAT_INTERVAL;
 use crate::model::time::Wall;
 use std::net::{IpAddr, SocketAddr};
@@ -73,20 +74,41 @@ impl Config {
     }
 
     /// What the fleet's addresses tell, once it is known.
-    pub fn warning_of_agents<'a>(&self, hosts: impl Iterator<Item = &'a Host>) -> Option<String> {
-        if self.agent_tls != super::AgentTls::Off {
-            return None;
+    pub fn warnings_of_agents(&self, hosts: &[Host]) -> Vec<String> {
+        let found = |is_one: &dyn Fn(&Host, &AgentAddress) -> bool| {
+            let is_one = |host: &&Host| host.address.as_ref().is_some_and(|at| is_one(host, at));
+            let mut some = hosts.iter().filter(is_one);
+            let first = some.next()?;
+            Some((1 + some.count(), first.id, first.address.clone()?))
+        };
+        let mut warnings = Vec::new();
+        let tls = self.agent_tls;
+        if tls == AgentTls::Off
+            && let Some((count, id, at)) = found(&|_, at| is_public(at.as_str()))
+        {
+            warnings.push(format!(
+                "{} is off, and {count} of the hosts have public addresses ({id} at {at}): an attacker on the path can command them; set agent_tls = \"mtls\"",
+                Key::AgentTls,
+            ));
         }
-        let far = |host: &&Host| host.address.as_ref().is_some_and(|at| is_public(at.as_str()));
-        let far: Vec<&Host> = hosts.filter(far).collect();
-        let first = far.first()?;
-        Some(format!(
-            "{} is off, and {} of the hosts have public addresses ({} at {}): whoever is on the way can command them; set agent_tls = \"mtls\"",
-            Key::AgentTls,
-            far.len(),
-            first.id,
-            first.address.as_ref().map_or("", |at| at.as_str()),
-        ))
+        if tls == AgentTls::Mtls
+            && let Some((count, id, at)) = found(&|_, at| at.is_plain())
+        {
+            warnings.push(format!(
+                "{} is mtls, and the addresses of {count} of the hosts begin with http:// ({id} at {at}): these are commanded without TLS; have them register again without http://",
+                Key::AgentTls,
+            ));
+        }
+        let closed = |host: &Host, at: &AgentAddress| {
+            let endpoint = Endpoint::of(at, &Resolved::new());
+            endpoint.ips().iter().any(|ip| !self.agent_networks.admit(host.team_id, *ip))
+        };
+        if let Some((count, id, at)) = found(&closed) {
+            warnings.push(format!(
+                "{count} hosts of teams have addresses that are closed to them ({id} at {at}) and are not probed; allow their networks with agent_networks, or have them register other addresses",
+            ));
+        }
+        warnings
     }
 }
 

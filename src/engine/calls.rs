@@ -187,8 +187,11 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
     match result {
         Ok((details, said)) => Outcome::Told(Call::Succeeded, details, said),
         Err(error) => {
-            log::info!("{} of {} on {}: {error}", work.kind, work.sandbox, work.host);
-            let said = Said { error: Some(error.to_string()), size_bytes: None };
+            let name = presence.named(host);
+            log::info!("{} of {} on {name}: {error}", work.kind, work.sandbox);
+            let of_team = presence.team_of(host) != PLATFORM_TEAM;
+            let words = if of_team { error.for_team() } else { error.to_string() };
+            let said = Said { error: Some(words), size_bytes: None };
             Outcome::Told(call_of(&error), None, said)
         }
     }

@@ -5,6 +5,7 @@
 
 use super::pool::Pool;
 use super::probes::{self, Answered, Job};
+use super::start::fenced;
 use crate::agent::client::{AgentClient, ClientConfig};
 use crate::clock::Clock;
 use crate::model::host::{AgentAddress, HostStatus, Intent, Liveness};
@@ -212,7 +213,7 @@ impl<'a> Pass<'a> {
         let (send, ended) = crossbeam_channel::unbounded();
         let drained = Arc::new(Mutex::new(Vec::new()));
         let deliver = deliver(writer.clone(), send, Arc::clone(&drained));
-        let agent = AgentClient::new(options.client.clone());
+        let agent = fenced(AgentClient::new(options.client.clone()), &presence);
         let threads_max = Schedule::in_flight_max(options.workers);
         let probes = probes::pool(agent, Arc::clone(&clock), revision, threads_max, deliver);
         let report = CheckReport::new(options.dry_run, options.policy.name);

@@ -17,11 +17,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::Request;
+use ureq::http::header::RETRY_AFTER;
 use ureq::unversioned::resolver::DefaultResolver;
 
 /// How long a target may take for one message. Longer: a target that hangs is noticed
 /// later; shorter: a slow one is never told.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest wait that a target can ask for. Longer: one that is wrong about it is told too
+/// late; shorter: one that asks for an hour is knocked at within it.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// Where systems keep the certificates that everybody trusts, the usual ones first.
 const ROOTS: &[&str] = &[
@@ -38,11 +43,13 @@ pub(super) struct Undelivered {
     pub(super) why: String,
     /// The target will never take this one.
     pub(super) refused: bool,
+    /// How long the target asks to be left alone; zero when it does not.
+    pub(super) wait: Duration,
 }
 
 /// Sends a message once.
 pub(super) fn send(target: &Target, body: &Value, now: Wall) -> Result<(), Undelivered> {
-    let later = |why: String| Undelivered { why, refused: false };
+    let later = |why: String| Undelivered { why, refused: false, wait: Duration::ZERO };
     let url = target.url.reveal().map_err(|e| later(e.to_string()))?;
     let request = request(target, &url, body, now).map_err(later)?;
     let connect = connect(target, &url).map_err(later)?;
@@ -58,15 +65,39 @@ pub(super) fn send(target: &Target, body: &Value, now: Wall) -> Result<(), Undel
     let http = ureq::Agent::with_parts(settings, connect, DefaultResolver::default());
     let answer = http.run(request).map_err(|error| later(without(words(error, DEADLINE), &url)))?;
     let status = answer.status().as_u16();
+    let wait = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let wait = wait.and_then(|text| retry_after(text, now)).unwrap_or_default();
+    let later = |why: String| Undelivered { why, refused: false, wait };
     match status {
         200..=299 => Ok(()),
         300..=399 => Err(later(format!("it answered {status}; redirects are not followed"))),
         // Said of this very message. What is wrong with a key or a URL may be mended.
         400 | 413 | 415 | 422 => {
-            Err(Undelivered { why: format!("it answered {status}"), refused: true })
+            Err(Undelivered { why: format!("it answered {status}"), refused: true, wait })
         }
         _ => Err(later(format!("it answered {status}"))),
     }
+}
+
+/// What `Retry-After` asks for: seconds, or the time until a date. At most [`WAIT_MAX`].
+fn retry_after(text: &str, now: Wall) -> Option<Duration> {
+    let text = text.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let wait = match is_number {
+        true => text.parse().map_or(WAIT_MAX, Duration::from_secs),
+        false => http_date(text)?.since(now),
+    };
+    Some(wait.min(WAIT_MAX))
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, the one form of a date that is still sent.
+fn http_date(text: &str) -> Option<Wall> {
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let (_, date) = text.split_once(", ")?;
+    let parts: Vec<&str> = date.split(' ').collect();
+    let [day, month, year, time, "GMT"] = parts[..] else { return None };
+    let at = MONTHS.find(month).filter(|at| month.len() == 3 && at % 3 == 0)?;
+    format!("{year}-{:02}-{day}T{time}Z", at / 3 + 1).parse().ok()
 }
 
 /// What an error says, without the URL or the end of it: the path of some is a secret.
@@ -164,4 +195,36 @@ fn system_trust() -> Result<Arc<ClientConfig>, String> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_left_alone_for_as_long_as_it_asks_within_a_bound() {
+        let now: Wall = "1994-11-06T08:49:37Z".parse().unwrap();
+        let asked = |text: &str| retry_after(text, now).map(|wait| wait.as_secs());
+        for (text, seconds) in [
+            ("0", Some(0)),
+            ("30", Some(30)),
+            (" 30 ", Some(30)),
+            ("3600", Some(3600)),
+            ("86400", Some(3600)),
+            ("99999999999999999999999999", Some(3600)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sun, 06 Nov 1994 08:49:07 GMT", Some(0)),
+            ("Wed, 01 Jan 2098 00:00:00 GMT", Some(3600)),
+            ("", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("Sun, 06 anF 1994 08:50:07 GMT", None),
+            ("Sun, 06 Nov 1994 08:50:07 CET", None),
+            ("Sun, 99 Nov 1994 08:50:07 GMT", None),
+        ] {
+            assert_eq!(asked(text), seconds, "{text:?}");
+        }
+    }
 }

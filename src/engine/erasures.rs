@@ -77,7 +77,7 @@ pub(super) fn pool(agent: AgentClient, post: Sender<EraseMail>) -> Pool<Job> {
         let Erasure { host, template, team } = erasure;
         let called = agent.delete_snapshot(host, &address, (team, template), DEADLINE);
         if let Err(error) = &called {
-            log::info!("could not delete {template} on {host}: {error}; trying again");
+            log::info!("could not delete {template} on {host} ({address}): {error}; trying again");
         }
         drop(post.send(EraseMail::Called(erasure, is_gone(&called))));
     };

@@ -235,7 +235,9 @@ impl Monitor {
             Input::MarkedUp(host, result) => match result {
                 Ok(_) => self.changed(now, host),
                 // The next heartbeat says so again.
-                Err(error) => log::error!("could not take {host} back: {error}"),
+                Err(error) => {
+                    log::error!("could not take {} back: {error}", self.presence.named(host));
+                }
             },
             Input::Decide { policy, flush_every } => {
                 self.flush_every = flush_every;
@@ -267,7 +269,8 @@ impl Monitor {
 
     fn heard(&mut self, now: Mono, host: HostId) {
         if self.guard.heard_silent_host(now) {
-            log::info!("{host} was heard; everybody gets time to be heard before any verdict");
+            let host = self.presence.named(host);
+            log::info!("{host} was heard; all hosts get time to be heard before any verdict");
             self.listen_anew(now, false);
         }
         match self.presence.get(host).map(|host| host.liveness) {
@@ -303,6 +306,7 @@ impl Monitor {
                 (applied.failure.is_none(), applied.ask_again)
             }
             Err(error) => {
+                let host = self.presence.named(host);
                 log::error!("could not apply what {host} answered: {error}");
                 (false, AskAgain::AsUsual)
             }

@@ -262,9 +262,9 @@ impl Carrier {
                     Duration::ZERO
                 }
                 Ok(false) => LOOK_ANYWAY,
-                Err(()) => {
+                Err(asked) => {
                     failures += 1;
-                    backoff(failures)
+                    backoff(failures).max(asked)
                 }
             };
             if !self.stays(rung, wait, failures > 0) {
@@ -289,8 +289,9 @@ impl Carrier {
         }
     }
 
-    /// True when a message was dealt with, false when there is none.
-    fn carry_next(&self) -> Result<bool, ()> {
+    /// True when a message was dealt with, false when there is none; otherwise how long the
+    /// target asks to be left alone.
+    fn carry_next(&self) -> Result<bool, Duration> {
         let name = &self.post.target.name;
         let next = self.sources.readers.get().and_then(|r| notify::next_delivery(&r, name));
         let delivery = match next {
@@ -298,7 +299,7 @@ impl Carrier {
             Ok(None) => return Ok(false),
             Err(error) => {
                 log::error!("could not read what {name} is to be told: {error}");
-                return Err(());
+                return Err(Duration::ZERO);
             }
         };
         let now = self.sources.clock.now().wall;
@@ -311,16 +312,17 @@ impl Carrier {
             .call(self.sources.clock.now(), |reply| Command::Delivered { target, seq, reply });
         noted.map(|()| true).map_err(|error| {
             log::error!("could not note what {name} was told; it will be told again: {error}");
+            Duration::ZERO
         })
     }
 
-    /// Whether the message is dealt with.
+    /// Whether the message is dealt with; otherwise how long the target asks to be left alone.
     fn judge(
         &self,
         delivery: &Delivery,
         sent: Result<(), Undelivered>,
         now: Wall,
-    ) -> Result<(), ()> {
+    ) -> Result<(), Duration> {
         let name = &self.post.target.name;
         let id = delivery.body["id"].as_str().unwrap_or_default();
         let mut state = self.post.state();
@@ -343,7 +345,7 @@ impl Carrier {
         if news {
             log::warn!("could not notify {name}: {}; trying again", undelivered.why);
         }
-        Err(())
+        Err(undelivered.wait)
     }
 }
 

@@ -174,7 +174,8 @@ pub(super) fn client_config(
     let probe_timeout = config.probe_timeout;
     let connect_timeout = ClientConfig::default().connect_timeout.min(probe_timeout);
     let trust = authority.map(|authority| Trust::new(authority, Arc::clone(clock))).transpose()?;
-    Ok(ClientConfig { probe_timeout, connect_timeout, tls: trust.map(Arc::new) })
+    let networks = config.agent_networks.clone();
+    Ok(ClientConfig { probe_timeout, connect_timeout, tls: trust.map(Arc::new), networks })
 }
 
 /// How agents are asked by whoever does not serve: the CA must be there already.
@@ -188,7 +189,9 @@ pub fn client_config_of(
 ) -> Result<ClientConfig, CaError> {
     let authority = match config.agent_tls {
         AgentTls::Off => None,
-        AgentTls::Mtls => Some(Arc::new(Authority::load(&ca_files(paths), clock.now().wall)?)),
+        AgentTls::Mtls | AgentTls::MtlsOrHttp => {
+            Some(Arc::new(Authority::load(&ca_files(paths), clock.now().wall)?))
+        }
     };
     client_config(config, authority, clock)
 }

@@ -78,6 +78,12 @@ impl Gate {
     }
 }
 
+/// A client that knows whose the hosts are.
+pub(super) fn fenced(agent: AgentClient, presence: &Arc<Presence>) -> AgentClient {
+    let presence = Arc::clone(presence);
+    agent.fenced(move |host| presence.team_of(host))
+}
+
 fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -93,6 +99,7 @@ pub(super) struct Door {
     pub(super) http: Server,
     pub(super) api: Arc<Api>,
     authority: Option<Arc<Authority>>,
+    plain_agents: bool,
     agent: AgentClient,
 }
 
@@ -107,10 +114,11 @@ impl Door {
         let https = config.https().map(|(cert, key)| Https::load(cert, key)).transpose()?;
         let authority = match config.agent_tls {
             AgentTls::Off => None,
-            AgentTls::Mtls => {
+            AgentTls::Mtls | AgentTls::MtlsOrHttp => {
                 Some(Arc::new(Authority::load_or_create(&ca_files(paths), clock.now().wall)?))
             }
         };
+        let plain_agents = config.agent_tls != AgentTls::Mtls;
         let agent = AgentClient::new(client_config(config, authority.clone(), clock)?);
         let listen = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).map_err(listen)?;
@@ -120,7 +128,7 @@ impl Door {
         let server = ServerConfig { tls, ..ServerConfig::default() };
         let http =
             Server::start(vec![listener], api.clone(), server).map_err(StartError::System)?;
-        Ok(Door { address, https, http, api, authority, agent })
+        Ok(Door { address, https, http, api, authority, plain_agents, agent })
     }
 }
 
@@ -268,7 +276,7 @@ impl Parts {
             presence: Arc::clone(&core.presence),
             acceptance: Arc::clone(&core.acceptance),
             readers: core.readers.clone(),
-            agent: door.agent.clone(),
+            agent: fenced(door.agent.clone(), &core.presence),
             bell,
         };
         let mail = Mailboxes {
@@ -431,6 +439,7 @@ impl Parts {
             pulse: Arc::clone(&self.pulse),
             agent: self.agent.clone(),
             authority: door.authority.clone(),
+            plain_agents: door.plain_agents,
             notify: Box::new(desk),
             wake: wake(self.scheduler.clone(), self.operations.clone(), self.erasures.clone()),
         }

@@ -130,6 +130,9 @@ pub(super) fn head(
 ) -> Vec<u8> {
     let mut head = Vec::with_capacity(160);
     line(&mut head, format_args!("HTTP/1.1 {status} {}", reason(status)));
+    for (name, value) in careful(headers) {
+        line(&mut head, format_args!("{name}: {value}"));
+    }
     for (name, value) in headers {
         if is_ours(name) {
             continue;
@@ -154,6 +157,21 @@ pub(super) fn head(
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// Headers that whatever has a body gets unless it says otherwise: it is not stored, and is
+/// what it says it is. What a key opens must not be served to who shows another one.
+fn careful(
+    headers: &[(&'static str, String)],
+) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let of = |name: &str| headers.iter().find(|(is, _)| is.eq_ignore_ascii_case(name));
+    let kind = of("content-type").map(|(_, value)| value.as_str());
+    let wanted = [
+        ("cache-control", "no-store", kind.is_some() && of("cache-control").is_none()),
+        ("vary", "X-API-Key, Authorization", kind == Some("application/json")),
+        ("x-content-type-options", "nosniff", kind.is_some()),
+    ];
+    wanted.into_iter().filter(|(_, _, wanted)| *wanted).map(|(name, value, _)| (name, value))
 }
 
 /// Whether 204 and 304 forbid a body.
@@ -220,6 +238,21 @@ mod tests {
         check(&[], BodyEnd::Chunked, false, "transfer-encoding: chunked\r\nconnection: close\r\n");
         check(&[], BodyEnd::Nothing, true, "");
         check(&[("Connection", "x"), ("Content-Length", "9")], BodyEnd::Nothing, true, "");
+    }
+
+    #[test]
+    fn what_has_a_body_is_not_stored_unless_it_says_so() {
+        let sniff = "x-content-type-options: nosniff\r\n";
+        let json = "content-type: application/json\r\n";
+        let vary = "vary: X-API-Key, Authorization\r\n";
+        let none = BodyEnd::Nothing;
+        let both = format!("cache-control: no-store\r\n{vary}{sniff}{json}");
+        check(&[("content-type", "application/json")], none, true, &both);
+        let text = format!("cache-control: no-store\r\n{sniff}content-type: text/plain\r\n");
+        check(&[("content-type", "text/plain")], none, true, &text);
+        let own = format!("{vary}{sniff}{json}cache-control: no-cache\r\n");
+        let said = [("content-type", "application/json"), ("cache-control", "no-cache")];
+        check(&said, none, true, &own);
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Endpoint {
         Endpoint { host, port: port(address), path: path(address), ips }
     }
 
+    /// The IP addresses that the host is known to have, in canonical form.
+    pub fn ips(&self) -> &[IpAddr] {
+        &self.ips
+    }
+
     /// Whether both lead to the same agent. A name that was not resolved is only its text.
     pub fn is_same(&self, other: &Endpoint) -> bool {
         self.port == other.port

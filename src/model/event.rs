@@ -26,6 +26,8 @@ vocabulary! {
         HostIntent = "host.intent",
         /// A host lost most of its sandboxes at once; held for another look.
         HostMassVanish = "host.mass_vanish",
+        /// A refresh token of the host that was used up was shown.
+        HostTokenReused = "host.token_reused",
         /// A sandbox runs that should not exist.
         SandboxZombie = "sandbox.zombie",
         /// A host lists a sandbox that belongs to another host.
@@ -99,6 +101,8 @@ vocabulary! {
         Create = "create",
         /// Registered by its agent.
         Register = "register",
+        /// A refresh token that was used up was shown.
+        TokenReused = "token_reused",
         /// Judged silent.
         MarkedDown = "marked_down",
         /// Heard again.

@@ -125,7 +125,22 @@ pub struct ProbeTrouble {
     pub since: Wall,
 }
 
+/// How messages name a machine: people know it by its address, programs by its id.
+pub fn named(id: HostId, address: Option<&AgentAddress>) -> String {
+    address.map_or_else(|| id.to_string(), |address| format!("{id} ({address})"))
+}
+
 impl Host {
+    /// As messages name it.
+    pub fn named(&self) -> String {
+        named(self.id, self.address.as_ref())
+    }
+
+    /// Where it is, for what names it by its id already.
+    pub fn place(&self) -> Option<String> {
+        self.address.as_ref().map(|address| format!("at {address}"))
+    }
+
     /// The public status.
     pub fn status(&self) -> HostStatus {
         HostStatus::derive(self.registered_at.is_some(), self.intent, self.liveness)
@@ -184,6 +199,11 @@ impl AgentAddress {
             return self.text.to_string();
         }
         format!("{}://{}", if tls { "https" } else { "http" }, self.text)
+    }
+
+    /// Whether it is spoken to without TLS, whatever the setting.
+    pub fn is_plain(&self) -> bool {
+        self.text.starts_with("http://")
     }
 
     /// The name or IP literal without port and brackets, as a certificate would name it.

@@ -108,6 +108,23 @@ vocabulary! {
     }
 }
 
+impl FailureKind {
+    /// What the team of a host may know of a probe that failed, and its words for people.
+    /// Roost opens connections to the address that a team names: whether a port there is
+    /// open, and what answers, is not for the team.
+    pub fn for_team(self) -> (FailureKind, &'static str) {
+        match self {
+            FailureKind::Refused => (FailureKind::Refused, "the agent refused the request"),
+            FailureKind::Unreachable
+            | FailureKind::TimedOut
+            | FailureKind::Malformed
+            | FailureKind::WrongHost => {
+                (FailureKind::Unreachable, "the agent could not be reached")
+            }
+        }
+    }
+}
+
 /// A probe without an observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeFailure {

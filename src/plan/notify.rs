@@ -106,16 +106,19 @@ pub struct Decided {
     pub next_at: Option<Wall>,
 }
 
-/// Decides. `maintained` says until when an operator works on a host; `fresh` makes an id.
+/// Decides. `maintained` says until when an operator works on a host; `names` has the
+/// machines as people know them; `fresh` makes an id.
 pub fn decide(
     known: &[Problem],
     seen: &BTreeMap<Key, Sight>,
     maintained: &BTreeMap<HostId, Wall>,
+    names: &BTreeMap<HostId, String>,
     now: Wall,
     rules: &Rules,
     fresh: &mut dyn FnMut() -> String,
 ) -> Decided {
-    let mut round = Round { seen, maintained, now, rules, fresh, decided: Decided::default() };
+    let decided = Decided::default();
+    let mut round = Round { seen, maintained, names, now, rules, fresh, decided };
     let mut problems = round.merge(known);
     if !rules.mute {
         round.announce(&mut problems);
@@ -132,6 +135,7 @@ pub fn decide(
 struct Round<'a> {
     seen: &'a BTreeMap<Key, Sight>,
     maintained: &'a BTreeMap<HostId, Wall>,
+    names: &'a BTreeMap<HostId, String>,
     now: Wall,
     rules: &'a Rules,
     fresh: &'a mut dyn FnMut() -> String,
@@ -299,7 +303,7 @@ impl Round<'_> {
     ) {
         let of: Vec<&Problem> = which.iter().map(|&at| &problems[at]).collect();
         let Some(first) = of.first() else { return };
-        let (title, text) = words(&of, phase);
+        let (title, text) = words(&of, self.names, phase);
         let message = Message {
             kind: first.kind,
             phase,
@@ -339,18 +343,27 @@ fn many(count: u64, one: &str, more: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {more}") }
 }
 
+/// A host as people know it.
+fn name(host: HostId, names: &BTreeMap<HostId, String>) -> String {
+    names.get(&host).cloned().unwrap_or_else(|| host.to_string())
+}
+
 /// Who: one host by name, several by number.
-fn who(problems: &[&Problem]) -> String {
+fn who(problems: &[&Problem], names: &BTreeMap<HostId, String>) -> String {
     match problems {
-        [Problem { host: Some(host), .. }] => host.to_string(),
+        [Problem { host: Some(host), .. }] => name(*host, names),
         several => many(several.len() as u64, "host", "hosts"),
     }
 }
 
-fn words(problems: &[&Problem], phase: Phase) -> (String, String) {
+fn words(
+    problems: &[&Problem],
+    names: &BTreeMap<HostId, String>,
+    phase: Phase,
+) -> (String, String) {
     let Some(first) = problems.first() else { return Default::default() };
     let sum: u64 = problems.iter().map(|p| p.sandboxes).sum();
-    let who = who(problems);
+    let who = who(problems, names);
     let are = if problems.len() == 1 { "is" } else { "are" };
     let (what, detail) = match first.kind {
         NotifyKind::HostDown => {
@@ -397,7 +410,7 @@ fn words(problems: &[&Problem], phase: Phase) -> (String, String) {
     };
     if problems.len() > 1 {
         let named: Vec<String> =
-            problems.iter().filter_map(|p| p.host).map(|h| h.to_string()).collect();
+            problems.iter().filter_map(|p| p.host).map(|host| name(host, names)).collect();
         let rest = named.len().saturating_sub(HOSTS_NAMED_MAX);
         text += &format!(": {}", named[..named.len() - rest].join(", "));
         if rest > 0 {

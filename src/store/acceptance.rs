@@ -10,9 +10,10 @@ use super::journal::{Actor, Audit};
 use super::lifecycle::{self, Work};
 use super::rows;
 use super::writer::{After, Writer};
-use crate::model::event::{AuditAction, AuditStatus, ResourceType};
+use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::id::{HostId, PLATFORM_TEAM};
 use crate::model::operation::OperationKind;
+use crate::model::sandbox::Reason;
 use crate::model::time::{Now, Wall};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::{Mutex, PoisonError};
@@ -191,7 +192,11 @@ impl Writer {
     /// Takes a token back that was given out after the backup: it is of a known host, and
     /// newer than every token that is known of it. What was given out before has done its
     /// work. False: it stays unknown.
-    pub(super) fn take_back_token(&mut self, lost: LostToken) -> Result<bool, StoreError> {
+    pub(super) fn take_back_token(
+        &mut self,
+        lost: LostToken,
+        now: Now,
+    ) -> Result<bool, StoreError> {
         if self.host(lost.host)?.is_none_or(|host| host.registered_at.is_none()) {
             return Ok(false);
         }
@@ -199,6 +204,7 @@ impl Writer {
         let sql = "SELECT max(created_at) FROM refresh_tokens WHERE host_id = ?1";
         let newest: Option<i64> = self.conn.query_row(sql, [&host], |row| row.get(0))?;
         if newest.is_some_and(|newest| lost.issued_at <= Wall(newest)) {
+            self.note_reuse(&lost, now)?;
             return Ok(false);
         }
         self.in_savepoint(|w| {
@@ -206,6 +212,38 @@ impl Writer {
             w.insert_found_token(&lost)?;
             Ok(true)
         })
+    }
+
+    /// Records that a token was shown which has done its work: its successor was used, or the
+    /// host registered again. An agent shows such a one only when its machine was set back to
+    /// an older state; otherwise it was copied.
+    fn note_reuse(&mut self, spent: &LostToken, now: Now) -> Result<(), StoreError> {
+        let is_old = spent.expires_at <= now.wall;
+        if is_old || !self.presence.note_reuse(spent.host, now.mono) {
+            return Ok(());
+        }
+        let Some(host) = self.host(spent.host)? else { return Ok(()) };
+        let (issued_at, team) = (spent.issued_at, host.team_id);
+        log::warn!(
+            "a refresh token of {} (team {team}) was shown that was used up, given out on \
+             {issued_at}: unless the machine was set back to an older state, the token was copied; \
+             register the host again (`roost hosts token {}`), which ends all its tokens",
+            host.named(),
+            host.id
+        );
+        let reason = Reason::Other("a refresh token that was used up was shown".into());
+        let metadata = format!(r#"{{"issued_at":"{issued_at}"}}"#);
+        self.in_savepoint(|w| {
+            w.host_event(&host, EventKind::HostTokenReused, None, &reason, now)?;
+            w.journal(now, &Actor::SYSTEM)?.audit(&Audit {
+                team,
+                resource: (ResourceType::Host, &host.id.to_string()),
+                action: AuditAction::TokenReused,
+                status: AuditStatus::Warning,
+                metadata: &metadata,
+            })
+        })?;
+        Ok(())
     }
 
     pub(super) fn make_accepted(&mut self, now: Now) {

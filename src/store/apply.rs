@@ -13,7 +13,7 @@ use super::transition::Move;
 use super::writer::{After, HostRecord, LastObservation, Writer};
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
-use crate::model::id::{HostId, SandboxId, TeamId};
+use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
@@ -438,6 +438,7 @@ impl Writer {
     /// Counts what a host says about sandboxes that are not its own.
     fn foreign_notices(&self, host: HostId, count: usize) {
         if count > 0 {
+            let host = self.presence.named(host);
             log::warn!("{host} says that it paused {count} sandboxes that are not its own");
             self.count_foreign(count);
         }
@@ -564,7 +565,11 @@ impl Writer {
 
     fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
         if plan.hold_began {
-            log::warn!("{} lost {} sandboxes at once; looking again", host.id, plan.held.len());
+            log::warn!(
+                "{} lost {} sandboxes at once; looking again",
+                host.named(),
+                plan.held.len()
+            );
             let words =
                 Reason::Other(format!("{} sandboxes vanished at once", plan.held.len()).into());
             self.host_event(host, EventKind::HostMassVanish, None, &words, now)?;
@@ -572,7 +577,7 @@ impl Writer {
         Ok(())
     }
 
-    fn host_event(
+    pub(super) fn host_event(
         &mut self,
         host: &Host,
         kind: EventKind,
@@ -588,7 +593,7 @@ impl Writer {
             from: change.map(|(from, _)| from.as_str()),
             to: change.map(|(_, to)| to.as_str()),
             reason,
-            detail: None,
+            detail: host.place().as_deref(),
         })
     }
 
@@ -671,8 +676,14 @@ impl Writer {
         ])?;
         drop(update);
         if degrades {
-            log::warn!("{} is degraded: {failure}", host.id);
-            let reason = Reason::Other(failure.to_string().into());
+            log::warn!("{} is degraded: {failure}", host.named());
+            // Its team reads this event.
+            let (kind, detail) = match host.team_id == PLATFORM_TEAM {
+                true => (failure.kind, &*failure.detail),
+                false => failure.kind.for_team(),
+            };
+            let words = format!("{kind}: {detail}");
+            let reason = Reason::Other(words.into());
             self.host_event(host, EventKind::HostDegraded, None, &reason, now)?;
         }
         Ok(())
@@ -728,7 +739,7 @@ impl Writer {
         }
         drop(mover);
         let lost = applied.transitions.len();
-        log::warn!("{} is unreachable; {lost} sandboxes are missing", host.id);
+        log::warn!("{} is unreachable; {lost} sandboxes are missing", host.named());
         let metadata = format!(
             r#"{{"from":"{from}","to":"{to}","reason":"{reason}","revision":{revision},"sandboxes_missing":{lost}}}"#
         );
@@ -824,7 +835,7 @@ impl Writer {
                 );
                 w.host_audit(&host, AuditAction::MarkedUp, AuditStatus::Success, &metadata, now)?;
             }
-            log::info!("{} is back", host.id);
+            log::info!("{} is back", host.named());
             w.after.push(After::HostChanged { host: Box::new(host), now });
             Ok(true)
         })

@@ -174,7 +174,7 @@ impl Writer {
             from: Some(from.as_str()),
             to: Some(to),
             reason: &reason,
-            detail: None,
+            detail: host.place().as_deref(),
         })?;
         let id = host.id.to_string();
         journal.audit(&Audit {

@@ -217,7 +217,7 @@ impl Writer {
     fn release_address(&mut self, dead: Host, by: HostId, now: Now) -> Result<(), StoreError> {
         log::warn!(
             "{} is {} and loses its address to {by}; let it register again when it is back",
-            dead.id,
+            dead.named(),
             dead.status()
         );
         let sql = "UPDATE hosts SET address = NULL, updated_at = ?2 WHERE id = ?1";
@@ -264,7 +264,7 @@ impl Writer {
             from: None,
             to: Some(host.status().as_str()),
             reason: &reason,
-            detail: None,
+            detail: host.place().as_deref(),
         })?;
         let resource = id.to_string();
         let address = serde_json::Value::from(host.address.as_ref().map(AgentAddress::as_str));

@@ -114,7 +114,9 @@ impl Writer {
     pub(super) fn notice(&mut self, look: &Lookout, now: Now) -> Result<Noticed, StoreError> {
         self.in_savepoint(|w| {
             let known = problems(&w.conn)?;
-            let (mut seen, cursor, more) = w.sights(&known, look.guard)?;
+            let hosts: BTreeMap<HostId, Host> =
+                super::read::hosts(&w.conn)?.into_iter().map(|host| (host.id, host)).collect();
+            let (mut seen, cursor, more) = w.sights(&known, &hosts, look.guard)?;
             let failed = seen.values().any(|sight| matches!(sight, Sight::Happened(_)));
             let maintained = maintenance(&w.conn, now.wall)?;
             let rules = Rules { mute: look.rules.mute || look.listeners.is_empty(), ..look.rules };
@@ -128,11 +130,12 @@ impl Writer {
             if rules.mute {
                 seen.retain(|_, sight| !matches!(sight, Sight::Happened(_)));
             }
-            let decided = decide(&known, &seen, &maintained, now.wall, &rules, &mut fresh);
+            let names = hosts.values().map(|host| (host.id, host.named())).collect();
+            let decided = decide(&known, &seen, &maintained, &names, now.wall, &rules, &mut fresh);
             w.keep_problems(&known, &decided.problems)?;
             w.note_cursor(cursor, failed)?;
             for message in &decided.messages {
-                w.put_out(message, &look.listeners, now.wall)?;
+                w.put_out(message, &hosts, &look.listeners, now.wall)?;
             }
             let dropped = w.make_room(&look.listeners, now.wall)?;
             w.after.push(After::Noticed(cursor));
@@ -149,6 +152,7 @@ impl Writer {
     fn sights(
         &self,
         known: &[Problem],
+        hosts: &BTreeMap<HostId, Host>,
         guard: Guard,
     ) -> Result<(BTreeMap<Key, Sight>, u64, bool), StoreError> {
         let mut seen = BTreeMap::new();
@@ -158,8 +162,6 @@ impl Writer {
             Guard::Holding(hosts) => drop(seen.insert(guarded, Sight::Wrong(hosts))),
             Guard::Free => {}
         }
-        let hosts: BTreeMap<HostId, Host> =
-            super::read::hosts(&self.conn)?.into_iter().map(|host| (host.id, host)).collect();
         for host in hosts.values() {
             self.see_host(host, known, &mut seen)?;
         }
@@ -294,6 +296,7 @@ impl Writer {
     fn put_out(
         &self,
         message: &Message,
+        hosts: &BTreeMap<HostId, Host>,
         listeners: &[Listener],
         now: Wall,
     ) -> Result<(), StoreError> {
@@ -304,7 +307,11 @@ impl Writer {
         }
         self.conn
             .prepare_cached("INSERT INTO notify_messages (at, phase, body) VALUES (?1, ?2, ?3)")?
-            .execute(params![now.0, message.phase.as_str(), body(message, now).to_string()])?;
+            .execute(params![
+                now.0,
+                message.phase.as_str(),
+                body(message, hosts, now).to_string()
+            ])?;
         let seq = self.conn.last_insert_rowid();
         let mut put =
             self.conn.prepare_cached("INSERT INTO notify_outbox (target, seq) VALUES (?1, ?2)")?;
@@ -384,7 +391,7 @@ impl Writer {
 }
 
 /// A message as generic targets get it.
-fn body(message: &Message, now: Wall) -> Value {
+fn body(message: &Message, hosts: &BTreeMap<HostId, Host>, now: Wall) -> Value {
     let mut body = json!({
         "id": message.id,
         "problem": message.problem,
@@ -401,6 +408,9 @@ fn body(message: &Message, now: Wall) -> Value {
     }
     if !message.hosts.is_empty() {
         body["hosts"] = json!(message.hosts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let address = |id: &HostId| Some((id.to_string(), hosts.get(id)?.address.clone()?));
+        let addresses: BTreeMap<_, _> = message.hosts.iter().filter_map(address).collect();
+        body["addresses"] = json!(addresses);
         body["sandboxes"] = json!(message.sandboxes);
     }
     body

@@ -6,8 +6,8 @@
 
 use super::activity::Activity;
 use super::unknown::UnknownHosts;
-use crate::model::host::{AgentAddress, Host, Intent, Liveness};
-use crate::model::id::HostId;
+use crate::model::host::{AgentAddress, Host, Intent, Liveness, named};
+use crate::model::id::{HostId, PLATFORM_TEAM, TeamId};
 use crate::model::policy::{CONTACT_GAP, Policy};
 use crate::model::probe::LastProbe;
 use crate::model::time::{Mono, Now, Wall};
@@ -23,6 +23,10 @@ pub const CLOCK_JUMP: Duration = Duration::from_secs(24 * 3600);
 /// tokens count for longer; smaller: the agents of a small machine without a clock battery
 /// have no time to renew theirs.
 pub const CLOCK_TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// Shortest time between two entries of history on spent tokens of one host. Larger: a thief
+/// who comes again goes unseen; smaller: one with a loop fills the database.
+const REUSE_GAP: Duration = Duration::from_secs(3600);
 
 /// How long an agent waits for the answer to a heartbeat. Larger and gaps stay open for
 /// longer; smaller and a heartbeat that was given up long ago counts twice.
@@ -91,6 +95,8 @@ struct Entry {
     waits: bool,
     /// When an observation was last applied.
     observed_at: Mono,
+    /// When a spent refresh token of it was last recorded.
+    reuse_at: Option<Mono>,
     /// Something changed since the last flush.
     dirty: bool,
     last_probe: Option<LastProbe>,
@@ -129,6 +135,8 @@ pub struct Overview {
 struct Inner {
     hosts: HashMap<HostId, Entry>,
     deleted: HashSet<HostId>,
+    /// Whose a host is, or was until it was deleted.
+    teams: HashMap<HostId, TeamId>,
     listening_since: Mono,
     /// Since when the clock has been suspect, if it ever was.
     clock_suspect_since: Option<Mono>,
@@ -176,6 +184,7 @@ impl Presence {
                 let mut entry = Entry::remembered(host, now);
                 entry.gap |= served;
                 inner.hosts.insert(host.id, entry);
+                inner.teams.insert(host.id, host.team_id);
             }
         }
         presence
@@ -245,6 +254,17 @@ impl Presence {
     /// One host.
     pub fn get(&self, host: HostId) -> Option<HostNow> {
         self.lock().hosts.get(&host).map(|entry| entry.now.clone())
+    }
+
+    /// A host as messages name it.
+    pub fn named(&self, host: HostId) -> String {
+        let inner = self.lock();
+        named(host, inner.hosts.get(&host).and_then(|entry| entry.now.address.as_ref()))
+    }
+
+    /// Whose a host is; also one that was deleted since we started.
+    pub fn team_of(&self, host: HostId) -> TeamId {
+        self.lock().teams.get(&host).copied().unwrap_or(PLATFORM_TEAM)
     }
 
     /// All active hosts, in no order.
@@ -342,6 +362,17 @@ impl Presence {
         }
     }
 
+    /// A spent refresh token of this host was shown; whether that is to be recorded.
+    pub(super) fn note_reuse(&self, host: HostId, now: Mono) -> bool {
+        let mut inner = self.lock();
+        let Some(entry) = inner.hosts.get_mut(&host) else { return false };
+        let is_due = entry.reuse_at.is_none_or(|at| now.since(at) >= REUSE_GAP);
+        if is_due {
+            entry.reuse_at = Some(now);
+        }
+        is_due
+    }
+
     /// An answer of this host was lost: what it announced will not be said again.
     pub(super) fn answer_lost(&self, host: HostId) {
         if let Some(entry) = self.lock().hosts.get_mut(&host) {
@@ -437,6 +468,7 @@ impl Presence {
     /// Takes over what the database says of a host after a commit.
     pub(super) fn update(&self, host: &Host, now: Now) {
         let mut inner = self.lock();
+        inner.teams.insert(host.id, host.team_id);
         let entry = inner.hosts.entry(host.id).or_insert_with(|| Entry::remembered(host, now));
         entry.now.active = host.is_active();
         entry.now.intent = host.intent;
@@ -534,6 +566,7 @@ impl Entry {
             contact_at,
             gap: host.contact_gap || contact_at.is_none(),
             refused_at: None,
+            reuse_at: None,
             silence: Silenced::Over,
             waits: false,
             observed_at: now.mono,

@@ -48,7 +48,8 @@ impl Writer {
             .query_row(params![report.host.to_string(), report.sandbox.to_string()], rows::sandbox)
             .optional()?;
         let Some(sandbox) = found else {
-            log::info!("{} reports {} of a sandbox that is not its own", report.host, report.kind);
+            let host = self.presence.named(report.host);
+            log::info!("{host} reports {} of a sandbox that is not its own", report.kind);
             return Ok(false);
         };
         match effect(report.kind, sandbox.status, sandbox.is_ended_by_user()) {
@@ -129,7 +130,7 @@ impl Writer {
                 from: Some(from.as_str()),
                 to: Some(to.as_str()),
                 reason: &reason,
-                detail: None,
+                detail: host.place().as_deref(),
             })?;
             let id = host.id.to_string();
             let (revision, intent) = (host.revision, intent.as_str());

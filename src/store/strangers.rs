@@ -126,7 +126,7 @@ impl Writer {
                 (EventKind::SandboxMisplaced, "runs on the host; belongs to another host")
             }
         };
-        log::warn!("{} has {id}, which should not be there ({kind})", host.id);
+        log::warn!("{} has {id}, which should not be there ({kind})", host.named());
         let mut insert = self.conn.prepare_cached(
             "INSERT INTO strangers (host_id, sandbox_id, kind, seen_at) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT DO UPDATE SET kind = excluded.kind",
@@ -139,7 +139,8 @@ impl Writer {
             host: host.id,
             sandbox: Some(id),
             team: host.team_id,
-            from: status.map(SandboxStatus::as_str),
+            // Of another team's sandbox the host's team learns no more than it lists.
+            from: status.filter(|_| kind != StrangerKind::Misplaced).map(SandboxStatus::as_str),
             to: None,
             reason: &reason,
             detail: None,

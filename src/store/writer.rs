@@ -773,7 +773,7 @@ impl Task {
             }
             Command::Accept(actor, reply) => Task::durable(reply, move |w| w.accept(&actor, now)),
             Command::TakeBack(lost, reply) => {
-                Task::durable(reply, move |w| w.take_back_token(lost))
+                Task::durable(reply, move |w| w.take_back_token(lost, now))
             }
             Command::Notice(look, reply) => {
                 // What is announced now must not be announced again after power loss.

@@ -3,9 +3,12 @@
 use crate::support::Home;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use roost::api::page::{PAGE, PAGE_BYTES_MAX};
+use roost::api::page::PAGE_BYTES_MAX;
 use serde_json::json;
 use std::io::{Read, Write};
+
+/// The file, which the program has packed.
+const PAGE: &str = include_str!("../../src/api/page/index.html");
 
 /// The header that decides what the browser runs.
 fn policy(home: &Home) -> String {

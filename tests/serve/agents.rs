@@ -360,3 +360,51 @@ fn hosts_that_are_not_in_this_database_are_shown_until_they_are_silent_or_known(
     serving.stop();
     home.verify();
 }
+
+/// Events and audit entries about spent refresh tokens.
+fn reuses(home: &Home, serving: &Serving) -> (Vec<Value>, Vec<Value>) {
+    let events: Vec<Value> =
+        serde_json::from_str(&home.roost(&["events", "--format", "json"]).ok()).unwrap();
+    let audit = serving.get("/v1/audit?limit=200").json();
+    let entries = audit["items"].as_array().unwrap().clone();
+    (
+        events.into_iter().filter(|event| event["kind"] == "host.token_reused").collect(),
+        entries.into_iter().filter(|entry| entry["action"] == "token_reused").collect(),
+    )
+}
+
+#[test]
+fn a_refresh_token_that_is_shown_after_its_successor_was_is_recorded_and_said() {
+    let home = Home::new();
+    let serving = home.serve(&["--agent-networks", "127.0.0.0/8"]);
+    let seven = crate::keys::team(7);
+    let added = serving.post("/v1/hosts", &json!({"team_id": seven})).json();
+    let body = json!({"token": added["registration_token"], "address": "127.0.0.1:7"});
+    let registered = register(&serving, &body).json();
+    let first = &registered["refresh_token"];
+    let id = registered["host"]["id"].as_str().unwrap();
+
+    // An agent whose answers get lost shows the same again, and that is right.
+    for _ in 0..3 {
+        renewed(&refresh(&serving, first));
+    }
+    let second = renewed(&refresh(&serving, first));
+    let third = renewed(&refresh(&serving, &second));
+    renewed(&refresh(&serving, &second));
+    assert_eq!(refresh(&serving, &json!("0".repeat(64))).status, 401, "of no host");
+    assert_eq!(reuses(&home, &serving), (vec![], vec![]));
+
+    for spent in [first, first, first] {
+        assert_eq!(refresh(&serving, spent).status, 401);
+    }
+    let (events, entries) = reuses(&home, &serving);
+    assert_eq!((events.len(), entries.len()), (1, 1), "not one for each: {events:?} {entries:?}");
+    assert_eq!((&events[0]["host_id"], &events[0]["team_id"]), (&json!(id), &json!(seven)));
+    assert_eq!(events[0]["detail"], "at 127.0.0.1:7", "{events:?}");
+    assert_eq!((&entries[0]["resource_id"], &entries[0]["team_id"]), (&json!(id), &json!(seven)));
+    assert_eq!(entries[0]["status"], "warning");
+    let line = serving.logged(&["WARN", "used up", id]);
+    assert!(line.contains("127.0.0.1:7") && line.contains(&seven), "{line}");
+    assert!(line.contains("roost hosts token"), "what to do: {line}");
+    renewed(&refresh(&serving, &third));
+}

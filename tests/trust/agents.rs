@@ -130,6 +130,37 @@ fn a_registration_brings_certificates_with_mtls_only() {
 }
 
 #[test]
+fn a_plain_address_is_refused_where_agents_show_certificates() {
+    let home = Home::new();
+    let try_at = |serving: &Serving, address: &str| {
+        let added = serving.post("/v1/hosts", &json!({})).json();
+        let body = json!({"token": added["registration_token"], "address": address}).to_string();
+        serving.ask("POST", "/v1/hosts/register", &[], &body)
+    };
+    // One that is there since before.
+    let serving = home.serve(&[]);
+    assert_eq!(try_at(&serving, "http://127.0.0.1:1").status, 201);
+    serving.stop();
+    let serving = home.serve(MTLS);
+    serving.logged(&["WARN", "http://127.0.0.1:1", "without TLS"]);
+    for plain in ["http://127.0.0.1:2", "http://127.0.0.1", "http://agent.example:2/x"] {
+        let answer = try_at(&serving, plain);
+        assert_eq!(answer.refusal(), (400, "invalid_request".to_owned()), "{plain}");
+        let says_what_to_do =
+            answer.body.contains("https://") && answer.body.contains("mtls_or_http");
+        assert!(says_what_to_do, "{answer:?}");
+    }
+    for proved in ["127.0.0.1:3", "https://127.0.0.1:4"] {
+        assert_eq!(try_at(&serving, proved).status, 201, "{proved}");
+    }
+    serving.stop();
+    let serving = home.serve(&["--agent-tls", "mtls_or_http"]);
+    let answer = try_at(&serving, "http://127.0.0.1:5");
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert!(answer.json()["cert_pem"].is_string(), "as with mtls otherwise");
+}
+
+#[test]
 fn a_ca_that_cannot_be_used_is_said_at_the_start() {
     let home = Home::new();
     home.serve(MTLS).stop();

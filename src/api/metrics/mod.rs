@@ -68,7 +68,11 @@ pub(super) fn healthz() -> Response {
 /// line says so when the mass guard holds verdicts back.
 pub(super) fn readyz(ready: &Ready) -> Result<Response, Problem> {
     may_work(ready)?;
-    crate::store::read::revision(&*ready.read()?)?;
+    let read = ready.readers.get().and_then(|reader| crate::store::read::revision(&reader));
+    read.map_err(|error| {
+        let message = format!("the database cannot be used: {error}");
+        Problem { message, ..Problem::from(error) }
+    })?;
     let mut text = String::from("ready\n");
     if load(&ready.pulse.holding_since_ms) > 0 {
         text +=

@@ -67,6 +67,7 @@ fn flag(key: Key, global: bool) -> Arg {
         | Rule::Count { .. }
         | Rule::Factor { .. }
         | Rule::Word { .. }
+        | Rule::Networks { .. }
         | Rule::Filter { .. } => ValueHint::Other,
     };
     Arg::new(key.as_str())

@@ -40,6 +40,7 @@ impl KeySet for ServeKeys {
         Key::AuditKeepAge,
         Key::StoppedKeepAge,
         Key::AgentTls,
+        Key::AgentNetworks,
         Key::TlsCert,
         Key::TlsKey,
         Key::Answers,
@@ -80,5 +81,6 @@ impl KeySet for CheckKeys {
         Key::TransientGrace,
         Key::ConfirmDelay,
         Key::AgentTls,
+        Key::AgentNetworks,
     ];
 }

@@ -8,6 +8,16 @@ use super::*;
 const MINUTE: i64 = 60_000;
 const BEGIN: i64 = 1_790_000_000_000;
 
+/// Thirty machines have addresses; the others are known by their ids only.
+fn names() -> BTreeMap<HostId, String> {
+    (1..=30).map(|n| (host(n), format!("{} (edge-{n}.lan:50051)", host(n)))).collect()
+}
+
+/// A host as messages name it.
+fn named(n: u128) -> String {
+    names()[&host(n)].clone()
+}
+
 /// A course: what is known, and what was sent so far.
 struct Course {
     known: Vec<Problem>,
@@ -49,7 +59,8 @@ impl Course {
         };
         let seen = seen.iter().copied().collect();
         let now = Wall(BEGIN + at);
-        let decided = decide(&self.known, &seen, &self.maintained, now, &self.rules, &mut fresh);
+        let (known, maintained, rules) = (&self.known, &self.maintained, &self.rules);
+        let decided = decide(known, &seen, maintained, &names(), now, rules, &mut fresh);
         self.known = decided.problems;
         self.next_at = decided.next_at;
         decided.messages
@@ -57,6 +68,36 @@ impl Course {
 
     fn next(&self) -> Option<i64> {
         self.next_at.map(|at| at.0 - BEGIN)
+    }
+}
+
+#[test]
+fn every_message_about_a_machine_says_where_it_is() {
+    for kind in NotifyKind::ALL.iter().filter(|kind| **kind != NotifyKind::MassGuard) {
+        let sight = if kind.is_passing() { Sight::Happened(2) } else { Sight::Wrong(2) };
+        for count in [1, 2, 20] {
+            let mut course = Course::new();
+            let seen: Vec<(Key, Sight)> =
+                (1..=count).map(|n| ((*kind, Some(host(n))), sight)).collect();
+            let unwatched: Vec<(Key, Sight)> =
+                seen.iter().map(|(key, _)| (*key, Sight::Unwatched)).collect();
+            let mut said = course.messages(0, &seen);
+            said.extend(course.messages(MINUTE, &seen));
+            said.extend(
+                course.messages(5 * 60 * MINUTE, if kind.is_passing() { &[] } else { &seen }),
+            );
+            let mut left = Course { known: course.known.clone(), ..Course::new() };
+            said.extend(left.messages(6 * 60 * MINUTE, &unwatched));
+            said.extend(course.messages(6 * 60 * MINUTE, &[]));
+            let expected = if kind.is_passing() { 1 } else { 4 };
+            assert_eq!(said.len(), expected, "{kind}: {said:?}");
+            for message in &said {
+                for n in 1..=count {
+                    assert!(message.text.contains(&named(n)), "{kind} {count}: {}", message.text);
+                }
+                assert!(count > 1 || message.title.contains(&named(1)), "{}", message.title);
+            }
+        }
     }
 }
 
@@ -79,10 +120,10 @@ fn a_host_that_stays_down_is_announced_reminded_of_and_taken_back() {
     course.look(0, &[down(1)]);
     let opened = course.messages(MINUTE, &[down(1)]);
     assert_eq!(opened.len(), 1);
-    assert_eq!(opened[0].title, format!("{} unreachable", host(1)));
+    assert_eq!(opened[0].title, format!("{} unreachable", named(1)));
     assert_eq!(
         opened[0].text,
-        format!("{} unreachable since 2026-09-21 14:13 UTC; 3 sandboxes missing", host(1))
+        format!("{} unreachable since 2026-09-21 14:13 UTC; 3 sandboxes missing", named(1))
     );
     assert_eq!((opened[0].severity, opened[0].sandboxes), (Severity::Critical, 3));
     assert_eq!(opened[0].id, opened[0].problem);
@@ -94,7 +135,7 @@ fn a_host_that_stays_down_is_announced_reminded_of_and_taken_back() {
     assert_ne!(reminded[0].id, opened[0].id);
     assert_eq!(course.next(), Some(MINUTE + 2 * four));
     let resolved = course.messages(MINUTE + four + 5, &[]);
-    assert_eq!(resolved[0].title, format!("{} is back", host(1)));
+    assert_eq!(resolved[0].title, format!("{} is back", named(1)));
     assert_eq!((resolved[0].severity, &resolved[0].problem), (Severity::Info, &opened[0].id));
     assert_eq!(course.look(MINUTE + four + 6, &[]), NOTHING);
     assert!(course.known.is_empty());
@@ -121,7 +162,7 @@ fn a_rack_is_one_message_and_comes_back_in_one() {
     assert_eq!(said.len(), 1);
     assert_eq!((said[0].title.as_str(), said[0].hosts.len()), ("30 hosts unreachable", 30));
     assert_eq!(said[0].sandboxes, 90);
-    assert!(said[0].text.contains(&host(20).to_string()), "{}", said[0].text);
+    assert!(said[0].text.contains(&named(20)), "{}", said[0].text);
     assert!(said[0].text.ends_with("and 10 more"), "{}", said[0].text);
     assert_eq!(course.look(5 * MINUTE, &rack[25..]), NOTHING, "the rest may follow");
     assert_eq!(course.look(5 * MINUTE + 10_000, &[]), ["resolved 30 hosts are back"]);
@@ -137,7 +178,7 @@ fn of_a_rack_whose_one_host_stays_down_the_others_are_taken_back() {
     assert_eq!(course.look(2 * MINUTE, &rack[..1]), NOTHING);
     assert_eq!(course.next(), Some(2 * MINUTE + 30_000));
     assert_eq!(course.look(2 * MINUTE + 30_000, &rack[..1]), ["resolved 2 hosts are back"]);
-    assert_eq!(course.look(3 * MINUTE, &[]), [format!("resolved {} is back", host(1))]);
+    assert_eq!(course.look(3 * MINUTE, &[]), [format!("resolved {} is back", named(1))]);
 }
 
 #[test]
@@ -160,7 +201,7 @@ fn maintenance_hides_a_host_until_it_ends() {
     assert_eq!(course.look(60 * MINUTE, &[down(1)]).len(), 1, "it is still wrong");
     course.maintained.insert(host(1), Wall(BEGIN + 120 * MINUTE));
     assert_eq!(course.look(70 * MINUTE, &[]), NOTHING, "nothing about it, not even this");
-    assert_eq!(course.look(120 * MINUTE, &[]), [format!("resolved {} is back", host(1))]);
+    assert_eq!(course.look(120 * MINUTE, &[]), [format!("resolved {} is back", named(1))]);
 }
 
 #[test]
@@ -172,8 +213,8 @@ fn what_fails_in_maintenance_is_no_news_and_other_hosts_are() {
     assert_eq!(
         course.look(MINUTE, &[down(1), down(2)]),
         [
-            format!("open {} unreachable", host(2)),
-            format!("open 1 operation failed on {}", host(2))
+            format!("open {} unreachable", named(2)),
+            format!("open 1 operation failed on {}", named(2))
         ]
     );
 }
@@ -185,7 +226,7 @@ fn failures_are_counted_told_once_and_never_taken_back() {
     course.look(0, &[failed(2)]);
     course.look(1000, &[]);
     course.look(2000, &[failed(1)]);
-    assert_eq!(course.look(MINUTE, &[]), [format!("open 3 operations failed on {}", host(1))]);
+    assert_eq!(course.look(MINUTE, &[]), [format!("open 3 operations failed on {}", named(1))]);
     assert!(course.known.is_empty());
     assert_eq!(course.look(2 * MINUTE, &[]), NOTHING);
 }
@@ -200,7 +241,7 @@ fn what_nobody_can_say_is_neither_announced_nor_taken_back() {
     assert_eq!(course.look(4 * MINUTE, &zombies(Sight::Unknown)), NOTHING);
     assert_eq!(
         course.look(5 * MINUTE, &[]),
-        [format!("resolved no zombies any more on {}", host(1))]
+        [format!("resolved no zombies any more on {}", named(1))]
     );
 }
 
@@ -215,7 +256,7 @@ fn an_operator_who_takes_a_host_out_of_watch_ends_its_problems() {
     course.look(2 + MINUTE, &[down(1)]);
     assert_eq!(
         course.look(3 + MINUTE, &away),
-        [format!("resolved {} is no longer watched", host(1))]
+        [format!("resolved {} is no longer watched", named(1))]
     );
 }
 

@@ -191,8 +191,8 @@ fn a_failed_operation_is_counted_once_over_kills() {
         let seq = delivery.seq;
         world.run(at(60_040), |reply| Command::Delivered { target: "a".to_owned(), seq, reply });
     }
-    let failed = format!("3 operations failed on {}", host(2));
-    assert_eq!(titles, [format!("{} unreachable", host(1)), failed]);
+    let failed = format!("3 operations failed on {} (127.0.0.1:1)", host(2));
+    assert_eq!(titles, [format!("{} (127.0.0.1:1) unreachable", host(1)), failed]);
 }
 
 #[test]
