@@ -23,7 +23,8 @@ mod removal;
 mod routes;
 pub mod secret;
 mod strangers;
-mod stream;
+pub mod stream;
+mod tail;
 mod templates;
 pub mod token;
 pub mod view;
@@ -35,7 +36,6 @@ use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::figures::{Counter, Counters, Histogram};
 use crate::http::{Handler, HttpFigures, Request, Response};
-use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
 use crate::model::time::Now;
@@ -44,7 +44,7 @@ use crate::store::acceptance::Acceptance;
 use crate::store::keys::Keys;
 use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
-use crate::store::read::{self, HistoryFilter, Reader, Readers};
+use crate::store::read::{Reader, Readers};
 use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
 pub use routes::routes;
 use secret::{AdminKey, TokenKey};
@@ -134,6 +134,8 @@ pub struct Ready {
     pub history: history::History,
     /// Everybody else's keys.
     pub keys: Arc<Keys>,
+    /// Those who listen to what happens.
+    pub streams: stream::Streams,
     /// Who waits for an answer.
     pub waiters: Arc<Waiters>,
     /// Whether the database was restored, and accepted since.
@@ -280,15 +282,6 @@ fn json(status: u16, value: &impl serde::Serialize) -> Result<Response, Problem>
             "the answer could not be written; this is a bug in roost",
         )
     })
-}
-
-/// A page of events after a revision.
-fn load_newest(
-    readers: &Readers,
-    after: u64,
-    filter: &HistoryFilter,
-) -> Result<Vec<Event>, StoreError> {
-    read::events_after(&*readers.get()?, after, filter)
 }
 
 fn load(counter: &AtomicU64) -> u64 {

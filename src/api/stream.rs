@@ -1,32 +1,80 @@
-//! Owns `GET /v1/events`: the history as server-sent events, resumable by revision.
+//! Owns `GET /v1/events`: the history as server-sent events, resumable by revision, and how
+//! many may listen.
 //!
 //! Never: drops an event silently (a cursor that is too old, or of a time that a
-//! restore has undone, hears 410), holds up the
-//! writer: it reads the database like every other reader.
+//! restore has undone, gets 410), delays the writer: it reads the database like every other
+//! reader. New events come from `tail`, which all streams share; what is older is read for
+//! each stream by itself.
 
 use super::access::Caller;
 use super::query::Query;
-use super::view::EventView;
-use super::{Problem, Ready, load_newest};
-use crate::http::{Body, Request, Response, StreamWriter};
+use super::tail::{News, Rendered, Tail, View, joined};
+use super::{Problem, Ready};
+use crate::http::{Body, Chunk, Feed, Request, Response, Step};
+use crate::model::id::KeyId;
 use crate::store::StoreError;
 use crate::store::acceptance::is_undone;
 use crate::store::keys::Keys;
-use crate::store::read::{self, HistoryFilter, Readers};
+use crate::store::read::{self, OwnReader, Readers};
 use crate::store::writer::Revision;
-use std::io;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Streams at a time. Each costs a connection, and memory for TLS and for what its client has
+/// not read.
+const STREAMS_MAX: usize = 1200;
+
+/// Of these, one key may have this part: one in so many.
+const KEY_SHARE: usize = 4;
+
+/// Places that only the admin key may take.
+const RESERVED: usize = 100;
+
 /// Time between two comments on a stream without events: shorter than the timeouts of
-/// proxies, longer than what keeps a phone awake.
+/// proxies (30 s at the least), longer than what keeps a phone awake.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
 
-/// How long a stream waits for news before it looks whether the server stops.
-const WAIT: Duration = Duration::from_secs(1);
+/// Events read at a time for a stream that is behind.
+const PAGE: u32 = 64;
 
-/// Events read at a time: bounds the memory of one stream.
-const PAGE: u32 = 200;
+/// Revisions looked at for one page: a filter that lets little through must not occupy the
+/// thread that serves all streams that are behind.
+const WINDOW: u64 = 20_000;
+
+/// What all streams share.
+pub struct Streams {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    readers: Readers,
+    revision: Arc<Revision>,
+    keys: Arc<Keys>,
+    tail: Mutex<Tail>,
+    /// For what is older than the tail.
+    past: Mutex<Option<OwnReader>>,
+    places: Mutex<Places>,
+    listening: Arc<Chunk>,
+    comment: Arc<Chunk>,
+}
+
+impl Streams {
+    /// Without any yet. Whoever publishes revisions must ring the transport's bell.
+    pub fn new(readers: Readers, revision: Arc<Revision>, keys: Arc<Keys>) -> Streams {
+        let shared = Shared {
+            readers,
+            revision,
+            keys,
+            tail: Mutex::default(),
+            past: Mutex::default(),
+            places: Mutex::default(),
+            listening: Chunk::new(b": listening\n\n"),
+            comment: Chunk::new(b":\n\n"),
+        };
+        Streams { shared: Arc::new(shared) }
+    }
+}
 
 /// `GET /v1/events?after=REV&sandbox_id=&host_id=`
 pub(super) fn events(
@@ -35,11 +83,10 @@ pub(super) fn events(
     request: &Request,
 ) -> Result<Response, Problem> {
     let query = Query::read(&request.query)?;
-    let filter = HistoryFilter {
+    let view = View {
         team: caller.team(),
         host: query.parsed("host_id")?,
         sandbox: query.parsed("sandbox_id")?,
-        limit: PAGE,
     };
     let mut after: Option<u64> = query.parsed("after")?;
     if let Some(last) = request.headers.get("last-event-id") {
@@ -60,22 +107,17 @@ pub(super) fn events(
     if let Some(oldest) = is_gone(&ready.readers, seen)? {
         return gone(format!("events before {oldest} are gone"));
     }
-    let feed = Feed {
-        readers: ready.readers.clone(),
-        revision: Arc::clone(&ready.revision),
-        keys: Arc::clone(&ready.keys),
-        caller,
-        filter,
-        seen,
-    };
-    let body = Body::Stream(Box::new(move |out| feed.run(out)));
+    let place = Place::take(&ready.streams.shared, &caller)?;
+    let listener = Listener::new(place, caller, view, seen);
     Ok(Response {
         status: 200,
         headers: vec![
             ("content-type", "text/event-stream".to_owned()),
-            ("cache-control", "no-store".to_owned()),
+            // What keeps proxies from storing, packing and, nginx by default, collecting it.
+            ("cache-control", "no-cache, no-store, no-transform".to_owned()),
+            ("x-accel-buffering", "no".to_owned()),
         ],
-        body,
+        body: Body::Feed(Box::new(listener)),
     })
 }
 
@@ -85,66 +127,182 @@ fn is_gone(readers: &Readers, seen: u64) -> Result<Option<u64>, StoreError> {
     Ok(oldest.filter(|oldest| seen + 1 < *oldest))
 }
 
-struct Feed {
-    readers: Readers,
-    revision: Arc<Revision>,
-    keys: Arc<Keys>,
-    caller: Caller,
-    filter: HistoryFilter,
-    seen: u64,
+/// How many listen, by key; the admin key has none.
+#[derive(Default)]
+struct Places {
+    taken: usize,
+    by_key: HashMap<KeyId, usize>,
 }
 
-impl Feed {
-    fn run(mut self, out: &mut StreamWriter) {
-        // A peer that is gone ends the stream; nobody else needs to know.
-        if let Err(error) = self.feed(out) {
-            log::debug!("an event stream ended: {error}");
+/// One of them, for as long as a stream is open.
+struct Place {
+    shared: Arc<Shared>,
+    key: Option<KeyId>,
+}
+
+impl Place {
+    fn take(shared: &Arc<Shared>, caller: &Caller) -> Result<Place, Problem> {
+        let key = match caller {
+            Caller::Admin => None,
+            Caller::Key(key) => Some(key.id),
+        };
+        let mut places = lock(&shared.places);
+        let max = if key.is_some() { STREAMS_MAX - RESERVED } else { STREAMS_MAX };
+        if places.taken >= max {
+            return Err(Problem::unavailable(format!(
+                "all {max} event streams are taken; try again when others have closed theirs"
+            )));
+        }
+        if let Some(key) = key {
+            let share = STREAMS_MAX / KEY_SHARE;
+            let own = places.by_key.entry(key).or_default();
+            if *own >= share {
+                return Err(Problem::unavailable(format!(
+                    "this key has {share} event streams open, which is its share; close some, or use one for all that is shown"
+                )));
+            }
+            *own += 1;
+        }
+        places.taken += 1;
+        drop(places);
+        Ok(Place { shared: Arc::clone(shared), key })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = lock(&self.shared.places);
+        places.taken -= 1;
+        let Some(key) = self.key else { return };
+        let left = places.by_key.get_mut(&key).map(|own| {
+            *own -= 1;
+            *own
+        });
+        if left == Some(0) {
+            places.by_key.remove(&key);
         }
     }
+}
 
-    fn feed(&mut self, out: &mut StreamWriter) -> io::Result<()> {
-        out.write(b": listening\n\n")?;
-        let mut spoken = Instant::now();
-        // A key that was revoked since hears no more.
-        while !out.is_stopping() && self.caller.still_counts(&self.keys) {
-            if self.send_page(out)? {
-                spoken = Instant::now();
-                continue;
-            }
-            if spoken.elapsed() >= COMMENT_EVERY {
-                out.write(b":\n\n")?;
-                spoken = Instant::now();
-            }
-            self.revision.wait_newer(self.seen, WAIT);
-        }
-        Ok(())
+/// One stream.
+struct Listener {
+    place: Place,
+    caller: Caller,
+    view: View,
+    /// All that the view shows up to this revision was sent.
+    seen: u64,
+    /// When something was last sent.
+    spoken: Option<Instant>,
+    /// Keys that were revoked when this one was last known to count.
+    revoked: u64,
+}
+
+impl Listener {
+    fn new(place: Place, caller: Caller, view: View, seen: u64) -> Listener {
+        let shared = &place.shared;
+        lock(&shared.tail).enter(shared.revision.newest());
+        // A key that was revoked since it was shown is found out by the first event.
+        Listener { place, caller, view, seen, spoken: None, revoked: u64::MAX }
     }
 
-    /// Sends what is new, at most one page; false when nothing is.
-    fn send_page(&mut self, out: &mut StreamWriter) -> io::Result<bool> {
-        let newest = self.revision.newest();
-        if newest <= self.seen {
-            return Ok(false);
+    /// Whether the key was not revoked.
+    fn counts(&mut self) -> bool {
+        let keys = &self.place.shared.keys;
+        let revoked = keys.revoked();
+        if self.revoked != revoked {
+            self.revoked = revoked;
+            return self.caller.still_counts(keys);
         }
-        let page = load_newest(&self.readers, self.seen, &self.filter).map_err(io::Error::other)?;
+        true
+    }
+
+    fn say(&mut self, chunk: Arc<Chunk>, now: Instant) -> Step {
+        self.spoken = Some(now);
+        Step::Send(chunk)
+    }
+
+    fn next_news(&mut self, now: Instant) -> Result<News, StoreError> {
+        let shared = &self.place.shared;
+        let newest = shared.revision.newest();
+        lock(&shared.tail).news(self.view, self.seen, newest, &shared.readers, now)
+    }
+
+    /// One page of what is older than the tail; `None` when nothing of it is shown.
+    fn read_page(&mut self) -> Result<Option<Arc<Chunk>>, StoreError> {
+        let shared = &self.place.shared;
+        let mut past = lock(&shared.past);
+        let reader = match past.take() {
+            Some(reader) => reader,
+            None => shared.readers.own()?,
+        };
+        let upto = shared.revision.newest().min(self.seen.saturating_add(WINDOW));
+        let page = read::events_between(&reader, self.seen, upto, &self.view.filter(PAGE))?;
         // After the page was read: what is gone now may have been missing in it.
-        if is_gone(&self.readers, self.seen).map_err(io::Error::other)?.is_some() {
-            // Whoever comes back hears 410, and where to go on.
-            return Err(io::Error::other("events were given up before they were sent"));
+        let oldest = read::oldest_event(&reader)?;
+        *past = Some(reader);
+        drop(past);
+        if oldest.is_some_and(|oldest| self.seen + 1 < oldest) {
+            // A client that comes back gets 410, and where to go on.
+            return Err(StoreError::Sqlite("events were pruned before they were sent".to_owned()));
         }
         let full = page.len() as u32 == PAGE;
-        let last = page.last().map(|event| event.revision);
-        let mut text = String::new();
-        for event in page {
-            let (id, kind) = (event.revision, event.kind);
-            let data = serde_json::to_string(&EventView::from(event))?;
-            text.push_str(&format!("id: {id}\nevent: {kind}\ndata: {data}\n\n"));
-        }
+        let page: Vec<Rendered> = page.into_iter().map(Rendered::from).collect();
+        let (cut, text) = joined(page.iter());
+        let last = page.last().filter(|_| full).map(|event| event.revision);
         // What the filter left out is seen too.
-        self.seen = if full { last.unwrap_or(newest) } else { newest.max(last.unwrap_or(0)) };
-        if !text.is_empty() {
-            out.write(text.as_bytes())?;
-        }
-        Ok(true)
+        self.seen = cut.or(last).unwrap_or(upto);
+        Ok((!text.is_empty()).then(|| Chunk::new(text.as_bytes())))
     }
+}
+
+impl Feed for Listener {
+    fn next(&mut self, now: Instant) -> Step {
+        if !self.counts() {
+            return Step::End;
+        }
+        let Some(spoken) = self.spoken else {
+            let listening = Arc::clone(&self.place.shared.listening);
+            return self.say(listening, now);
+        };
+        match self.next_news(now) {
+            Ok(News::Some(upto, chunk)) => {
+                self.seen = upto;
+                match chunk {
+                    Some(chunk) => return self.say(chunk, now),
+                    None if upto < self.place.shared.revision.newest() => return Step::Again,
+                    None => {}
+                }
+            }
+            Ok(News::Older) => return Step::CatchUp,
+            Ok(News::Nothing) => {}
+            Err(error) => log::debug!("could not read what to stream: {error}"),
+        }
+        if now.saturating_duration_since(spoken) < COMMENT_EVERY {
+            return Step::Wait;
+        }
+        let comment = Arc::clone(&self.place.shared.comment);
+        self.say(comment, now)
+    }
+
+    fn catch_up(&mut self, now: Instant) -> Step {
+        match self.read_page() {
+            Ok(Some(chunk)) => self.say(chunk, now),
+            Ok(None) => Step::Wait,
+            Err(error) => {
+                log::debug!("an event stream ended: {error}");
+                Step::End
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        lock(&self.place.shared.tail).leave();
+    }
+}
+
+/// What a lock guards stays valid when a thread panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

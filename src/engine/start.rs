@@ -19,6 +19,7 @@ use crate::agent::client::AgentClient;
 use crate::api::history::History;
 use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
+use crate::api::stream::Streams;
 use crate::api::waiting::Waiters;
 use crate::api::{Api, Pulse, Ready, Wake};
 use crate::clock::Clock;
@@ -263,7 +264,13 @@ impl Parts {
         let (operations, operations_mail) = crossbeam_channel::unbounded();
         let (erasures, erasures_mail) = crossbeam_channel::unbounded();
         let (bell, rung) = crossbeam_channel::bounded(1);
-        core.revision.ring(bell.clone());
+        let notice = bell.clone();
+        // A full bell rings already.
+        core.revision.ring(move || {
+            let _ = notice.try_send(());
+        });
+        let streams = door.http.bell();
+        core.revision.ring(move || streams.ring());
         let parts = Parts {
             clock,
             writer,
@@ -421,7 +428,9 @@ impl Parts {
 
     /// What the API opens with.
     pub(super) fn ready(&self, core: Core, door: &Door, desk: Desk) -> Ready {
+        let keys = Arc::clone(&core.keys);
         Ready {
+            streams: Streams::new(core.readers.clone(), Arc::clone(&core.revision), keys),
             clock: Arc::clone(&self.clock),
             readers: core.readers,
             writer: self.writer.clone(),

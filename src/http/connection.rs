@@ -5,6 +5,7 @@
 
 use super::buffer::Buffer;
 use super::deferred::DeferredStart;
+use super::feed::FeedStart;
 use super::limits::{LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig};
 use super::parse::{Parsed, Parser, Stage, Step, Version};
 use super::reject::Reject;
@@ -71,6 +72,8 @@ pub(super) enum Next {
     Writable,
     /// A stream begins; it needs a thread.
     Stream(StreamStart),
+    /// A feed begins.
+    Feed(FeedStart),
     /// A response is to be made; that needs a thread.
     Deferred(DeferredStart),
     /// It is over.
@@ -247,6 +250,11 @@ impl Connection {
         &mut self.transport
     }
 
+    /// Whether what arrives may be no bytes of the client's.
+    pub(super) fn is_tls(&self) -> bool {
+        self.transport.is_tls()
+    }
+
     /// Sends nothing more; what still arrives is forgotten.
     pub(super) fn begin_linger(&mut self) {
         self.transport.finish();
@@ -403,6 +411,13 @@ impl Connection {
                 }
                 self.send(start.head, After::Linger);
             }
+            Body::Feed(feed) => {
+                let start = FeedStart::new(status, &headers, version, feed);
+                if method != Method::Head {
+                    return Some(Next::Feed(start));
+                }
+                self.send(start.head, After::Linger);
+            }
             Body::Cut => return Some(Next::Close),
             Body::Empty | Body::Bytes(_) => {
                 self.respond(Response { status, headers, body }, version, after, method);
@@ -414,7 +429,9 @@ impl Connection {
     fn respond(&mut self, response: Response, version: Version, after: After, method: Method) {
         let body = match response.body {
             Body::Bytes(bytes) => bytes,
-            Body::Empty | Body::Stream(_) | Body::Deferred(_) | Body::Cut => Vec::new(),
+            Body::Empty | Body::Stream(_) | Body::Feed(_) | Body::Deferred(_) | Body::Cut => {
+                Vec::new()
+            }
         };
         let bodiless = is_bodiless(response.status);
         let end = if bodiless { BodyEnd::Nothing } else { BodyEnd::Length(body.len()) };

@@ -14,11 +14,11 @@ pub(super) const CLASSES: usize = 5;
 /// What the threads of one server count together.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// Streams that run.
+    /// Streams with a thread of their own that run.
     pub(super) streams: AtomicUsize,
     /// Deferred responses that are being made.
     pub(super) deferred: AtomicUsize,
-    /// Streams whose peer did not read in time.
+    /// Streams and feeds whose peer did not read in time.
     pub(super) streams_cut: Counter,
     /// Connections that were dropped for want of room.
     pub(super) dropped: Counter,
@@ -37,6 +37,7 @@ impl Counts {
 pub struct HttpFigures {
     table: Arc<Table>,
     counts: Arc<Counts>,
+    feeds: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for HttpFigures {
@@ -46,8 +47,12 @@ impl fmt::Debug for HttpFigures {
 }
 
 impl HttpFigures {
-    pub(super) fn new(table: Arc<Table>, counts: Arc<Counts>) -> HttpFigures {
-        HttpFigures { table, counts }
+    pub(super) fn new(
+        table: Arc<Table>,
+        counts: Arc<Counts>,
+        feeds: Arc<AtomicUsize>,
+    ) -> HttpFigures {
+        HttpFigures { table, counts, feeds }
     }
 
     /// Connections that are open.
@@ -55,7 +60,12 @@ impl HttpFigures {
         self.table.len()
     }
 
-    /// Streams that are open.
+    /// Feeds that are open.
+    pub fn feeds(&self) -> usize {
+        self.feeds.load(Ordering::SeqCst)
+    }
+
+    /// Streams with a thread of their own that are open.
     pub fn streams(&self) -> usize {
         self.counts.streams.load(Ordering::SeqCst)
     }
@@ -65,7 +75,7 @@ impl HttpFigures {
         self.counts.deferred.load(Ordering::SeqCst)
     }
 
-    /// Streams that were cut because their peer did not read.
+    /// Streams and feeds that were cut because their peer did not read.
     pub fn streams_cut(&self) -> u64 {
         self.counts.streams_cut.get()
     }

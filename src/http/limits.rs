@@ -88,6 +88,15 @@ pub(super) const SHUTDOWN_READ_GRACE: Duration = Duration::from_secs(1);
 /// stopped reading delays every restart; smaller: the last event may be cut.
 pub(super) const STREAM_STOP_GRACE: Duration = Duration::from_secs(1);
 
+/// Bytes that the kernel takes for one feed before its client has read them (it accounts for
+/// twice as many). Larger: a thousand clients that stopped reading take that much memory
+/// each; smaller: history is sent slowly over long distances.
+pub(super) const FEED_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long a feed's client may leave bytes unacknowledged. Larger: a client that vanished
+/// keeps its place for longer; smaller: streams break in short outages of the network.
+pub(super) const FEED_UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+
 /// Beyond the caller's deadline a shutdown waits this long for threads that have nothing
 /// left to do but end. Larger: a handler that hangs delays the exit; smaller: threads are
 /// reported as left behind that are not.
@@ -105,6 +114,8 @@ pub struct ServerConfig {
     pub workers: usize,
     /// Streaming responses at a time, each with a thread of its own; more get 503.
     pub streams_max: usize,
+    /// Whether there are feeds, which have two threads together.
+    pub feeds: bool,
     /// Deferred responses that are made at a time, each by a thread of its own; more get 503.
     /// Larger: threads, and memory for their stacks; smaller: fewer clients can wait.
     pub deferred_max: usize,
@@ -140,6 +151,7 @@ impl Default for ServerConfig {
         ServerConfig {
             workers: 8,
             streams_max: 64,
+            feeds: true,
             deferred_max: 256,
             connections_max: 4096,
             body_bytes_max: BODY_BYTES_MAX,

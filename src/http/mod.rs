@@ -7,14 +7,17 @@
 //! and never waits; between turns it is parked (`table`) and holds neither a thread nor a
 //! buffer. Workers wait together on one epoll (`worker`); the `reaper` deals with those whose
 //! deadline is due. Only streams and deferred responses, on threads of their own, may take
-//! time; a handler returns soon.
+//! time; a handler returns soon. Feeds, streams of which there may be a thousand, share two
+//! threads (`hub`).
 
 mod buffer;
 mod chunked;
 mod client;
 mod connection;
 mod deferred;
+mod feed;
 mod figures;
+mod hub;
 mod limits;
 mod parse;
 mod reaper;
@@ -39,7 +42,9 @@ mod worker;
 
 pub use client::trust_in;
 pub use deferred::Caller;
+pub use feed::{Chunk, Feed, Step};
 pub use figures::HttpFigures;
+pub use hub::Bell;
 pub use limits::{BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, ServerConfig, TARGET_BYTES_MAX};
 pub use request::{Headers, Method, Request};
 pub use response::{Body, Response};

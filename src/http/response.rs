@@ -3,6 +3,7 @@
 //! Never: writes to a socket. Made by handlers, sent by `connection` and `stream`.
 
 use super::deferred::{Caller, Deferred};
+use super::feed::Feed;
 use super::parse::Version;
 use super::reject::Reject;
 use super::stream::StreamWriter;
@@ -27,10 +28,13 @@ pub enum Body {
     Empty,
     /// All of it.
     Bytes(Vec<u8>),
-    /// Written bit by bit, for example server-sent events. Runs on a thread of its own until
+    /// Written bit by bit. Runs on a thread of its own until
     /// it returns; the connection closes after it. When `streams_max` run already, the
     /// client gets 503 instead and it is never called.
     Stream(Box<dyn FnOnce(&mut StreamWriter) + Send>),
+    /// Without an end, for example server-sent events; all feeds share two threads. The
+    /// connection closes after it.
+    Feed(Box<dyn Feed>),
     /// A whole response, its own status and headers included, that takes time to make; see
     /// [`Response::deferred`].
     Deferred(Deferred),
@@ -45,6 +49,7 @@ impl fmt::Debug for Body {
             Body::Empty => f.write_str("Empty"),
             Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
             Body::Stream(_) => f.write_str("Stream"),
+            Body::Feed(_) => f.write_str("Feed"),
             Body::Deferred(_) => f.write_str("Deferred"),
             Body::Cut => f.write_str("Cut"),
         }

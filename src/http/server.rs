@@ -4,6 +4,7 @@
 
 use super::connection::Connection;
 use super::figures::{Counts, HttpFigures};
+use super::hub::{self, Bell, Hub};
 use super::limits::{
     ACCEPT_PAUSE, EVICT_ONE_IN, HELD_BYTES_FREE, HELD_BYTES_MAX, JOIN_GRACE, SAY_FULL_EVERY,
     SHUTDOWN_READ_GRACE, STACK_BYTES, ServerConfig,
@@ -41,6 +42,10 @@ impl Server {
         let shared = Arc::new(Shared::new(listeners, handler, config)?);
         let mut server = Server { shared, threads: Vec::with_capacity(workers + 1) };
         server.start_thread("http-reaper".to_owned(), reaper::run)?;
+        if server.shared.config.feeds {
+            server.start_thread("http-feeds".to_owned(), hub::run)?;
+            server.start_thread("http-catch-up".to_owned(), hub::catch_up)?;
+        }
         for number in 0..workers {
             server.start_thread(format!("http-{number}"), worker::run)?;
         }
@@ -57,7 +62,13 @@ impl Server {
 
     /// What is counted here; counts on after the server has ended.
     pub fn figures(&self) -> HttpFigures {
-        HttpFigures::new(Arc::clone(&self.shared.table), Arc::clone(&self.shared.counts))
+        let Shared { table, counts, hub, .. } = &*self.shared;
+        HttpFigures::new(Arc::clone(table), Arc::clone(counts), hub.count())
+    }
+
+    /// What to ring when feeds may have news.
+    pub fn bell(&self) -> Bell {
+        self.shared.hub.bell.clone()
     }
 
     /// Closes the listener of this index; who connects is refused. Connections that are open
@@ -131,6 +142,7 @@ pub(super) struct Shared {
     pub(super) epoll: OwnedFd,
     pub(super) table: Arc<Table>,
     pub(super) counts: Arc<Counts>,
+    pub(super) hub: Hub,
     pub(super) timer: Timer,
     /// Each behind a lock so that it can be closed while the server lives on.
     pub(super) listeners: Vec<Mutex<Option<TcpListener>>>,
@@ -158,6 +170,7 @@ impl Shared {
         let shared = Shared {
             service: Service::new(handler, Arc::clone(&stop), Arc::clone(&counts)),
             counts,
+            hub: Hub::new()?,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             table: Arc::new(Table::new(config.connections_max.max(1))),
             timer: Timer::new(),

@@ -59,7 +59,7 @@ impl Service {
     pub(super) fn counted(&self, answer: Response) -> Response {
         match answer.body {
             Body::Deferred(_) => {}
-            Body::Empty | Body::Bytes(_) | Body::Stream(_) | Body::Cut => {
+            Body::Empty | Body::Bytes(_) | Body::Stream(_) | Body::Feed(_) | Body::Cut => {
                 self.counts.answered(answer.status);
             }
         }

@@ -1,7 +1,7 @@
 //! Owns moving bytes through one accepted socket, plain or TLS, without ever waiting.
 //!
 //! Never: blocks (what cannot be done now is `WouldBlock`), knows HTTP. Called by
-//! `connection` and `stream`.
+//! `connection`, `stream` and `hub`.
 
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
@@ -30,6 +30,11 @@ impl Transport {
         config: Arc<rustls::ServerConfig>,
     ) -> Result<Transport, rustls::Error> {
         Ok(Transport { socket, tls: Some(Box::new(ServerConnection::new(config)?)) })
+    }
+
+    /// Whether it speaks TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Whether the TLS handshake is not over.

@@ -71,6 +71,13 @@ pub(super) fn follow(
                 connection.refuse(shared.service.counted(full("too many streams are open")));
                 connection.advance(input, &shared.service)
             }
+            Next::Feed(start) if shared.config.feeds => {
+                return shared.hub.add(place, connection, start);
+            }
+            Next::Feed(_) => {
+                connection.refuse(shared.service.counted(full("this server has no feeds")));
+                connection.advance(input, &shared.service)
+            }
             Next::Deferred(start) => {
                 if take(&shared.counts.deferred, shared.config.deferred_max) {
                     return start_deferred(shared, place, connection, start);

@@ -98,6 +98,7 @@ impl SimFleet {
         }
         let config = ServerConfig {
             workers: WORKERS,
+            feeds: false,
             deferred_max: WAITING_MAX,
             tls: Some(tls),
             ..ServerConfig::default()

@@ -15,6 +15,7 @@ use crate::model::time::{Now, Wall};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
@@ -104,6 +105,7 @@ impl Entry {
 #[derive(Default)]
 pub struct Keys {
     entries: Mutex<HashMap<KeyHash, Entry>>,
+    revoked: AtomicU64,
 }
 
 impl Keys {
@@ -124,7 +126,7 @@ impl Keys {
             };
             Ok((KeyHash(row.get(0)?), Entry { key, flushed }))
         })?;
-        Ok(Keys { entries: Mutex::new(entries.collect::<Result<_, _>>()?) })
+        Ok(Keys { entries: Mutex::new(entries.collect::<Result<_, _>>()?), ..Keys::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<KeyHash, Entry>> {
@@ -145,6 +147,12 @@ impl Keys {
         self.lock().values().any(|entry| entry.key.id == id)
     }
 
+    /// How many keys were revoked since the start: as long as it is the same, a key that
+    /// counted does.
+    pub fn revoked(&self) -> u64 {
+        self.revoked.load(Ordering::SeqCst)
+    }
+
     /// All keys, the oldest first; those of one millisecond by name.
     pub fn list(&self) -> Vec<ApiKey> {
         let mut keys: Vec<ApiKey> = self.lock().values().map(|entry| entry.key.clone()).collect();
@@ -158,6 +166,7 @@ impl Keys {
 
     pub(super) fn remove(&self, id: KeyId) {
         self.lock().retain(|_, entry| entry.key.id != id);
+        self.revoked.fetch_add(1, Ordering::SeqCst);
     }
 
     /// What has to be written; marks it as written. The writer gives it back with

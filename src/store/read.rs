@@ -16,6 +16,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params_from_iter};
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,25 @@ impl Readers {
     /// A connection; waits a bounded time for one.
     pub fn get(&self) -> Result<Reader, StoreError> {
         self.pool.get().map_err(|_| StoreError::Busy)
+    }
+
+    /// One more connection, for a thread that must not wait until others give theirs back.
+    pub fn own(&self) -> Result<OwnReader, StoreError> {
+        let conn = open_reader(&self.path)?;
+        conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
+        Ok(OwnReader(conn))
+    }
+}
+
+/// A connection that is not of the pool.
+#[derive(Debug)]
+pub struct OwnReader(Connection);
+
+impl Deref for OwnReader {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
     }
 }
 
@@ -198,6 +218,17 @@ pub fn events_after(
     filter: &HistoryFilter,
 ) -> Result<Vec<Event>, StoreError> {
     events(conn, &format!("revision > {after}"), "ASC", filter)
+}
+
+/// Events after a revision and up to another, oldest first: a filter that lets nothing
+/// through reads no more than that.
+pub fn events_between(
+    conn: &Connection,
+    after: u64,
+    upto: u64,
+    filter: &HistoryFilter,
+) -> Result<Vec<Event>, StoreError> {
+    events(conn, &format!("revision > {after} AND revision <= {upto}"), "ASC", filter)
 }
 
 /// The newest events, oldest of them first.

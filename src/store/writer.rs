@@ -33,6 +33,7 @@ use crate::plan::operation;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -191,7 +192,17 @@ pub struct Revision {
     newest: AtomicU64,
     wait: Mutex<()>,
     changed: Condvar,
-    bell: Mutex<Option<Sender<()>>>,
+    bells: Mutex<Bells>,
+}
+
+/// Called at every newer revision; must not wait.
+#[derive(Default)]
+struct Bells(Vec<Box<dyn Fn() + Send>>);
+
+impl fmt::Debug for Bells {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bells({})", self.0.len())
+    }
 }
 
 impl Revision {
@@ -214,16 +225,13 @@ impl Revision {
         self.newest.store(revision, Ordering::Release);
         drop(guard);
         self.changed.notify_all();
-        let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full bell rings already.
-        if let Some(bell) = &*bell {
-            let _ = bell.try_send(());
-        }
+        let bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.0.iter().for_each(|ring| ring());
     }
 
-    /// Rings this bell at every newer revision from now on; one ring may stand for several.
-    pub fn ring(&self, bell: Sender<()>) {
-        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = Some(bell);
+    /// Calls this at every newer revision from now on; it must not wait.
+    pub fn ring(&self, bell: impl Fn() + Send + 'static) {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner).0.push(Box::new(bell));
     }
 }
 

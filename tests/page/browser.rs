@@ -75,12 +75,25 @@ impl Place {
 
 impl Tools {
     /// Plays one scene; `want` does what it asks for.
-    pub(crate) fn play(&self, scene: &str, place: &Place, mut want: impl FnMut(&str)) {
+    pub(crate) fn play(&self, scene: &str, place: &Place, want: impl FnMut(&str)) {
+        self.play_at(&format!("http://{}/", place.address), "", scene, place, want);
+    }
+
+    /// The same with the page at another URL, where `login` (user:password) is needed.
+    pub(crate) fn play_at(
+        &self,
+        url: &str,
+        login: &str,
+        scene: &str,
+        place: &Place,
+        mut want: impl FnMut(&str),
+    ) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page/scenes.mjs");
         let mut node = Command::new("node")
             .arg(script)
             .arg(scene)
-            .env("PAGE_URL", format!("http://{}/", place.address))
+            .env("PAGE_URL", url)
+            .env("PAGE_LOGIN", login)
             .env("PAGE_KEY", &place.key)
             .env("PAGE_CHROMIUM", &self.chromium)
             .env("PAGE_PACKAGE", &self.package)

@@ -8,7 +8,7 @@ import { createRequire } from 'node:module';
 import { mkdirSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 
-const { PAGE_URL, PAGE_KEY, PAGE_CHROMIUM, PAGE_PACKAGE, PAGE_PICTURES } = process.env;
+const { PAGE_URL, PAGE_KEY, PAGE_CHROMIUM, PAGE_PACKAGE, PAGE_PICTURES, PAGE_LOGIN } = process.env;
 const { chromium } = createRequire(`${PAGE_PACKAGE}/`)('playwright-core');
 const PATIENCE_MS = 60_000;
 
@@ -22,7 +22,9 @@ async function want(what) {
 
 /* A page that notes what it must not do: errors, and requests to anywhere else. */
 async function open(browser, options = {}) {
-  const context = await browser.newContext({ viewport: { width: 1440, height: 980 }, locale: 'en-GB', reducedMotion: 'no-preference', ...options });
+  const [username, password] = (PAGE_LOGIN || '').split(':');
+  const login = PAGE_LOGIN ? { httpCredentials: { username, password }, ignoreHTTPSErrors: true } : { ignoreHTTPSErrors: true };
+  const context = await browser.newContext({ ...login, viewport: { width: 1440, height: 980 }, locale: 'en-GB', reducedMotion: 'no-preference', ...options });
   context.setDefaultTimeout(PATIENCE_MS);
   const page = await context.newPage();
   page.wrong = [];
@@ -355,6 +357,106 @@ const scenes = {
     assert(await page.locator('#banner').isHidden());
     await want('create');
     await shows(page, 8);
+    await close(page);
+  },
+
+  /* More tabs than a browser has connections, all visible; one of them streams. */
+  async tabs(browser) {
+    const first = await openSignedIn(browser), pages = [first];
+    for (let n = 1; n < 8; n++) {
+      const page = await first.context().newPage();
+      page.on('pageerror', error => first.wrong.push(String(error)));
+      pages.push(page);
+    }
+    // As when a browser begins again with all of its tabs.
+    await Promise.all(pages.slice(1).map(page => page.goto(PAGE_URL)));
+    await Promise.all(pages.slice(1).map(page => signIn(page)));
+    await Promise.all(pages.map(page => link(page, 'live')));
+    await Promise.all(pages.map(page => shows(page, 6)));
+    await want('one stream');
+    await want('create');
+    await Promise.all(pages.map(page => shows(page, 7)));
+    // Each may be the one that streams for the others.
+    for (const page of pages.splice(0, 5)) {
+      if (page !== first) await page.close();
+      else await page.goto('about:blank');
+    }
+    await want('create');
+    await Promise.all(pages.map(page => shows(page, 8)));
+    const hide = hidden => Promise.all(pages.map(page => page.evaluate(hidden => {
+      Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });
+      document.dispatchEvent(new Event('visibilitychange'));
+    }, hidden)));
+    await hide(true);
+    await want('no stream');
+    await want('create');
+    await hide(false);
+    await Promise.all(pages.map(page => shows(page, 9)));
+    await want('one stream');
+    await Promise.all(pages.map(page => link(page, 'live')));
+    await close(first);
+  },
+
+  /* What a proxy in front says is not taken for Roost's. */
+  async gateway(browser) {
+    const page = await openSignedIn(browser);
+    page.forgiven.push(/Failed to load resource|ERR_/);
+    await shows(page, 6);
+    const html = { contentType: 'text/html', body: '<title>Sign in</title>' };
+    for (const [answer, words] of [
+      [{ status: 401, ...html }, /A proxy in front of Roost answered 401.*key stays.*what was known/],
+      [{ status: 302, headers: { location: '/sign-in' } }, /sent this page elsewhere/],
+      [{ status: 200, ...html }, /answered with a page of its own/],
+      [{ status: 401, json: { error: 'unauthorized' } }, /answered 401/],
+      [{ status: 502, ...html }, /answered 502. Roost may not be running/],
+      [{ status: 404, ...html }, /answered 404. It has to pass on everything/],
+    ]) {
+      const everything = url => /\/(v1\/|readyz)/.test(url.pathname);
+      await page.route(everything, route => route.fulfill(answer));
+      await want('cut');
+      await says(page.locator('#banner'), words);
+      assert.equal(await rows(page).count(), 6, 'what was known stays');
+      await page.unroute(everything);
+      await page.evaluate(() => dispatchEvent(new Event('online')));
+      await link(page, 'live');
+    }
+    assert.equal(await page.evaluate(() => sessionStorage.length), 1, 'the key stays');
+    await close(page);
+  },
+
+  /* A proxy that keeps the stream to itself: everything else is there at once. */
+  async kept(browser) {
+    const page = await open(browser);
+    page.forgiven.push(/Failed to load resource|ERR_/);
+    await page.route('**/v1/events*', () => {});
+    const began = Date.now();
+    await signIn(page);
+    await shows(page, 6);
+    assert(Date.now() - began < 8000, 'the lists waited for the stream');
+    await link(page, 'polling');
+    await says(page.locator('#banner'), 'a proxy may keep it to itself');
+    await want('create');
+    await shows(page, 7);
+    await page.unroute('**/v1/events*');
+    await link(page, 'live');
+    await close(page);
+  },
+
+  /* Behind a real proxy: there within seconds, live, and everything works as without. */
+  async proxied(browser) {
+    const page = await open(browser);
+    const began = Date.now();
+    await signIn(page);
+    await shows(page, 6);
+    await page.locator('.card').first().waitFor();
+    await link(page, 'live');
+    console.log(`live ${Date.now() - began} ms after signing in`);
+    await want('create');
+    await shows(page, 7);
+    await page.reload();
+    await link(page, 'live');
+    await shows(page, 7);
+    assert(await page.locator('#banner').isHidden());
     await close(page);
   },
 

@@ -3,7 +3,7 @@
 use crate::browser::{Place, tools};
 use crate::days::now_ms;
 use crate::support::server::Serving;
-use crate::support::{Home, host, sandbox, sim_fleet};
+use crate::support::{Home, eventually, host, sandbox, sim_fleet};
 use crate::troubled::Troubled;
 use roost::model::id::{SandboxId, TeamId, TemplateId};
 use roost::model::sandbox::SandboxStatus;
@@ -257,6 +257,56 @@ fn a_team_sees_its_own_and_no_controls_of_hosts() {
         other => nothing(&serving, other),
     });
     serving.stop();
+}
+
+fn create(serving: &Serving) {
+    assert_eq!(serving.post("/v1/capsules", &json!({})).status, 202);
+}
+
+fn streams(serving: &Serving, wanted: u64) {
+    eventually(&format!("{wanted} streams"), || {
+        (serving.metric("roost_event_streams") == wanted).then_some(())
+    });
+}
+
+#[test]
+fn any_number_of_tabs_share_one_stream_and_hidden_ones_need_none() {
+    let (_fleet, home) = fleet(2, 3, &|_| {});
+    play("tabs", &home, &PATIENT, |serving, what| match what {
+        "create" => create(serving),
+        "one stream" => streams(serving, 1),
+        "no stream" => streams(serving, 0),
+        other => nothing(serving, other),
+    });
+}
+
+#[test]
+fn the_answers_of_a_proxy_in_front_are_not_the_servers() {
+    let Some(tools) = tools() else { return };
+    let (_fleet, home) = fleet(2, 3, &|_| {});
+    let serving = home.serve(&PATIENT);
+    let place = Place::of(&serving);
+    let address = place.address.to_string();
+    let again = [&["serve", "--listen", address.as_str()], PATIENT.as_slice()].concat();
+    let mut server = Some(serving);
+    tools.play("gateway", &place, |what| match (what, server.take()) {
+        // Ends the stream; what is asked next is answered by the scene.
+        ("cut", Some(running)) => {
+            running.stop();
+            server = Some(home.served(home.command(&again)));
+        }
+        (other, _) => panic!("nobody knows how to {other}"),
+    });
+    server.unwrap().stop();
+}
+
+#[test]
+fn lists_do_not_wait_for_a_stream_that_a_proxy_keeps() {
+    let (_fleet, home) = fleet(2, 3, &|_| {});
+    play("kept", &home, &PATIENT, |serving, what| match what {
+        "create" => create(serving),
+        other => nothing(serving, other),
+    });
 }
 
 #[test]

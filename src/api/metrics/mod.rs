@@ -274,7 +274,7 @@ fn transported(ready: &Ready, out: &mut Scrape) {
     out.one(&f::CONNECTIONS, ready.http.connections());
     out.one(&f::DROPPED, ready.http.dropped());
     out.one(&f::WAITING, ready.http.deferred());
-    out.one(&f::STREAMS, ready.http.streams());
+    out.one(&f::STREAMS, ready.http.feeds());
     out.one(&f::STREAMS_CUT, ready.http.streams_cut());
 }
 
