@@ -11,6 +11,7 @@ use super::token::{self, Claims};
 use super::waiting::{Holder, deferred};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
+use crate::logging::{foreign, seldom};
 use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, SandboxId};
@@ -63,7 +64,9 @@ fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials 
 fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
     let authority = ready.authority.as_ref()?;
     let Some(address) = &host.address else {
-        log::warn!("{} has no address; it gets no certificate", host.id);
+        let id = host.id;
+        seldom!(Warn, "hosts without an address", id =>
+            "{id} has no address; it gets no certificate");
         return None;
     };
     match authority.issue_host(host.id, address, now) {
@@ -73,7 +76,9 @@ fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
             ca_cert_pem: authority.cert_pem(),
         }),
         Err(error) => {
-            log::error!("could not issue a certificate to {} at {address}: {error}", host.id);
+            let id = host.id;
+            seldom!(Error, "certificates that could not be issued", id =>
+                "could not issue a certificate to {id} at {address}: {error}");
             None
         }
     }
@@ -103,7 +108,7 @@ pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response
         return register_now(ready, registration, refresh_token);
     }
     deferred(ready, Holder::Agents, move |ready, _| {
-        let resolved = resolve(ready, wanted);
+        let resolved = resolve(ready, host, wanted);
         register_now(ready, Registration { resolved, ..registration }, refresh_token)
     })
 }
@@ -133,7 +138,7 @@ fn names_to_resolve(
 }
 
 /// A name that does not resolve in time is compared as text.
-fn resolve(ready: &Ready, names: BTreeSet<String>) -> Resolved {
+fn resolve(ready: &Ready, host: HostId, names: BTreeSet<String>) -> Resolved {
     let until = ready.now().mono.after(RESOLVE_PATIENCE);
     let mut resolved = Resolved::new();
     for name in names {
@@ -143,7 +148,8 @@ fn resolve(ready: &Ready, names: BTreeSet<String>) -> Resolved {
         }
         match ready.agent.resolve(&name, left) {
             Ok(ips) => drop(resolved.insert(name, ips)),
-            Err(error) => log::info!("{name} of a host's address cannot be resolved: {error}"),
+            Err(error) => seldom!(Info, "unresolved addresses", host =>
+                "{} of {host}'s address cannot be resolved: {error}", foreign(&name)),
         }
     }
     resolved
@@ -170,10 +176,9 @@ fn register_now(
 /// The operator hears whose address it is; another team does not.
 fn address_in_use(in_use: &AddressInUse, address: &AgentAddress) -> Problem {
     let AddressInUse { host, by, may_know } = in_use;
-    log::warn!(
-        "{host} wants to register at {address}, the address of {by}, which is alive: refused; \
-         remove {by} first, or wait until it is unreachable"
-    );
+    seldom!(Warn, "registrations at the address of another host", host =>
+        "{host} wants to register at {}, the address of {by}, which is alive: refused; \
+         remove {by} first, or wait until it is unreachable", foreign(address.as_str()));
     let by = if *may_know { by.to_string() } else { "another host".to_owned() };
     Problem::new(
         409,
@@ -218,10 +223,9 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
     let counts = ready.write(|reply| Command::TakeBack(lost, reply))?;
     if counts {
-        log::warn!(
+        seldom!(Warn, "forgotten refresh tokens", host =>
             "{host} shows a refresh token of {issued_at} that this database does not know: it \
-             was restored from an older backup; the token counts again"
-        );
+             was restored from an older backup; the token counts again");
     }
     Ok(counts.then_some(host))
 }
@@ -320,7 +324,9 @@ fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
     else {
-        log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
+        let (event, sandbox) = (foreign(&event), foreign(&sandbox));
+        seldom!(Info, "reports that mean nothing", host =>
+            "{host} reports \"{event}\" of \"{sandbox}\", which means nothing here");
         return Ok(Response::empty(204));
     };
     let report = AgentReport { host, sandbox, kind, host_ip, error };
@@ -353,10 +359,9 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
         Beat::Unknown => {
             if ready.presence.unknown.heard(claims.host, claims.genuine, now.wall) {
                 let whose = if claims.genuine { "this server" } else { "another server" };
-                log::warn!(
-                    "{} sends heartbeats with a token of {whose} and is not in this database",
-                    claims.host
-                );
+                let host = claims.host;
+                seldom!(Warn, "unknown hosts", "agents" =>
+                    "{host} sends heartbeats with a token of {whose} and is not in this database");
             }
             Err(unknown_host())
         }

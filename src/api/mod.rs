@@ -35,6 +35,7 @@ use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::figures::{Counter, Counters, Histogram};
 use crate::http::{Handler, HttpFigures, Request, Response};
+use crate::logging::seldom;
 use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
@@ -243,7 +244,8 @@ impl Problem {
 /// Whatever ails the database, the client did nothing wrong and may try again.
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
-        log::error!("could not answer from the database: {error}");
+        seldom!(Error, "requests that the database failed", "clients" =>
+            "could not answer from the database: {error}");
         let problem = Problem::unavailable("the database cannot be used right now; try again");
         let is_damage = matches!(error, StoreError::Damaged(_));
         Problem { damage: is_damage.then(|| Box::new(error)), ..problem }

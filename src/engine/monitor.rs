@@ -6,6 +6,7 @@
 //! the simulation with a manual clock.
 
 use crate::clock::{ClockChange, JumpDetector, Reading};
+use crate::logging::seldom;
 use crate::model::host::{AgentAddress, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -235,7 +236,8 @@ impl Monitor {
             Input::MarkedUp(host, result) => match result {
                 Ok(_) => self.changed(now, host),
                 // The next heartbeat says so again.
-                Err(error) => log::error!("could not take {host} back: {error}"),
+                Err(error) => seldom!(Error, "returns that were not written", "the database" =>
+                    "could not take {host} back: {error}"),
             },
             Input::Decide { policy, flush_every } => {
                 self.flush_every = flush_every;
@@ -251,7 +253,8 @@ impl Monitor {
             Input::Pruned(Err(error)) => log::error!("could not give up the past: {error}"),
             Input::Flushed(Ok(())) => {}
             Input::Flushed(Err(error)) => {
-                log::error!("could not flush heartbeats: {error}");
+                seldom!(Error, "failed flushes", "the database" =>
+                    "could not flush heartbeats: {error}");
                 self.flush_at = now.after(RETRY_AFTER);
             }
         }
@@ -267,7 +270,8 @@ impl Monitor {
 
     fn heard(&mut self, now: Mono, host: HostId) {
         if self.guard.heard_silent_host(now) {
-            log::info!("{host} was heard; everybody gets time to be heard before any verdict");
+            seldom!(Info, "returns of silent hosts", "hosts" =>
+                "{host} was heard; every host gets time to be heard before any verdict");
             self.listen_anew(now, false);
         }
         match self.presence.get(host).map(|host| host.liveness) {
@@ -303,7 +307,8 @@ impl Monitor {
                 (applied.failure.is_none(), applied.ask_again)
             }
             Err(error) => {
-                log::error!("could not apply what {host} answered: {error}");
+                seldom!(Error, "answers that were not applied", "the database" =>
+                    "could not apply what {host} answered: {error}");
                 (false, AskAgain::AsUsual)
             }
         };
@@ -318,7 +323,8 @@ impl Monitor {
                 applied.iter().for_each(|applied| self.changed(now, applied.host));
             }
             Err(error) => {
-                log::error!("could not write the verdict on silent hosts: {error}");
+                seldom!(Error, "verdicts that were not written", "the database" =>
+                    "could not write the verdict on silent hosts: {error}");
                 self.judge_at = now.after(RETRY_AFTER);
             }
         }

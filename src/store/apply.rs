@@ -11,6 +11,7 @@ use super::open::open_writer;
 use super::rows;
 use super::transition::Move;
 use super::writer::{After, HostRecord, LastObservation, Writer};
+use crate::logging::seldom;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
 use crate::model::id::{HostId, SandboxId, TeamId};
@@ -438,7 +439,8 @@ impl Writer {
     /// Counts what a host says about sandboxes that are not its own.
     fn foreign_notices(&self, host: HostId, count: usize) {
         if count > 0 {
-            log::warn!("{host} says that it paused {count} sandboxes that are not its own");
+            seldom!(Warn, "notices about others' sandboxes", host =>
+                "{host} says that it paused {count} sandboxes that are not its own");
             self.count_foreign(count);
         }
     }
@@ -564,7 +566,9 @@ impl Writer {
 
     fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
         if plan.hold_began {
-            log::warn!("{} lost {} sandboxes at once; looking again", host.id, plan.held.len());
+            let (at, lost) = (host.id, plan.held.len());
+            seldom!(Warn, "mass vanishes", at =>
+                "{at} lost {lost} sandboxes at once; looking again");
             let words =
                 Reason::Other(format!("{} sandboxes vanished at once", plan.held.len()).into());
             self.host_event(host, EventKind::HostMassVanish, None, &words, now)?;
@@ -671,7 +675,8 @@ impl Writer {
         ])?;
         drop(update);
         if degrades {
-            log::warn!("{} is degraded: {failure}", host.id);
+            let at = host.id;
+            seldom!(Warn, "degradations", at => "{at} is degraded: {failure}");
             let reason = Reason::Other(failure.to_string().into());
             self.host_event(host, EventKind::HostDegraded, None, &reason, now)?;
         }

@@ -7,6 +7,7 @@ use super::StoreError;
 use super::journal::{Actor, Audit, Event};
 use super::rows;
 use super::writer::{After, Writer};
+use crate::logging::seldom;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, SandboxId};
@@ -48,7 +49,9 @@ impl Writer {
             .query_row(params![report.host.to_string(), report.sandbox.to_string()], rows::sandbox)
             .optional()?;
         let Some(sandbox) = found else {
-            log::info!("{} reports {} of a sandbox that is not its own", report.host, report.kind);
+            let AgentReport { host, kind, .. } = report;
+            seldom!(Info, "reports of others' sandboxes", host =>
+                "{host} reports {kind} of a sandbox that is not its own");
             return Ok(false);
         };
         match effect(report.kind, sandbox.status, sandbox.is_ended_by_user()) {

@@ -9,6 +9,7 @@ use super::lifecycle::{NewOperation, Work};
 use super::rows;
 use super::transition::Move;
 use super::writer::{After, Writer};
+use crate::logging::seldom;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::Host;
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId};
@@ -126,7 +127,8 @@ impl Writer {
                 (EventKind::SandboxMisplaced, "runs on the host; belongs to another host")
             }
         };
-        log::warn!("{} has {id}, which should not be there ({kind})", host.id);
+        let at = host.id;
+        seldom!(Warn, "strangers", at => "{at} has {id}, which should not be there ({kind})");
         let mut insert = self.conn.prepare_cached(
             "INSERT INTO strangers (host_id, sandbox_id, kind, seen_at) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT DO UPDATE SET kind = excluded.kind",

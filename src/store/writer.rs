@@ -23,6 +23,7 @@ use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
+use crate::logging::seldom;
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
@@ -513,7 +514,8 @@ impl Writer {
     fn owe(&mut self, Told { host, announced }: Told) {
         self.presence.answer_lost(host);
         if !self.owed.keep(host, announced) {
-            log::warn!("{host} announces more than can be kept until it can be written");
+            seldom!(Warn, "announcements that were dropped", host =>
+                "{host} announces more than can be kept until it can be written");
         }
     }
 
@@ -550,13 +552,14 @@ impl Writer {
         let tally = std::mem::take(&mut self.tally);
         if let Some(error) = failed {
             self.figures.suffer(error);
-            log::error!("could not write: {error}");
+            seldom!(Error, "failed writes", "the database" => "could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
-                log::error!("could not roll back: {error}");
+                seldom!(Error, "failed rollbacks", "the database" =>
+                    "could not roll back: {error}");
             }
             after.into_iter().for_each(|after| self.take_back(after));
             return;
