@@ -15,7 +15,8 @@ use crate::logging::{foreign, seldom};
 use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, SandboxId};
-use crate::model::time::Wall;
+use crate::model::limit::{Allowance, Limiter, Verdict};
+use crate::model::time::{Mono, Wall};
 use crate::plan::report::ReportKind;
 use crate::store::acceptance::LostToken;
 use crate::store::identity::{AddressInUse, REFRESH_TOKEN_LIFE, Registered, Registration};
@@ -25,13 +26,64 @@ use crate::store::reports::AgentReport;
 use crate::store::writer::Command;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a registration waits for the name service. Larger: an agent that registers gives
 /// up; smaller: a name that a slow service knows is compared as text.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Reports of one host. Larger: a host that reports without pause has the disk written to all
+/// the time; smaller: the reports of a large host that pauses everything are refused, which is
+/// a contact gap.
+const REPORTS: Allowance = Allowance { burst: 2000, per: Duration::from_secs(40) };
+
+/// Renewals of one host. Larger: as above; smaller: an agent that lost some answers waits.
+const RENEWALS: Allowance = Allowance { burst: 60, per: Duration::from_secs(60) };
+
+/// Hosts that are remembered; beyond that they share.
+const HOSTS_MAX: usize = 16_384;
+
+/// How fast each host sends what is written at once.
+#[derive(Debug)]
+pub struct Intake {
+    reports: Mutex<Limiter<HostId>>,
+    renewals: Mutex<Limiter<HostId>>,
+}
+
+impl Default for Intake {
+    fn default() -> Intake {
+        let limiter = || Mutex::new(Limiter::new(HOSTS_MAX));
+        Intake { reports: limiter(), renewals: limiter() }
+    }
+}
+
+impl Intake {
+    fn report(&self, host: HostId, now: Mono) -> Result<(), Problem> {
+        take(&self.reports, host, REPORTS, now)
+    }
+
+    fn renewal(&self, host: HostId, now: Mono) -> Result<(), Problem> {
+        take(&self.renewals, host, RENEWALS, now)
+    }
+}
+
+fn take(
+    limiter: &Mutex<Limiter<HostId>>,
+    host: HostId,
+    allowance: Allowance,
+    now: Mono,
+) -> Result<(), Problem> {
+    let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+    match limiter.take(&host, 1, allowance, now) {
+        Verdict::Pass(_) => Ok(()),
+        Verdict::Over(wait) => {
+            let message = "this host sends more than Roost takes of one host; try again later";
+            Err(Problem::too_many("too_many_requests", message, wait))
+        }
+    }
+}
 
 /// What register and refresh answer with. Certificates are left out without mTLS.
 #[derive(Serialize)]
@@ -198,6 +250,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
     let Some(host) = known.map_or_else(|| take_back(ready, &shown), |host| Ok(Some(host)))? else {
         return Err(unknown_token(ready));
     };
+    ready.intake.renewal(host, ready.now().mono)?;
     let fresh = token::refresh_token(&ready.tokens, host, ready.now().wall);
     let lenient = ready.presence.clock_is_suspect(ready.now().mono);
     let (shown, fresh_hash) = (hash, secret::hash(&fresh));
@@ -311,6 +364,7 @@ impl Drop for UnacceptedReport<'_> {
 
 fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
+    ready.intake.report(caller, ready.now().mono)?;
     let fields = Fields::read(request)?;
     let event = fields.required("event")?;
     let sandbox = fields.required("sandbox_id")?;

@@ -119,7 +119,7 @@ impl Calls {
             Effect::Look { op, since, answer, said } => {
                 let reply = Box::new(move |result| {
                     if let Err(error) = result {
-                        seldom!(Error, "answers that were not recorded", "the database" =>
+                        seldom!(Error, "failures of the database", "the database" =>
                             "could not record what the agent said of {op}: {error}");
                     }
                 });

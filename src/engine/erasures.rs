@@ -137,7 +137,7 @@ impl Eraser {
             Ok((pending, waiting))
         });
         read.unwrap_or_else(|error| {
-            seldom!(Error, "failed looks for templates", "the database" =>
+            seldom!(Error, "failures of the database", "the database" =>
                 "could not read which templates to delete: {error}");
             (Vec::new(), false)
         })
@@ -153,7 +153,7 @@ impl Eraser {
     fn record(&self, erasure: Erasure) -> bool {
         let written = self.writer.call(self.clock.now(), |reply| Command::Erased(erasure, reply));
         if let Err(error) = &written {
-            seldom!(Error, "deletions that were not recorded", "the database" =>
+            seldom!(Error, "failures of the database", "the database" =>
                 "could not record that {} is deleted: {error}", erasure.template);
         }
         written.is_ok()

@@ -236,7 +236,7 @@ impl Monitor {
             Input::MarkedUp(host, result) => match result {
                 Ok(_) => self.changed(now, host),
                 // The next heartbeat says so again.
-                Err(error) => seldom!(Error, "returns that were not written", "the database" =>
+                Err(error) => seldom!(Error, "failures of the database", "the database" =>
                     "could not take {host} back: {error}"),
             },
             Input::Decide { policy, flush_every } => {
@@ -253,7 +253,7 @@ impl Monitor {
             Input::Pruned(Err(error)) => log::error!("could not give up the past: {error}"),
             Input::Flushed(Ok(())) => {}
             Input::Flushed(Err(error)) => {
-                seldom!(Error, "failed flushes", "the database" =>
+                seldom!(Error, "failures of the database", "the database" =>
                     "could not flush heartbeats: {error}");
                 self.flush_at = now.after(RETRY_AFTER);
             }
@@ -307,7 +307,7 @@ impl Monitor {
                 (applied.failure.is_none(), applied.ask_again)
             }
             Err(error) => {
-                seldom!(Error, "answers that were not applied", "the database" =>
+                seldom!(Error, "failures of the database", "the database" =>
                     "could not apply what {host} answered: {error}");
                 (false, AskAgain::AsUsual)
             }
@@ -323,7 +323,7 @@ impl Monitor {
                 applied.iter().for_each(|applied| self.changed(now, applied.host));
             }
             Err(error) => {
-                seldom!(Error, "verdicts that were not written", "the database" =>
+                seldom!(Error, "failures of the database", "the database" =>
                     "could not write the verdict on silent hosts: {error}");
                 self.judge_at = now.after(RETRY_AFTER);
             }

@@ -188,7 +188,7 @@ impl Operations {
             // What the agent lists now is known at once, not a probe interval later.
             Ok(_) => self.effects.push(Effect::ProbeNow(ended.host)),
             Err(error) => {
-                seldom!(Error, "ends that were not written", "the database" =>
+                seldom!(Error, "failures of the database", "the database" =>
                     "could not write how {} ended: {error}", ended.op);
                 self.rewrites.push((now.mono.after(REWRITE_AFTER), ended));
             }

@@ -9,6 +9,7 @@ pub mod activity;
 pub mod apply;
 pub mod audit;
 pub mod backup;
+pub mod bounds;
 pub mod deletion;
 pub mod error;
 pub mod export;

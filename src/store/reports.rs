@@ -59,6 +59,8 @@ impl Writer {
             Effect::Notice => {
                 self.in_savepoint(|w| w.note_drained(report.host, &[report.sandbox], now))?;
             }
+            // What it says too often, an observation tells.
+            Effect::Move(_) if !self.may_turn(report.host, 1, 0, now) => {}
             Effect::Move(status) => {
                 self.in_savepoint(|w| w.move_reported(sandbox, status, &report, now))?;
             }

@@ -4,7 +4,7 @@
 //! Never: changes a sandbox that was not asked for; destroys one unasked.
 
 use super::StoreError;
-use super::journal::{Actor, Audit, Event};
+use super::journal::{Actor, Audit};
 use super::lifecycle::{NewOperation, Work};
 use super::rows;
 use super::transition::Move;
@@ -95,7 +95,7 @@ impl Writer {
         Ok(recorded.collect::<Result<_, _>>()?)
     }
 
-    /// Records new strangers, with an event each, and forgets those that are gone.
+    /// Records new strangers, with an event each within bounds, and forgets those that are gone.
     pub(super) fn write_strangers(
         &mut self,
         host: &Host,
@@ -135,18 +135,7 @@ impl Writer {
         )?;
         insert.execute(params![host.id.to_string(), id.to_string(), kind.as_str(), now.wall.0])?;
         drop(insert);
-        let reason = Reason::Other(words.into());
-        self.journal(now, &Actor::SYSTEM)?.event(&Event {
-            kind: event,
-            host: host.id,
-            sandbox: Some(id),
-            team: host.team_id,
-            from: status.map(SandboxStatus::as_str),
-            to: None,
-            reason: &reason,
-            detail: None,
-        })?;
-        Ok(())
+        self.caused_event(host, event, (Some(id), status), words, now)
     }
 
     pub(super) fn forget_stranger(&self, host: HostId, id: SandboxId) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@
 use super::StoreError;
 use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
+use super::bounds::{Bounds, Teams};
 use super::deletion::Deletion;
 use super::idempotency::{Created, Once, OnceKey};
 use super::identity::{NewHost, Registered, Registration, TokenHash};
@@ -332,6 +333,10 @@ pub struct Writer {
     suffered: bool,
     /// How sandboxes moved in this transaction.
     pub(super) tally: Tally,
+    /// What hosts and teams have used of their allowances.
+    pub(super) bounds: Bounds,
+    /// Sandboxes of each team.
+    pub(super) teams: Teams,
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
@@ -409,6 +414,8 @@ impl Writer {
             noticed: None,
             suffered: false,
             tally: Tally::default(),
+            bounds: Bounds::default(),
+            teams: Teams::default(),
             commit_took: Duration::ZERO,
             place,
         })
@@ -550,9 +557,10 @@ impl Writer {
         let after = std::mem::take(&mut self.after);
         let suffered = std::mem::take(&mut self.suffered);
         let tally = std::mem::take(&mut self.tally);
+        self.teams.settle(failed.is_none());
         if let Some(error) = failed {
             self.figures.suffer(error);
-            seldom!(Error, "failed writes", "the database" => "could not write: {error}");
+            seldom!(Error, "failures of the database", "the database" => "could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
             if !self.conn.is_autocommit()
@@ -650,12 +658,13 @@ impl Writer {
         write: impl FnOnce(&mut Writer) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let revision = self.revision;
-        let (after, tally) = (self.after.len(), self.tally);
+        let (after, tally, teams) = (self.after.len(), self.tally, self.teams.mark());
         self.conn.prepare_cached("SAVEPOINT command")?.execute([])?;
         let result = write(self);
         if result.is_err() {
             self.conn.prepare_cached("ROLLBACK TO command")?.execute([])?;
             (self.revision, self.tally) = (revision, tally);
+            self.teams.back_to(teams);
             for undone in self.after.split_off(after) {
                 self.take_back(undone);
             }

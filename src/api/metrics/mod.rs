@@ -131,7 +131,7 @@ fn ask_database(
 ) -> Result<(), StoreError> {
     let asked = read(ready, base, out, now);
     if let Err(error) = &asked {
-        seldom!(Warn, "failed counts", "the database" =>
+        seldom!(Warn, "failures of the database", "the database" =>
             "could not count what is in the database: {error}");
         if let StoreError::Damaged(_) = error {
             ready.figures.suffer(error);
@@ -168,7 +168,7 @@ fn read(
         // Needs the writer for a moment: while that waits for somebody else, readers answer.
         match Base::count(&ready.readers, &ready.writer, &ready.figures, now) {
             Ok(counted) => *base = Some(counted),
-            Err(error) => seldom!(Warn, "failed counts of sandboxes", "the database" =>
+            Err(error) => seldom!(Warn, "failures of the database", "the database" =>
                 "could not count sandboxes: {error}"),
         }
     }
