@@ -414,7 +414,7 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
             if ready.presence.unknown.heard(claims.host, claims.genuine, now.wall) {
                 let whose = if claims.genuine { "this server" } else { "another server" };
                 let host = claims.host;
-                seldom!(Warn, "unknown hosts", "agents" =>
+                seldom!(Warn, "unknown hosts", host =>
                     "{host} sends heartbeats with a token of {whose} and is not in this database");
             }
             Err(unknown_host())

@@ -378,7 +378,18 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::policy::Policy;
+    use crate::model::probe::{Details, FailureKind, Listed, ListedState, Listing, Probe};
+    use crate::model::time::Wall;
+    use crate::store::apply::{Applied, Probed};
+    use crate::store::fixture;
+    use crate::store::open::open_writer;
+    use crate::store::presence::Presence;
+    use crate::store::read;
+    use crate::store::writer::{Command, Envelope};
     use serde_json::json;
+    use std::sync::Arc;
+    use tempfile::TempDir;
 
     #[test]
     fn whole_fields_of_metadata_are_kept_as_many_as_fit() {
@@ -389,6 +400,85 @@ mod tests {
         let exact = json!({"k": "x".repeat(100)}).to_string();
         assert_eq!(fields_that_fit(&exact, exact.len() + 1), exact);
         assert_eq!(fields_that_fit(&exact, exact.len()), "{}");
+    }
+
+    const HOST: u128 = 1;
+
+    /// A host with so many running sandboxes.
+    fn world(count: u128) -> (Writer, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let now = at(0);
+        let mut conn = open_writer(&dir.path().join("roost.db"), true, now.wall).unwrap();
+        let host = HostId::from_u128(HOST);
+        let row = |n| json!({"id": SandboxId::from_u128(n), "host_id": host, "status": "running"});
+        let hosts = [json!({"id": host, "status": "online", "heartbeat_age_s": 5,
+            "address": "127.0.0.1:1"})];
+        let rows: Vec<_> = (1..=count).map(row).collect();
+        let fleet = json!({"hosts": hosts, "sandboxes": rows}).to_string();
+        let fleet = fixture::parse(&fleet, now.wall).unwrap();
+        fixture::load(&mut conn, &fleet).unwrap();
+        let hosts = read::hosts(&conn).unwrap();
+        let presence = Arc::new(Presence::load(&hosts, [], None, false, now));
+        (Writer::new(conn, Policy::default(), presence).unwrap(), dir)
+    }
+
+    fn at(s: u64) -> Now {
+        Now { mono: Mono(10_000_000 + s * 1000), wall: Wall(1_790_000_000_000 + s as i64 * 1000) }
+    }
+
+    /// The host lists all of its sandboxes in this state; gives what was applied.
+    fn lists(writer: &mut Writer, count: u128, state: ListedState, s: u64) -> Applied {
+        let listed = |n| Listed {
+            id: SandboxId::from_u128(n),
+            state,
+            created_at_unix: 0,
+            details: Details::default(),
+        };
+        let sandboxes = (1..=count).map(listed).collect();
+        let probed = Probed {
+            host: HostId::from_u128(HOST),
+            revision: writer.revision,
+            asked_at: at(s).mono,
+            age_cap: None,
+            probe: Probe::Listed(Listing { sandboxes, auto_paused: Vec::new() }),
+            proven: false,
+        };
+        let (tell, told) = crossbeam_channel::unbounded();
+        let reply = Box::new(move |result| tell.send(result).unwrap());
+        let command = Command::Probed(Box::new(probed), reply);
+        writer.execute(vec![Envelope { now: at(s), command }]);
+        told.recv().unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_host_that_says_another_thing_each_time_is_not_believed_for_a_while() {
+        const COUNT: u128 = 200;
+        let (mut writer, _dir) = world(COUNT);
+        let (mut s, mut refused) = (0, None);
+        for look in 0..4000_u64 {
+            s += 5;
+            let state = if look / 4 % 2 == 0 { ListedState::Paused } else { ListedState::Running };
+            let applied = lists(&mut writer, COUNT, state, s);
+            refused = refused.or(applied.failure);
+        }
+        let refused = refused.expect("it was never refused");
+        assert_eq!(refused.kind, FailureKind::Malformed);
+        assert!(refused.detail.contains("contradicts itself"), "{refused}");
+        let hours = s / 3600 + 1;
+        let most = (hours + 1) * u64::from((COUNT as u32 * TURNS).max(TURNS_MIN));
+        let events = "SELECT count(*) FROM events";
+        let events = writer.conn.query_row(events, [], |row| rows::unsigned(row, 0)).unwrap();
+        assert!((1000..=most + 200).contains(&events), "{events} events in {hours} h");
+        // An hour of saying one thing, and it is believed again.
+        let (mut believed, end) = (false, s + 3700);
+        while s < end {
+            s += 60;
+            believed |= lists(&mut writer, COUNT, ListedState::Paused, s).failure.is_none();
+        }
+        assert!(believed);
+        let paused = "SELECT count(*) FROM sandboxes WHERE status = 'paused'";
+        let paused = writer.conn.query_row(paused, [], |row| rows::unsigned(row, 0)).unwrap();
+        assert_eq!(u128::from(paused), COUNT);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod reports;
 pub mod restore;
 pub mod retention;
 mod rows;
+pub mod shares;
 pub mod snapshots;
 pub mod strangers;
 pub mod tally;

@@ -19,6 +19,7 @@ use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
+use super::shares::Shares;
 use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
@@ -337,6 +338,8 @@ pub struct Writer {
     pub(super) bounds: Bounds,
     /// Sandboxes of each team.
     pub(super) teams: Teams,
+    /// Events of each author.
+    pub(super) shares: Shares,
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
@@ -416,6 +419,7 @@ impl Writer {
             tally: Tally::default(),
             bounds: Bounds::default(),
             teams: Teams::default(),
+            shares: Shares::default(),
             commit_took: Duration::ZERO,
             place,
         })
@@ -559,6 +563,7 @@ impl Writer {
         let tally = std::mem::take(&mut self.tally);
         self.teams.settle(failed.is_none());
         if let Some(error) = failed {
+            self.shares.count_anew();
             self.figures.suffer(error);
             seldom!(Error, "failures of the database", "the database" => "could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
