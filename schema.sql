@@ -172,6 +172,15 @@ CREATE TABLE events (
     detail      TEXT                     -- of a failure, in the agent's words
 ) STRICT;
 
+-- Events that were given up before older ones of others: when there are too many, the team, or
+-- host of the platform, with the most loses its oldest. From the newest of these on the events
+-- are whole.
+CREATE TABLE event_shares (
+    author   TEXT PRIMARY KEY,           -- id of the team, or of the platform's host
+    given_up INTEGER NOT NULL,           -- how many
+    up_to    INTEGER NOT NULL            -- revision of the newest of them
+) STRICT, WITHOUT ROWID;
+
 -- Every time that this database was restored from a backup.
 CREATE TABLE restores (
     revision    INTEGER PRIMARY KEY,     -- where it goes on: none after last_known is used twice

@@ -4,13 +4,15 @@
 //! Called by `cli` once at the start, and by `engine` when SIGHUP brings another filter.
 
 use crate::config::LogFormat;
-use crate::model::time::Wall;
+use crate::model::limit::{Allowance, Limiter, More, Verdict};
+use crate::model::time::{Mono, Wall};
 use env_logger::Logger;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{OnceLock, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The logger in use. A lock stands before it so that SIGHUP can bring another filter.
 static CURRENT: OnceLock<RwLock<Logger>> = OnceLock::new();
@@ -176,6 +178,77 @@ pub fn one_line(text: &str) -> String {
     safe
 }
 
+/// Characters of a text of others that a log line shows. Larger: a client or an agent fills
+/// the log with few requests; smaller: an id or an address does not fit.
+const FOREIGN_CHARS_MAX: usize = 64;
+
+/// A text of others as it may stand in a log line: cut off, and on one line.
+pub fn foreign(text: &str) -> String {
+    match text.char_indices().nth(FOREIGN_CHARS_MAX) {
+        Some((at, _)) => format!("{}\u{2026}", one_line(&text[..at])),
+        None => one_line(text),
+    }
+}
+
+/// Lines that others cause: one a second for each cause and author.
+const SELDOM: Allowance = Allowance { burst: 1, per: Duration::from_secs(1) };
+
+/// Authors of log lines that are remembered, over all causes. Larger: a flood from made-up
+/// authors writes so many lines a second; smaller: the hosts of a fleet in trouble hide each
+/// other.
+const AUTHORS_MAX: usize = 64;
+
+/// What causes a line, and whose doing it is.
+type Cause = (&'static str, String);
+
+static SAID: LazyLock<Mutex<Limiter<Cause>>> =
+    LazyLock::new(|| Mutex::new(Limiter::new(AUTHORS_MAX)));
+
+fn said() -> MutexGuard<'static, Limiter<Cause>> {
+    SAID.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For the pace of log lines only, like `wall_now`.
+fn mono_now() -> Mono {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    Mono(u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Whether a line of this cause and author may be written now, and how many were left out.
+/// For [`seldom!`].
+pub fn may_say(cause: &'static str, author: &dyn Display) -> Option<More> {
+    match said().take(&(cause, foreign(&author.to_string())), 1, SELDOM, mono_now()) {
+        Verdict::Pass(more) => Some(more),
+        Verdict::Over(_) => None,
+    }
+}
+
+/// Writes how many lines were left out of floods that are over. Call now and then.
+pub fn say_what_was_left_out() {
+    let left = said().left_out(SELDOM, mono_now());
+    for (cause, more) in left {
+        match cause {
+            Some((cause, author)) => log::warn!("{cause} ({author}): {} more", more.count()),
+            None => log::warn!("other log lines that were left out: {}", more.count()),
+        }
+    }
+}
+
+/// Logs a line that others can cause: at most one a second for each cause and author, the
+/// next of which counts what was left out. `seldom!(Warn, "cause", author => "words")`; the
+/// cause names what happened, in the plural. What of the words is not ours goes through
+/// [`foreign`].
+macro_rules! seldom {
+    ($level:ident, $cause:literal, $author:expr => $($words:tt)+) => {
+        if log::log_enabled!(log::Level::$level)
+            && let Some(more) = $crate::logging::may_say($cause, &$author)
+        {
+            log::log!(log::Level::$level, "{}{more}", format_args!($($words)+));
+        }
+    };
+}
+pub(crate) use seldom;
+
 fn is_unsafe(c: char) -> bool {
     // The ranges are line separators and the controls of bidirectional text.
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -253,6 +326,23 @@ mod tests {
             "bad answer: a\n<0>b\x1b[2J",
             &expect![[r"<4>roost::engine: bad answer: a\n<0>b\u{1b}[2J"]],
         );
+    }
+
+    #[test]
+    fn what_others_write_is_short_and_on_one_line() {
+        assert_eq!(foreign("cl-1"), "cl-1");
+        assert_eq!(foreign("a\n\u{202e}b"), r"a\n\u{202e}b");
+        let long = foreign(&"\u{1}".repeat(1000));
+        assert_eq!(long, format!("{}\u{2026}", r"\u{1}".repeat(FOREIGN_CHARS_MAX)));
+    }
+
+    #[test]
+    fn a_cause_is_said_once_and_its_repetitions_are_counted() {
+        let cause = "repetitions in a test";
+        assert_eq!(may_say(cause, &"a"), Some(More(0)));
+        assert_eq!(may_say(cause, &"b"), Some(More(0)), "another author");
+        let said = (0..5000).filter(|_| may_say(cause, &"a").is_some()).count();
+        assert!(said < 1000, "{said}");
     }
 
     #[test]

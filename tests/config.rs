@@ -390,6 +390,8 @@ fn effective_settings_for_people_and_scripts() {
         events_keep_count 250000 default
         audit_keep_age 0s default
         stopped_keep_age 30d default
+        team_sandboxes_max 0 default
+        team_creates_per_minute 0 default
         agent_tls off default
         agent_networks default
         tls_cert default

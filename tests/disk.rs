@@ -19,6 +19,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 use support::agents::{Agents, Says};
 use support::client::{Answer, try_ask};
 use support::server::{Serving, listening};
@@ -222,6 +223,34 @@ fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
     assert_eq!(serving.beat(&host(1), &home.expired_token(&host(1))).status, 401);
     serving.stop();
     home.verify();
+}
+
+/// On a machine whose disk is full, the log must not be what fills it.
+#[test]
+fn refused_writes_are_at_most_one_line_a_second() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (_agents, fleet) = two_hosts();
+    let home = disk.home();
+    home.load(&fleet);
+    let serving = home.serve(FLAGS);
+    disk.fill();
+    eventually("the last of the log's room", || {
+        (serving.post("/v1/hosts", &json!({})).status == UNAVAILABLE).then_some(())
+    });
+    let (began, before) = (Instant::now(), serving.log().len());
+    for _ in 0..300 {
+        unavailable(&serving.post("/v1/hosts", &json!({})));
+        unavailable(&report_auto_pause(&serving, &home.token(&host(2)), 2));
+    }
+    eventually("a second to count what was left out", || {
+        serving.log()[before..].iter().any(|line| line.contains(" more")).then_some(())
+    });
+    let (log, most) = (serving.log(), began.elapsed().as_secs() as usize + 2);
+    let said = &log[before..];
+    assert!(said.len() <= most, "{} lines in {most} s: {said:#?}", said.len());
+    disk.free();
+    ready(&serving);
+    serving.stop();
 }
 
 /// What is kept in memory has a bound; of a host that goes beyond it nobody knows what else

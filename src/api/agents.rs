@@ -11,10 +11,12 @@ use super::token::{self, Claims};
 use super::waiting::{Holder, deferred};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Request, Response};
+use crate::logging::{foreign, seldom};
 use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId};
-use crate::model::time::Wall;
+use crate::model::limit::{Allowance, Limiter, Verdict};
+use crate::model::time::{Mono, Wall};
 use crate::plan::report::ReportKind;
 use crate::store::acceptance::LostToken;
 use crate::store::identity::{AddressInUse, REFRESH_TOKEN_LIFE, Registered, Registration};
@@ -24,13 +26,64 @@ use crate::store::reports::AgentReport;
 use crate::store::writer::Command;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a registration waits for the name service. Larger: an agent that registers gives
 /// up; smaller: a name that a slow service knows is compared as text.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Reports of one host. Larger: a host that reports without pause has the disk written to all
+/// the time; smaller: the reports of a large host that pauses everything are refused, which is
+/// a contact gap.
+const REPORTS: Allowance = Allowance { burst: 2000, per: Duration::from_secs(40) };
+
+/// Renewals of one host. Larger: as above; smaller: an agent that lost some answers waits.
+const RENEWALS: Allowance = Allowance { burst: 60, per: Duration::from_secs(60) };
+
+/// Hosts that are remembered; beyond that they share.
+const HOSTS_MAX: usize = 16_384;
+
+/// How fast each host sends what is written at once.
+#[derive(Debug)]
+pub struct Intake {
+    reports: Mutex<Limiter<HostId>>,
+    renewals: Mutex<Limiter<HostId>>,
+}
+
+impl Default for Intake {
+    fn default() -> Intake {
+        let limiter = || Mutex::new(Limiter::new(HOSTS_MAX));
+        Intake { reports: limiter(), renewals: limiter() }
+    }
+}
+
+impl Intake {
+    fn report(&self, host: HostId, now: Mono) -> Result<(), Problem> {
+        take(&self.reports, host, REPORTS, now)
+    }
+
+    fn renewal(&self, host: HostId, now: Mono) -> Result<(), Problem> {
+        take(&self.renewals, host, RENEWALS, now)
+    }
+}
+
+fn take(
+    limiter: &Mutex<Limiter<HostId>>,
+    host: HostId,
+    allowance: Allowance,
+    now: Mono,
+) -> Result<(), Problem> {
+    let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+    match limiter.take(&host, 1, allowance, now) {
+        Verdict::Pass(_) => Ok(()),
+        Verdict::Over(wait) => {
+            let message = "this host sends more than Roost takes of one host; try again later";
+            Err(Problem::too_many("too_many_requests", message, wait))
+        }
+    }
+}
 
 /// What register and refresh answer with. Certificates are left out without mTLS.
 #[derive(Serialize)]
@@ -63,7 +116,9 @@ fn credentials(ready: &Ready, host: Host, refresh_token: String) -> Credentials 
 fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
     let authority = ready.authority.as_ref()?;
     let Some(address) = &host.address else {
-        log::warn!("{} has no address; it gets no certificate", host.id);
+        let id = host.id;
+        seldom!(Warn, "hosts without an address", id =>
+            "{id} has no address; it gets no certificate");
         return None;
     };
     match authority.issue_host(host.id, address, now) {
@@ -73,7 +128,9 @@ fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
             ca_cert_pem: authority.cert_pem(),
         }),
         Err(error) => {
-            log::error!("could not issue a certificate to {} at {address}: {error}", host.id);
+            let id = host.id;
+            seldom!(Error, "certificates that could not be issued", id =>
+                "could not issue a certificate to {id} at {address}: {error}");
             None
         }
     }
@@ -104,7 +161,7 @@ pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response
         return register_now(ready, host, registration, refresh_token);
     }
     deferred(ready, Holder::Agents, move |ready, _| {
-        let resolved = resolve(ready, wanted);
+        let resolved = resolve(ready, host, wanted);
         register_now(ready, host, Registration { resolved, ..registration }, refresh_token)
     })
 }
@@ -161,7 +218,7 @@ fn names_to_resolve(
 }
 
 /// A name that does not resolve in time is compared as text.
-fn resolve(ready: &Ready, names: BTreeSet<String>) -> Resolved {
+fn resolve(ready: &Ready, host: HostId, names: BTreeSet<String>) -> Resolved {
     let until = ready.now().mono.after(RESOLVE_PATIENCE);
     let mut resolved = Resolved::new();
     for name in names {
@@ -171,7 +228,8 @@ fn resolve(ready: &Ready, names: BTreeSet<String>) -> Resolved {
         }
         match ready.agent.resolve(&name, left) {
             Ok(ips) => drop(resolved.insert(name, ips)),
-            Err(error) => log::info!("{name} of a host's address cannot be resolved: {error}"),
+            Err(error) => seldom!(Info, "unresolved addresses", host =>
+                "{} of {host}'s address cannot be resolved: {error}", foreign(&name)),
         }
     }
     resolved
@@ -200,10 +258,9 @@ fn register_now(
 /// The operator hears whose address it is; another team does not.
 fn address_in_use(in_use: &AddressInUse, address: &AgentAddress) -> Problem {
     let AddressInUse { host, by, may_know } = in_use;
-    log::warn!(
-        "{host} tried to register at {address}, the address of {by}, which is alive: refused; \
-         remove {by} first, or wait until it is unreachable"
-    );
+    seldom!(Warn, "registrations at the address of another host", host =>
+        "{host} wants to register at {}, the address of {by}, which is alive: refused; \
+         remove {by} first, or wait until it is unreachable", foreign(address.as_str()));
     let by = if *may_know { by.to_string() } else { "another host".to_owned() };
     Problem::new(
         409,
@@ -223,6 +280,7 @@ pub(super) fn refresh(ready: &Ready, request: &Request) -> Result<Response, Prob
     let Some(host) = known.map_or_else(|| take_back(ready, &shown), |host| Ok(Some(host)))? else {
         return Err(unknown_token(ready));
     };
+    ready.intake.renewal(host, ready.now().mono)?;
     let fresh = token::refresh_token(&ready.tokens, host, ready.now().wall);
     let lenient = ready.presence.clock_is_suspect(ready.now().mono);
     let (shown, fresh_hash) = (hash, secret::hash(&fresh));
@@ -248,11 +306,10 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
     let counts = ready.write(|reply| Command::TakeBack(lost, reply))?;
     if counts {
-        log::warn!(
-            "{} shows a refresh token of {issued_at} that this database does not know: it was \
-             restored from an older backup; the token counts again",
-            ready.presence.named(host)
-        );
+        let name = ready.presence.named(host);
+        seldom!(Warn, "forgotten refresh tokens", host =>
+            "{name} shows a refresh token of {issued_at} that this database does not know: it \
+             was restored from an older backup; the token counts again");
     }
     Ok(counts.then_some(host))
 }
@@ -338,6 +395,7 @@ impl Drop for UnacceptedReport<'_> {
 
 fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let caller = authenticate(ready, request)?;
+    ready.intake.report(caller, ready.now().mono)?;
     let fields = Fields::read(request)?;
     let event = fields.required("event")?;
     let sandbox = fields.required("sandbox_id")?;
@@ -351,8 +409,10 @@ fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
     else {
-        let host = ready.presence.named(host);
-        log::info!("{host} reports {event:?} of {sandbox:?}, which means nothing here");
+        let (event, sandbox) = (foreign(&event), foreign(&sandbox));
+        let name = ready.presence.named(host);
+        seldom!(Info, "reports that mean nothing", host =>
+            "{name} reports \"{event}\" of \"{sandbox}\", which means nothing here");
         return Ok(Response::empty(204));
     };
     let report = AgentReport { host, sandbox, kind, host_ip, error };
@@ -385,10 +445,9 @@ fn believe(ready: &Ready, claims: Claims) -> Result<HostId, Problem> {
         Beat::Unknown => {
             if ready.presence.unknown.heard(claims.host, claims.genuine, now.wall) {
                 let whose = if claims.genuine { "this server" } else { "another server" };
-                log::warn!(
-                    "{} sends heartbeats with a token of {whose} and is not in this database",
-                    claims.host
-                );
+                let host = claims.host;
+                seldom!(Warn, "unknown hosts", host =>
+                    "{host} sends heartbeats with a token of {whose} and is not in this database");
             }
             Err(unknown_host())
         }

@@ -19,6 +19,7 @@ use crate::model::operation::OperationKind;
 use crate::model::sandbox::{Sandbox, SandboxStatus};
 use crate::model::template::MINIMAL;
 use crate::plan::placement::{Free, NoHost};
+use crate::store::bounds::OverQuota;
 use crate::store::idempotency::{Once, OnceKey};
 use crate::store::journal::Actor;
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
@@ -106,8 +107,33 @@ fn once_key(caller: &Caller, request: &Request) -> Result<Option<OnceKey>, Probl
     Ok(Some(OnceKey { scope, key, body_hash: secret::hash_bytes(&request.body) }))
 }
 
+/// How long a team that has all it may have is told to wait: until it ends something.
+const QUOTA_WAIT: Duration = Duration::from_secs(60);
+
+pub(super) fn over_quota(over: OverQuota) -> Problem {
+    match over {
+        OverQuota::Sandboxes(max) => Problem::too_many(
+            "quota_exceeded",
+            format!(
+                "the team has {max} capsules, as many as it may have; destroy one first, or ask \
+                 the operator for more (team_sandboxes_max)"
+            ),
+            QUOTA_WAIT,
+        ),
+        OverQuota::Changes(max, wait) => Problem::too_many(
+            "too_many_requests",
+            format!(
+                "the team has begun {max} creates, pauses, resumes and snapshots within a minute, \
+                 as many as it may (team_creates_per_minute); try again later"
+            ),
+            wait,
+        ),
+    }
+}
+
 fn not_made(wanted: &str, why: NotMade) -> Problem {
     let message = match why {
+        NotMade::OverQuota(over) => return over_quota(over),
         NotMade::NoTemplate(unknown) => return unknown_template(wanted, &unknown),
         NotMade::NoHostHas(name) => {
             format!("no host that has the template {name} takes new capsules right now")
@@ -156,6 +182,7 @@ fn begin_now(ready: &Ready, wish: Wish) -> Result<Accepted, Problem> {
         Begun::NoRoom(free) => Err(no_room(free)),
         Begun::InvalidState(status) => Err(invalid_state(kind.as_str(), status)),
         Begun::HostAway(status) => Err(host_away(status)),
+        Begun::OverQuota(over) => Err(over_quota(over)),
         Begun::NotFound if kind == OperationKind::Destroy && stranger.1.is_none() => {
             destroy_stranger(ready, stranger)
         }

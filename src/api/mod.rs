@@ -36,6 +36,8 @@ use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::figures::{Counter, Counters, Histogram};
 use crate::http::{Handler, HttpFigures, Request, Response};
+use crate::logging::seldom;
+use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
 use crate::model::time::Now;
@@ -46,10 +48,12 @@ use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
 use crate::store::read::{Reader, Readers};
 use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
+pub use agents::Intake;
 pub use routes::routes;
 use secret::{AdminKey, TokenKey};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use waiting::Waiters;
 
 /// What the scheduler must look at because of a request.
@@ -124,6 +128,8 @@ pub struct Ready {
     pub http: HttpFigures,
     /// What the API itself counts.
     pub scraped: metrics::Scraped,
+    /// How fast hosts send what is written at once.
+    pub intake: Intake,
     /// Who was heard when.
     pub presence: Arc<Presence>,
     /// Signs and checks host tokens.
@@ -212,6 +218,8 @@ pub struct Problem {
     allow: Option<Box<str>>,
     /// What the database was found to suffer from.
     damage: Option<Box<StoreError>>,
+    /// Seconds after which to try again, of a caller who has to wait.
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
@@ -220,7 +228,14 @@ impl Problem {
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), more: None, allow: None, damage: None }
+        let (message, retry_after_s) = (message.into(), None);
+        Problem { status, code, message, more: None, allow: None, damage: None, retry_after_s }
+    }
+
+    /// The caller does more than its share; it may go on after `wait`.
+    fn too_many(code: &'static str, message: impl Into<String>, wait: Duration) -> Problem {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Problem { retry_after_s: Some(seconds.max(1)), ..Problem::new(429, code, message) }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -247,7 +262,8 @@ impl Problem {
 /// Whatever ails the database, the client did nothing wrong and may try again.
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
-        log::error!("could not answer from the database: {error}");
+        seldom!(Error, "failures of the database", "the database" =>
+            "could not answer from the database: {error}");
         let problem = Problem::unavailable("the database cannot be used right now; try again");
         let is_damage = matches!(error, StoreError::Damaged(_));
         Problem { damage: is_damage.then(|| Box::new(error)), ..problem }
@@ -264,6 +280,9 @@ impl From<Problem> for Response {
         }
         if let Some(methods) = problem.allow {
             response = response.with_header("allow", String::from(methods));
+        }
+        if let Some(seconds) = problem.retry_after_s {
+            response = response.with_header("retry-after", seconds.to_string());
         }
         if problem.status == 503 {
             response = response.with_header("retry-after", "5");

@@ -4,7 +4,7 @@
 
 use super::access::{Caller, operator};
 use super::body::Fields;
-use super::capsules::{WIRE_NUMBER_MAX, host_away, invalid_state};
+use super::capsules::{WIRE_NUMBER_MAX, host_away, invalid_state, over_quota};
 use super::query::Query;
 use super::view::{CapsuleView, TemplateView};
 use super::waiting::{NOTICE, deferred, still_needed};
@@ -236,6 +236,7 @@ fn snapshot_now(ready: &Ready, client: &mut Client, new: NewSnapshot) -> Result<
             return Err(Problem::forbidden(message));
         }
         SnapshotBegun::TooMany => return Err(too_many()),
+        SnapshotBegun::OverQuota(over) => return Err(over_quota(over)),
     };
     wait_for_snapshot(ready, client, work.sandbox, work.op)
 }

@@ -52,6 +52,10 @@ vocabulary! {
         AuditKeepAge = "audit_keep_age",
         /// Age of what is over.
         StoppedKeepAge = "stopped_keep_age",
+        /// Sandboxes of one team.
+        TeamSandboxesMax = "team_sandboxes_max",
+        /// Changes of one team in a minute.
+        TeamCreatesPerMinute = "team_creates_per_minute",
         /// How we talk to agents.
         AgentTls = "agent_tls",
         /// Where hosts of teams may be.
@@ -263,6 +267,20 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
         rule: Rule::Span { min: HOUR, max: TEN_YEARS, field: |c| &mut c.keep.stopped_age },
         live: true,
         about: "How long sandboxes that are stopped or failed, finished operations and expired tokens are kept.",
+    },
+    KeyInfo {
+        key: Key::TeamSandboxesMax,
+        default: "0",
+        rule: Rule::Count { min: 0, max: 1_000_000, field: |c| &mut c.quotas.sandboxes_max },
+        live: true,
+        about: "Capsules that one team may have, stopped and failed ones not counted; 0 is no limit. The admin key is exempt.",
+    },
+    KeyInfo {
+        key: Key::TeamCreatesPerMinute,
+        default: "0",
+        rule: Rule::Count { min: 0, max: 100_000, field: |c| &mut c.quotas.creates_per_minute },
+        live: true,
+        about: "Creates, pauses, resumes and snapshots that the keys of one team may begin in a minute; 0 is no limit. A destroy is never refused. The admin key is exempt.",
     },
     KeyInfo {
         key: Key::AgentTls,

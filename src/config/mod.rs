@@ -28,7 +28,7 @@ pub use rule::{AgentTls, Answers, LogFormat, Rule, parse_span};
 pub use show::reference;
 
 use crate::model::networks::AgentNetworks;
-use crate::model::policy::{Keep, Policy, PolicyName, ZombiePolicy};
+use crate::model::policy::{Keep, Policy, PolicyName, Quotas, ZombiePolicy};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,6 +70,8 @@ pub struct Config {
     pub stop_timeout: Duration,
     /// What of the past is kept.
     pub keep: Keep,
+    /// What one team may have.
+    pub quotas: Quotas,
     /// How we talk to agents.
     pub agent_tls: AgentTls,
     /// Where hosts of teams may be although these networks are closed to them.
@@ -130,6 +132,7 @@ impl Config {
             memory_overcommit_percent: self.memory_overcommit_percent,
             cpu_overcommit_percent: self.cpu_overcommit_percent,
             keep: self.keep,
+            quotas: self.quotas,
         }
     }
 
@@ -175,6 +178,7 @@ impl Config {
             cpu_overcommit_percent: 0,
             stop_timeout: Duration::ZERO,
             keep: Keep::default(),
+            quotas: Quotas::default(),
             agent_tls: AgentTls::Off,
             agent_networks: AgentNetworks::default(),
             tls_cert: None,

@@ -10,6 +10,7 @@ use super::scheduler::Mail;
 use crate::agent::client::AgentClient;
 use crate::agent::wire::{CreateSandboxRequest, CreateSnapshotRequest, ResumeSandboxRequest};
 use crate::clock::Clock;
+use crate::logging::seldom;
 use crate::model::id::{PLATFORM_TEAM, TeamId};
 use crate::model::operation::OperationKind;
 use crate::model::template::MINIMAL_ID;
@@ -118,7 +119,8 @@ impl Calls {
             Effect::Look { op, since, answer, said } => {
                 let reply = Box::new(move |result| {
                     if let Err(error) = result {
-                        log::error!("could not record what the agent said of {op}: {error}");
+                        seldom!(Error, "failures of the database", "the database" =>
+                            "could not record what the agent said of {op}: {error}");
                     }
                 });
                 self.writer.send(now, Command::Look { op, since, answer, said, reply });
@@ -187,9 +189,10 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
     match result {
         Ok((details, said)) => Outcome::Told(Call::Succeeded, details, said),
         Err(error) => {
-            let name = presence.named(host);
-            log::info!("{} of {} on {name}: {error}", work.kind, work.sandbox);
-            let of_team = presence.team_of(host) != PLATFORM_TEAM;
+            let Work { kind, sandbox, host, .. } = work;
+            let name = presence.named(*host);
+            seldom!(Info, "calls that failed", host => "{kind} of {sandbox} on {name}: {error}");
+            let of_team = presence.team_of(*host) != PLATFORM_TEAM;
             let words = if of_team { error.for_team() } else { error.to_string() };
             let said = Said { error: Some(words), size_bytes: None };
             Outcome::Told(call_of(&error), None, said)

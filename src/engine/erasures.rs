@@ -8,6 +8,7 @@ use super::pool::Pool;
 use crate::agent::client::{AgentClient, CallError};
 use crate::agent::wire::ConnectCode;
 use crate::clock::Clock;
+use crate::logging::seldom;
 use crate::model::host::{AgentAddress, Liveness};
 use crate::model::id::HostId;
 use crate::model::time::Mono;
@@ -77,7 +78,8 @@ pub(super) fn pool(agent: AgentClient, post: Sender<EraseMail>) -> Pool<Job> {
         let Erasure { host, template, team } = erasure;
         let called = agent.delete_snapshot(host, &address, (team, template), DEADLINE);
         if let Err(error) = &called {
-            log::info!("could not delete {template} on {host} ({address}): {error}; trying again");
+            seldom!(Info, "templates that were not deleted", host =>
+                "could not delete {template} on {host} ({address}): {error}; trying again");
         }
         drop(post.send(EraseMail::Called(erasure, is_gone(&called))));
     };
@@ -135,7 +137,8 @@ impl Eraser {
             Ok((pending, waiting))
         });
         read.unwrap_or_else(|error| {
-            log::error!("could not read which templates to delete: {error}");
+            seldom!(Error, "failures of the database", "the database" =>
+                "could not read which templates to delete: {error}");
             (Vec::new(), false)
         })
     }
@@ -150,7 +153,8 @@ impl Eraser {
     fn record(&self, erasure: Erasure) -> bool {
         let written = self.writer.call(self.clock.now(), |reply| Command::Erased(erasure, reply));
         if let Err(error) = &written {
-            log::error!("could not record that {} is deleted: {error}", erasure.template);
+            seldom!(Error, "failures of the database", "the database" =>
+                "could not record that {} is deleted: {error}", erasure.template);
         }
         written.is_ok()
     }

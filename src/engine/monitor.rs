@@ -6,6 +6,7 @@
 //! the simulation with a manual clock.
 
 use crate::clock::{ClockChange, JumpDetector, Reading};
+use crate::logging::seldom;
 use crate::model::host::{AgentAddress, Liveness};
 use crate::model::id::HostId;
 use crate::model::policy::{CONTACT_GAP, Policy};
@@ -236,7 +237,9 @@ impl Monitor {
                 Ok(_) => self.changed(now, host),
                 // The next heartbeat says so again.
                 Err(error) => {
-                    log::error!("could not take {} back: {error}", self.presence.named(host));
+                    let name = self.presence.named(host);
+                    seldom!(Error, "failures of the database", "the database" =>
+                        "could not take {name} back: {error}");
                 }
             },
             Input::Decide { policy, flush_every } => {
@@ -253,7 +256,8 @@ impl Monitor {
             Input::Pruned(Err(error)) => log::error!("could not give up the past: {error}"),
             Input::Flushed(Ok(())) => {}
             Input::Flushed(Err(error)) => {
-                log::error!("could not flush heartbeats: {error}");
+                seldom!(Error, "failures of the database", "the database" =>
+                    "could not flush heartbeats: {error}");
                 self.flush_at = now.after(RETRY_AFTER);
             }
         }
@@ -269,8 +273,9 @@ impl Monitor {
 
     fn heard(&mut self, now: Mono, host: HostId) {
         if self.guard.heard_silent_host(now) {
-            let host = self.presence.named(host);
-            log::info!("{host} was heard; all hosts get time to be heard before any verdict");
+            let name = self.presence.named(host);
+            seldom!(Info, "returns of silent hosts", "hosts" =>
+                "{name} was heard; every host gets time to be heard before any verdict");
             self.listen_anew(now, false);
         }
         match self.presence.get(host).map(|host| host.liveness) {
@@ -306,8 +311,9 @@ impl Monitor {
                 (applied.failure.is_none(), applied.ask_again)
             }
             Err(error) => {
-                let host = self.presence.named(host);
-                log::error!("could not apply what {host} answered: {error}");
+                let name = self.presence.named(host);
+                seldom!(Error, "failures of the database", "the database" =>
+                    "could not apply what {name} answered: {error}");
                 (false, AskAgain::AsUsual)
             }
         };
@@ -322,7 +328,8 @@ impl Monitor {
                 applied.iter().for_each(|applied| self.changed(now, applied.host));
             }
             Err(error) => {
-                log::error!("could not write the verdict on silent hosts: {error}");
+                seldom!(Error, "failures of the database", "the database" =>
+                    "could not write the verdict on silent hosts: {error}");
                 self.judge_at = now.after(RETRY_AFTER);
             }
         }

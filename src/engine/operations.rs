@@ -7,6 +7,7 @@
 
 use crate::agent::client::CallError;
 use crate::agent::wire::ConnectCode;
+use crate::logging::seldom;
 use crate::model::id::{HostId, OpId};
 use crate::model::operation::OperationKind;
 use crate::model::probe::Details;
@@ -187,7 +188,8 @@ impl Operations {
             // What the agent lists now is known at once, not a probe interval later.
             Ok(_) => self.effects.push(Effect::ProbeNow(ended.host)),
             Err(error) => {
-                log::error!("could not write how {} ended: {error}", ended.op);
+                seldom!(Error, "failures of the database", "the database" =>
+                    "could not write how {} ended: {error}", ended.op);
                 self.rewrites.push((now.mono.after(REWRITE_AFTER), ended));
             }
         }

@@ -11,6 +11,7 @@ use super::pool::Pool;
 use super::probes::{Answered, Job};
 use crate::api::Pulse;
 use crate::clock::{Clock, Reading};
+use crate::logging;
 use crate::model::sandbox::StrangerKind;
 use crate::model::time::Now;
 use crate::plan::observation::Stranger;
@@ -127,6 +128,7 @@ impl Scheduler {
                 self.writer.send(now, Command::MarkUp(host, reply));
             }
             Effect::Flush => {
+                logging::say_what_was_left_out();
                 let pulse = Arc::clone(&self.pulse);
                 let reply = Box::new(move |result: Result<(), StoreError>| {
                     pulse.flushes.count(usize::from(result.is_err()));

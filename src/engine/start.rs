@@ -21,7 +21,7 @@ use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
 use crate::api::stream::Streams;
 use crate::api::waiting::Waiters;
-use crate::api::{Api, Pulse, Ready, Wake};
+use crate::api::{Api, Intake, Pulse, Ready, Wake};
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
 use crate::http::{Server, ServerConfig};
@@ -438,6 +438,7 @@ impl Parts {
             figures: core.figures,
             http: door.http.figures(),
             scraped: Scraped::default(),
+            intake: Intake::default(),
             presence: core.presence,
             tokens: core.tokens,
             admin: core.admin,

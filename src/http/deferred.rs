@@ -9,6 +9,7 @@ use super::response::Response;
 use super::service::Service;
 use super::stop::StopSignal;
 use super::watch::{self, Waited};
+use crate::logging::seldom;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +67,9 @@ impl Caller {
         let DeferredStart { run, exchange } = start;
         let made = catch_unwind(AssertUnwindSafe(|| run(&mut self)));
         let response = made.unwrap_or_else(|_| {
-            log::error!("a deferred response to {} panicked", self.connection.peer());
+            let peer = self.connection.peer();
+            seldom!(Error, "panics of responses", peer.ip() =>
+                "a deferred response to {peer} panicked");
             Response::panicked()
         });
         let next = self.connection.complete(service.counted(response), exchange, service);

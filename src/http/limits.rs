@@ -76,10 +76,6 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Larger: more looks over all connections under a flood; smaller: more bystanders dropped.
 pub(super) const EVICT_ONE_IN: usize = 128;
 
-/// How often it is logged that there is no room for connections. More often: a flood fills
-/// the log; less often: nobody notices.
-pub(super) const SAY_FULL_EVERY: Duration = Duration::from_secs(60);
-
 /// At a shutdown half-read requests may take this long to arrive. Larger: one half-open
 /// client delays every restart; smaller: requests on slow links are lost.
 pub(super) const SHUTDOWN_READ_GRACE: Duration = Duration::from_secs(1);

@@ -6,8 +6,8 @@ use super::connection::Connection;
 use super::figures::{Counts, HttpFigures};
 use super::hub::{self, Bell, Hub};
 use super::limits::{
-    ACCEPT_PAUSE, EVICT_ONE_IN, HELD_BYTES_FREE, HELD_BYTES_MAX, JOIN_GRACE, SAY_FULL_EVERY,
-    SHUTDOWN_READ_GRACE, STACK_BYTES, ServerConfig,
+    ACCEPT_PAUSE, EVICT_ONE_IN, HELD_BYTES_FREE, HELD_BYTES_MAX, JOIN_GRACE, SHUTDOWN_READ_GRACE,
+    STACK_BYTES, ServerConfig,
 };
 use super::service::{Handler, Service};
 use super::stop::StopSignal;
@@ -15,6 +15,7 @@ use super::table::{Place, Table, lock};
 use super::timer::Timer;
 use super::token::Token;
 use super::{reaper, worker};
+use crate::logging::seldom;
 use rustix::event::epoll::{self, EventFlags};
 use std::io;
 use std::net::TcpListener;
@@ -156,7 +157,6 @@ pub(super) struct Shared {
     pub(super) cannot_accept: AtomicBool,
     threads: ThreadCount,
     held_bytes: AtomicUsize,
-    said_full_ms: Mutex<Option<u64>>,
 }
 
 impl Shared {
@@ -181,7 +181,6 @@ impl Shared {
             threads: ThreadCount::default(),
             cannot_accept: AtomicBool::new(false),
             held_bytes: AtomicUsize::new(0),
-            said_full_ms: Mutex::default(),
             config,
         };
         epoll::add(&shared.epoll, &shared.exit, Token::Exit.encode(), EventFlags::IN)?;
@@ -250,7 +249,9 @@ impl Shared {
             return self.close(place, connection);
         }
         if !self.hold(&connection) {
-            log::warn!("dropped {}: too much is held for waiting clients", connection.peer());
+            let peer = connection.peer();
+            seldom!(Warn, "dropped for what they hold", peer.ip() =>
+                "dropped {peer}: too much is held for waiting clients");
             self.counts.dropped.count();
             return self.close(place, connection);
         }
@@ -270,7 +271,8 @@ impl Shared {
         match self.table.park(place, connection, arm) {
             Ok(()) => self.timer.look_at(deadline_ms),
             Err((connection, error)) => {
-                log::error!("could not watch a connection: {error}");
+                seldom!(Error, "unwatched connections", "clients" =>
+                    "could not watch a connection: {error}");
                 self.unhold(&connection);
                 self.close(place, connection);
             }
@@ -296,22 +298,15 @@ impl Shared {
         let dropped = self.table.take_longest_waiting(EVICT_ONE_IN);
         let any = !dropped.is_empty();
         self.counts.dropped.add(dropped.len() as u64);
-        self.say_seldom(dropped.len());
+        if any {
+            seldom!(Warn, "dropped for want of room", "clients" =>
+                "out of room for connections: dropped {} that waited longest", dropped.len());
+        }
         for (place, connection) in dropped {
             self.unhold(&connection);
             self.close(place, connection);
         }
         any
-    }
-
-    /// A flood of connections must not become a flood of log lines.
-    fn say_seldom(&self, dropped: usize) {
-        let now_ms = self.timer.now_ms();
-        let mut said_ms = lock(&self.said_full_ms);
-        if said_ms.is_none_or(|said_ms| now_ms >= said_ms + millis(SAY_FULL_EVERY)) {
-            *said_ms = Some(now_ms);
-            log::warn!("out of room for connections: dropped {dropped} that waited longest");
-        }
     }
 
     /// Counts what a waiting connection holds; false when that is too much.
@@ -341,7 +336,8 @@ impl Shared {
         self.table.for_each_parked(|place, connection| {
             let token = Token::Connection(place).encode();
             if let Err(error) = epoll::modify(&self.epoll, &*connection, token, AT_ONCE) {
-                log::error!("could not wake a connection: {error}");
+                seldom!(Error, "unwoken connections", "clients" =>
+                    "could not wake a connection: {error}");
             }
         });
     }

@@ -7,6 +7,7 @@ use super::reject::Reject;
 use super::request::Request;
 use super::response::{Body, Response};
 use super::stop::StopSignal;
+use crate::logging::{foreign, seldom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -49,7 +50,9 @@ impl Service {
         let (method, path, peer) = (request.method, request.path.clone(), request.peer);
         let answer = catch_unwind(AssertUnwindSafe(|| self.handler.handle(request)))
             .unwrap_or_else(|_| {
-                log::error!("handler of {method} {path} from {peer} panicked");
+                let path = foreign(&path);
+                seldom!(Error, "panics of handlers", peer.ip() =>
+                    "handler of {method} {path} from {peer} panicked");
                 Response::panicked()
             });
         self.counted(answer)

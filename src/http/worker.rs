@@ -13,6 +13,7 @@ use super::stream::StreamWriter;
 use super::table::{Place, lock};
 use super::token::Token;
 use super::transport::Transport;
+use crate::logging::seldom;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
@@ -116,7 +117,8 @@ fn start_deferred(
         running.made = Some(caller.run(start, &running.shared.service));
     };
     if let Err(error) = Shared::spawn(shared, "http-deferred".to_owned(), body) {
-        log::error!("could not start a thread for a response: {error}");
+        seldom!(Error, "responses without a thread", "clients" =>
+            "could not start a thread for a response: {error}");
     }
 }
 
@@ -155,12 +157,13 @@ fn start_stream(
     let body = move || {
         let mut stream = stream;
         stream.ended = catch_unwind(AssertUnwindSafe(|| writer.run(start))).unwrap_or_else(|_| {
-            log::error!("a stream panicked");
+            seldom!(Error, "panics of streams", "clients" => "a stream panicked");
             None
         });
     };
     if let Err(error) = Shared::spawn(shared, "http-stream".to_owned(), body) {
-        log::error!("could not start a thread for a stream: {error}");
+        seldom!(Error, "streams without a thread", "clients" =>
+            "could not start a thread for a stream: {error}");
     }
 }
 
@@ -189,13 +192,15 @@ fn accept_turn(shared: &Shared, index: usize) {
     match accept_some(shared, index, ACCEPTS_PER_TURN) {
         Ok(()) => {
             if shared.cannot_accept.swap(false, Ordering::SeqCst) {
-                log::info!("connections are accepted again");
+                seldom!(Info, "returns of the listener", "clients" =>
+                    "connections are accepted again");
             }
             shared.rearm_listener(index);
         }
         Err(error) => {
             if !shared.cannot_accept.swap(true, Ordering::SeqCst) {
-                log::error!("could not accept connections, will go on trying: {error}");
+                seldom!(Error, "failures to accept", "clients" =>
+                    "could not accept connections, will go on trying: {error}");
             }
             shared.make_room();
             shared.rest_listener(index);
@@ -240,12 +245,18 @@ fn admit(shared: &Shared, socket: OwnedFd, peer: Option<SocketAddrAny>, listener
     };
     let transport = match transport {
         Ok(transport) => transport,
-        Err(error) => return log::error!("could not begin TLS with {peer}: {error}"),
+        Err(error) => {
+            seldom!(Error, "failures to begin TLS", peer.ip() =>
+                "could not begin TLS with {peer}: {error}");
+            return;
+        }
     };
     let place = shared.table.claim();
     let Some(place) = place.or_else(|| shared.make_room().then(|| shared.table.claim())?) else {
         shared.counts.dropped.count();
-        return log::warn!("dropped {peer}: too many connections, all of them busy");
+        seldom!(Warn, "dropped on arrival", peer.ip() =>
+            "dropped {peer}: too many connections, all of them busy");
+        return;
     };
     let body_bytes_max = shared.config.body_bytes_max;
     let connection = Box::new(Connection::new(transport, peer, listener, body_bytes_max));

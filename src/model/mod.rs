@@ -6,6 +6,7 @@ pub mod endpoint;
 pub mod event;
 pub mod host;
 pub mod id;
+pub mod limit;
 pub mod networks;
 pub mod notify;
 pub mod operation;

@@ -53,6 +53,18 @@ pub struct Policy {
     pub cpu_overcommit_percent: u32,
     /// What of the past is kept.
     pub keep: Keep,
+    /// What one team may have.
+    pub quotas: Quotas,
+}
+
+/// What the keys of one team may have Roost do; 0: as much as they like. The admin key is
+/// exempt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quotas {
+    /// Sandboxes that are neither stopped nor failed.
+    pub sandboxes_max: usize,
+    /// Creates, pauses, resumes and snapshots that may begin within a minute.
+    pub creates_per_minute: usize,
 }
 
 /// How much of the past is kept. A fleet with two hundred sandboxes a day writes about
@@ -119,6 +131,7 @@ impl Default for Policy {
             memory_overcommit_percent: 100,
             cpu_overcommit_percent: 800,
             keep: Keep::default(),
+            quotas: Quotas::default(),
         }
     }
 }

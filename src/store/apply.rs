@@ -11,11 +11,12 @@ use super::open::open_writer;
 use super::rows;
 use super::transition::Move;
 use super::writer::{After, HostRecord, LastObservation, Writer};
+use crate::logging::seldom;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, HostStatus, Liveness};
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId};
 use crate::model::operation::OperationKind;
-use crate::model::probe::{FailureKind, Listing, Probe, ProbeFailure};
+use crate::model::probe::{Details, FailureKind, Listed, Listing, Probe, ProbeFailure};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now, Wall};
 use crate::plan::observation::{
@@ -25,6 +26,8 @@ use crate::plan::observation::{
 use crate::plan::operation::{has_made_template, is_expired, is_left_over};
 use crate::plan::reconcile::{Action, OperationState};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -181,6 +184,12 @@ impl Writer {
         let recorded = self.strangers_of(&host.id.to_string())?;
         let looks = &self.records.entry(host.id).or_default().looks;
         let plan = plan_host(&rows, listing, &unplaced, &recorded, looks, &question, &self.policy);
+        let turned = plan.transitions.iter().filter(|t| !t.ends_operation).count();
+        if !self.may_turn(host.id, turned + plan.again.len(), rows.len(), now) {
+            let detail = format!("contradicts itself: {turned} sandboxes changed once more");
+            let failure = ProbeFailure::new(FailureKind::Malformed, detail);
+            return self.failed(host, failure, &listing.auto_paused, now);
+        }
         let last = LastObservation {
             asked_at: probed.asked_at,
             listed: listing.sandboxes.len(),
@@ -370,7 +379,8 @@ impl Writer {
             strangers: plan.strangers.len(),
             last: Some(last),
         };
-        let recovered = host.degraded && record.successes >= RECOVERED_AFTER;
+        let recovered =
+            host.degraded && record.successes >= RECOVERED_AFTER && self.may_recover(host.id, now);
         let mut applied = Applied::nothing(host.id);
         applied.observed = true;
 
@@ -438,8 +448,9 @@ impl Writer {
     /// Counts what a host says about sandboxes that are not its own.
     fn foreign_notices(&self, host: HostId, count: usize) {
         if count > 0 {
-            let host = self.presence.named(host);
-            log::warn!("{host} says that it paused {count} sandboxes that are not its own");
+            let name = self.presence.named(host);
+            seldom!(Warn, "notices about others' sandboxes", host =>
+                "{name} says that it paused {count} sandboxes that are not its own");
             self.count_foreign(count);
         }
     }
@@ -478,11 +489,14 @@ impl Writer {
         let key = host.id.to_string();
         let mut written = Vec::with_capacity(plan.transitions.len());
         let details = self.details_of(host.id, plan)?;
+        let cut = self.with_metadata_to_keep(host.id, plan, listing, now)?;
         let mut mover = self.mover(now, &Actor::SYSTEM)?;
         for (t, detail) in plan.transitions.iter().zip(&details) {
             let (id, team, from, to, reason) = (t.id, t.team, t.from, t.to, &t.reason);
-            let (filled_by, detail) =
-                (t.filled_by.map(|at| &listing.sandboxes[at]), detail.as_deref());
+            let (filled_by, detail) = (
+                t.filled_by.map(|at| cut.get(&at).unwrap_or(&listing.sandboxes[at])),
+                detail.as_deref(),
+            );
             let t =
                 Move { host: host.id, key: &key, id, team, from, to, reason, filled_by, detail };
             let revision = mover.move_sandbox(&t)?;
@@ -495,6 +509,26 @@ impl Writer {
             }
         }
         Ok(written)
+    }
+
+    /// The entries that fill a row and have more metadata than is kept, as they are kept.
+    fn with_metadata_to_keep(
+        &mut self,
+        host: HostId,
+        plan: &HostPlan,
+        listing: &Listing,
+        now: Now,
+    ) -> Result<HashMap<usize, Listed>, StoreError> {
+        let mut cut = HashMap::new();
+        for at in plan.transitions.iter().filter_map(|t| t.filled_by) {
+            let entry = &listing.sandboxes[at];
+            let metadata = entry.details.metadata.as_deref().unwrap_or_default();
+            if let Cow::Owned(kept) = self.metadata_to_keep(host, metadata, now)? {
+                let details = Details { metadata: Some(kept.into()), ..entry.details.clone() };
+                cut.insert(at, Listed { details, ..entry.clone() });
+            }
+        }
+        Ok(cut)
     }
 
     /// What agents said of the operations that fail by this plan, for each transition.
@@ -547,13 +581,25 @@ impl Writer {
         });
         let destroy = plan.destroy.iter().map(|id| (*id, OperationKind::Destroy, false));
         let mut begun = Vec::new();
+        let mut room = self.room_for_destroys(host, &plan.destroy)?;
         for (id, kind, is_over) in again.chain(destroy) {
+            let is_zombie = !is_over;
+            if is_zombie && room == 0 {
+                continue;
+            }
             if let Some(open) = self.open_operation(host, id)? {
                 let is_over = is_over || now.wall > open.deadline_at;
                 if !is_over || open.kind == OperationKind::Destroy {
                     continue;
                 }
                 self.close_operation(open.op, Some("deadline passed"), now.wall)?;
+            }
+            if is_zombie {
+                if !self.may_destroy_zombie(host, now) {
+                    room = 0;
+                    continue;
+                }
+                room -= 1;
             }
             begun.push(self.begin_operation(&NewOperation::new(host, id, kind), now.wall)?);
         }
@@ -565,14 +611,11 @@ impl Writer {
 
     fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
         if plan.hold_began {
-            log::warn!(
-                "{} lost {} sandboxes at once; looking again",
-                host.named(),
-                plan.held.len()
-            );
-            let words =
-                Reason::Other(format!("{} sandboxes vanished at once", plan.held.len()).into());
-            self.host_event(host, EventKind::HostMassVanish, None, &words, now)?;
+            let (name, lost) = (host.named(), plan.held.len());
+            seldom!(Warn, "mass vanishes", host.id =>
+                "{name} lost {lost} sandboxes at once; looking again");
+            let words = format!("{lost} sandboxes vanished at once");
+            self.caused_event(host, EventKind::HostMassVanish, (None, None), &words, now)?;
         }
         Ok(())
     }
@@ -676,7 +719,8 @@ impl Writer {
         ])?;
         drop(update);
         if degrades {
-            log::warn!("{} is degraded: {failure}", host.named());
+            let name = host.named();
+            seldom!(Warn, "degradations", host.id => "{name} is degraded: {failure}");
             // Its team reads this event.
             let (kind, detail) = match host.team_id == PLATFORM_TEAM {
                 true => (failure.kind, &*failure.detail),
@@ -859,6 +903,7 @@ impl Writer {
             w.flush_keys()?;
             w.flush_activity(now)?;
             w.flush_unknown(now)?;
+            w.count_left_out(now)?;
             w.extend_tokens_after_jump(now)?;
             let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
             Ok(listened.execute([now.wall.0]).map(drop)?)

@@ -344,6 +344,7 @@ mod tests {
                     | Begun::AlreadyTerminal(_)
                     | Begun::NoRoom(_)
                     | Begun::InvalidState(_)
+                    | Begun::OverQuota(_)
                     | Begun::HostAway(_) => "other",
                 };
                 tell.send(word.to_owned()).unwrap();

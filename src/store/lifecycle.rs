@@ -4,6 +4,7 @@
 //! Never: calls an agent; lets two unfinished operations own one sandbox.
 
 use super::StoreError;
+use super::bounds::OverQuota;
 use super::idempotency::Created;
 use super::journal::Actor;
 use super::rows;
@@ -119,6 +120,8 @@ pub enum Begun {
     AlreadyTerminal(Option<Box<Work>>),
     /// Its host has no room for it to run.
     NoRoom(Free),
+    /// The team has to wait.
+    OverQuota(OverQuota),
     /// No such sandbox, or another team's.
     NotFound,
 }
@@ -294,6 +297,10 @@ impl Writer {
             }
             Err(no_host) => return Ok(Err(NotMade::NoHost(no_host))),
         };
+        let room = self.may_have_one_more(new.team, &new.actor)?;
+        if let Err(over) = room.and_then(|()| self.may_change(new.team, &new.actor, now)) {
+            return Ok(Err(NotMade::OverQuota(over)));
+        }
         self.in_savepoint(|w| {
             let (status, reason) = (SandboxStatus::Starting, Reason::Requested);
             let id: SandboxId = w.random.id();
@@ -461,6 +468,11 @@ impl Writer {
             && let Err(free) = self.has_room(&sandbox)?
         {
             return Ok(Begun::NoRoom(free));
+        }
+        if wish.kind != OperationKind::Destroy
+            && let Err(over) = self.may_change(sandbox.team_id, &wish.actor, now)
+        {
+            return Ok(Begun::OverQuota(over));
         }
         self.in_savepoint(|w| w.begin_wish(sandbox, open, &wish, now))
     }
@@ -706,7 +718,7 @@ impl Writer {
                 w.land(&mut sandbox, ended, now)?;
             }
             if matches!(sandbox.status, SandboxStatus::Running | SandboxStatus::Missing) {
-                w.fill_details(&sandbox, ended.details.as_ref(), now.wall)?;
+                w.fill_details(&sandbox, ended.details.as_ref(), now)?;
             }
             Ok(true)
         })
@@ -803,17 +815,19 @@ impl Writer {
     ) -> Result<(), StoreError> {
         self.move_whole(&mut sandbox, to, reason, detail, now, |w, t| w.move_sandbox(t, now))?;
         match details {
-            Some(details) => self.fill_details(&sandbox, Some(details), now.wall),
+            Some(details) => self.fill_details(&sandbox, Some(details), now),
             None => Ok(()),
         }
     }
 
     fn fill_details(
-        &self,
+        &mut self,
         sandbox: &Sandbox,
         details: Option<&Details>,
-        now: Wall,
+        now: Now,
     ) -> Result<(), StoreError> {
+        let metadata = details.and_then(|d| d.metadata.as_deref());
+        let kept = metadata.map(|m| self.metadata_to_keep(sandbox.host_id, m, now)).transpose()?;
         let mut update = self.conn.prepare_cached(
             "UPDATE sandboxes SET host_ip = coalesce(?3, host_ip), \
              metadata = coalesce(?4, metadata), started_at = coalesce(started_at, ?5), \
@@ -823,8 +837,8 @@ impl Writer {
             sandbox.host_id.to_string(),
             sandbox.id.to_string(),
             details.and_then(|d| d.host_ip.as_deref()),
-            details.and_then(|d| d.metadata.as_deref()),
-            now.0
+            kept,
+            now.wall.0
         ])?;
         Ok(())
     }

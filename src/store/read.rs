@@ -238,10 +238,13 @@ pub fn events_latest(conn: &Connection, filter: &HistoryFilter) -> Result<Vec<Ev
     Ok(latest)
 }
 
-/// Revision of the oldest event that is kept.
+/// Revision of the oldest event from which on none is missing.
 pub fn oldest_event(conn: &Connection) -> Result<Option<u64>, StoreError> {
-    let oldest: Option<i64> =
-        conn.query_row("SELECT min(revision) FROM events", [], |row| row.get(0))?;
+    let mut select = conn.prepare_cached(
+        "SELECT max(min(revision), coalesce((SELECT max(up_to) + 1 FROM event_shares), 0)) \
+         FROM events",
+    )?;
+    let oldest: Option<i64> = select.query_row([], |row| row.get(0))?;
     Ok(oldest.and_then(|revision| u64::try_from(revision).ok()))
 }
 

@@ -7,6 +7,7 @@ use super::StoreError;
 use super::journal::{Actor, Audit, Event};
 use super::rows;
 use super::writer::{After, Writer};
+use crate::logging::seldom;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::{Host, Intent};
 use crate::model::id::{HostId, SandboxId};
@@ -48,8 +49,10 @@ impl Writer {
             .query_row(params![report.host.to_string(), report.sandbox.to_string()], rows::sandbox)
             .optional()?;
         let Some(sandbox) = found else {
-            let host = self.presence.named(report.host);
-            log::info!("{host} reports {} of a sandbox that is not its own", report.kind);
+            let AgentReport { host, kind, .. } = report;
+            let name = self.presence.named(*host);
+            seldom!(Info, "reports of others' sandboxes", host =>
+                "{name} reports {kind} of a sandbox that is not its own");
             return Ok(false);
         };
         match effect(report.kind, sandbox.status, sandbox.is_ended_by_user()) {
@@ -57,6 +60,8 @@ impl Writer {
             Effect::Notice => {
                 self.in_savepoint(|w| w.note_drained(report.host, &[report.sandbox], now))?;
             }
+            // What it says too often, an observation tells.
+            Effect::Move(_) if !self.may_turn(report.host, 1, 0, now) => {}
             Effect::Move(status) => {
                 self.in_savepoint(|w| w.move_reported(sandbox, status, &report, now))?;
             }

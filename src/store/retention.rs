@@ -1,11 +1,10 @@
 //! Owns what of the past is given up, when, and in which portions.
 //!
-//! Never: gives up the newest entry of a history, an entry before an older one, or what an
+//! Never: gives up the newest entry of a history, an entry before an older one of the same author, or what an
 //! unfinished operation or an announcement still needs; writes when nothing is due. The
 //! writer calls it when the monitor says that it is time.
 
 use super::StoreError;
-use super::acceptance::skipped;
 use super::idempotency::KEY_LIFE;
 use super::writer::Writer;
 use crate::model::time::{Now, Wall};
@@ -54,24 +53,27 @@ impl Writer {
     /// Gives up what the policy does not keep any longer, at most [`PRUNE_ROWS_MAX`] rows.
     /// True when it stopped there and more may be due.
     pub(super) fn prune(&mut self, now: Now) -> Result<bool, StoreError> {
-        self.in_savepoint(|w| Ok(w.prune_rows(now, PRUNE_ROWS_MAX)? == PRUNE_ROWS_MAX))
+        self.in_savepoint(|w| {
+            let (rows, is_counting) = w.prune_rows(now, PRUNE_ROWS_MAX)?;
+            Ok(rows == PRUNE_ROWS_MAX || is_counting)
+        })
     }
 
-    fn prune_rows(&mut self, now: Now, rows_max: usize) -> Result<usize, StoreError> {
+    /// How many rows went, and whether the events are still being counted.
+    fn prune_rows(&mut self, now: Now, rows_max: usize) -> Result<(usize, bool), StoreError> {
         let keep = self.policy.keep;
-        let before = |age: Duration| self.is_dated(now).then(|| now.wall.before(age));
+        let is_dated = self.is_dated(now);
+        let before = |age: Duration| is_dated.then(|| now.wall.before(age));
         let older = |at: Wall, than: Option<Wall>| than.is_some_and(|than| at < than);
 
-        let (events_from, newest) = (before(keep.events_age), self.revision);
-        let skipped = skipped(&self.conn)?;
-        let too_many = |revision: u64| {
-            let later = skipped.iter().filter(|(last, _)| *last >= revision);
-            let never_used: u64 = later.map(|(last, next)| next - last).sum();
-            revision + never_used + keep.events_count as u64 <= newest
-        };
-        let mut rows = self.prune_history(&EVENTS, rows_max, |revision, at| {
-            too_many(revision) || older(at, events_from)
-        })?;
+        let events_from = before(keep.events_age);
+        let mut rows = self.prune_history(&EVENTS, rows_max, |_, at| older(at, events_from))?;
+        if rows > 0 {
+            self.shares.count_anew();
+        }
+        let (given_up, is_counting) =
+            self.give_up_shares(rows_max - rows, keep.events_count as u64)?;
+        rows += given_up;
         let audit_from = before(keep.audit_age).filter(|_| !keep.audit_age.is_zero());
         rows += self.prune_history(&AUDIT, rows_max - rows, |_, at| older(at, audit_from))?;
         let (over, keys_until) = (before(keep.stopped_age), before(KEY_LIFE));
@@ -84,7 +86,7 @@ impl Writer {
                 rows += self.forget(sql, over, left)?;
             }
         }
-        Ok(rows)
+        Ok((rows, is_counting))
     }
 
     /// Deletes what is over; whatever says a status as it goes was a sandbox.

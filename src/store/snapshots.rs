@@ -5,6 +5,7 @@
 //! does); gives one name to two templates of a team.
 
 use super::StoreError;
+use super::bounds::OverQuota;
 use super::journal::Actor;
 use super::lifecycle::{NewOperation, Work};
 use super::read;
@@ -56,6 +57,8 @@ pub enum SnapshotBegun {
     Platform(TemplateName),
     /// The team has [`TEMPLATES_MAX`].
     TooMany,
+    /// The team has to wait.
+    OverQuota(OverQuota),
 }
 
 /// How a snapshot went.
@@ -120,6 +123,9 @@ impl Writer {
             Ok(name) => name,
             Err(refusal) => return Ok(refusal),
         };
+        if let Err(over) = self.may_change(sandbox.team_id, &new.actor, now) {
+            return Ok(SnapshotBegun::OverQuota(over));
+        }
         self.in_savepoint(|w| w.write_snapshot(sandbox, &name, &new.actor, now))
     }
 

@@ -4,11 +4,12 @@
 //! Never: changes a sandbox that was not asked for; destroys one unasked.
 
 use super::StoreError;
-use super::journal::{Actor, Audit, Event};
+use super::journal::{Actor, Audit};
 use super::lifecycle::{NewOperation, Work};
 use super::rows;
 use super::transition::Move;
 use super::writer::{After, Writer};
+use crate::logging::seldom;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::host::Host;
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId};
@@ -94,7 +95,7 @@ impl Writer {
         Ok(recorded.collect::<Result<_, _>>()?)
     }
 
-    /// Records new strangers, with an event each, and forgets those that are gone.
+    /// Records new strangers, with an event each within bounds, and forgets those that are gone.
     pub(super) fn write_strangers(
         &mut self,
         host: &Host,
@@ -126,26 +127,17 @@ impl Writer {
                 (EventKind::SandboxMisplaced, "runs on the host; belongs to another host")
             }
         };
-        log::warn!("{} has {id}, which should not be there ({kind})", host.named());
+        let name = host.named();
+        seldom!(Warn, "strangers", host.id => "{name} has {id}, which should not be there ({kind})");
         let mut insert = self.conn.prepare_cached(
             "INSERT INTO strangers (host_id, sandbox_id, kind, seen_at) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT DO UPDATE SET kind = excluded.kind",
         )?;
         insert.execute(params![host.id.to_string(), id.to_string(), kind.as_str(), now.wall.0])?;
         drop(insert);
-        let reason = Reason::Other(words.into());
-        self.journal(now, &Actor::SYSTEM)?.event(&Event {
-            kind: event,
-            host: host.id,
-            sandbox: Some(id),
-            team: host.team_id,
-            // Of another team's sandbox the host's team learns no more than it lists.
-            from: status.filter(|_| kind != StrangerKind::Misplaced).map(SandboxStatus::as_str),
-            to: None,
-            reason: &reason,
-            detail: None,
-        })?;
-        Ok(())
+        // Of another team's sandbox the host's team learns no more than it lists.
+        let from = status.filter(|_| kind != StrangerKind::Misplaced);
+        self.caused_event(host, event, (Some(id), from), words, now)
     }
 
     pub(super) fn forget_stranger(&self, host: HostId, id: SandboxId) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@
 //! have yet to delete it, until none is left.
 
 use super::StoreError;
+use super::bounds::OverQuota;
 use super::journal::{Actor, Audit};
 use super::rows;
 use super::writer::Writer;
@@ -237,6 +238,8 @@ pub enum NotMade {
     NoHostHas(TemplateName),
     /// There is no such template.
     NoTemplate(Unknown),
+    /// The team has to wait.
+    OverQuota(OverQuota),
 }
 
 /// A template that an operator has put on hosts.

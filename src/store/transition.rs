@@ -5,6 +5,7 @@
 //! The only place that writes a status into an existing row.
 
 use super::StoreError;
+use super::bounds::Teams;
 use super::journal::{Actor, Audit, Event, Journal, metadata};
 use super::tally::Tally;
 use super::writer::Writer;
@@ -38,6 +39,7 @@ pub(super) struct Mover<'a> {
     update: CachedStatement<'a>,
     journal: Journal<'a>,
     tally: &'a mut Tally,
+    teams: &'a mut Teams,
     policy: &'a Policy,
     now: Now,
 }
@@ -59,7 +61,8 @@ impl Writer {
         let update = self.conn.prepare_cached(MOVE)?;
         let counters = (&mut self.revision, &mut self.random);
         let journal = Journal::new(&self.conn, counters, now.wall, actor)?;
-        Ok(Mover { update, journal, tally: &mut self.tally, policy: &self.policy, now })
+        let (tally, teams) = (&mut self.tally, &mut self.teams);
+        Ok(Mover { update, journal, tally, teams, policy: &self.policy, now })
     }
 
     /// Moves one row by what Roost found out. Gives the revision.
@@ -110,6 +113,7 @@ impl Mover<'_> {
         audit: Option<(AuditAction, AuditStatus)>,
     ) -> Result<u64, StoreError> {
         self.tally.moved(from, Some(t.to));
+        self.teams.moved(t.team, from, t.to);
         let (from, to) = (from.map(SandboxStatus::as_str), t.to.as_str());
         let revision = self.journal.event(&Event {
             kind: EventKind::of(t.to),

@@ -20,14 +20,16 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "revisions have a gap",
         "SELECT low FROM \
-         (SELECT min(revision) AS low, max(revision) AS high, count(*) AS n FROM events) \
+         (SELECT min(revision) AS low, max(revision) AS high, count(*) AS n FROM events \
+             WHERE revision > coalesce((SELECT max(up_to) FROM event_shares), 0)) \
          WHERE n > 0 AND high - low + 1 <> n + (SELECT coalesce(sum(r.revision - r.last_known), 0) \
              FROM restores r WHERE r.last_known >= low AND r.revision < high)",
     ),
     (
         "a sandbox changed without its event",
         "SELECT s.id FROM sandboxes s WHERE s.revision > 0 \
-         AND s.revision >= (SELECT min(revision) FROM events) \
+         AND s.revision >= (SELECT max(min(revision), coalesce((SELECT max(up_to) + 1 FROM event_shares), 0)) \
+             FROM events) \
          AND NOT EXISTS (SELECT 1 FROM events e WHERE e.revision = s.revision \
              AND e.sandbox_id = s.id AND e.to_status = s.status)",
     ),
@@ -39,7 +41,8 @@ const INVARIANTS: &[(&str, &str)] = &[
     (
         "an audit entry has no event",
         "SELECT seq FROM audit_logs WHERE metadata ->> 'revision' IS NOT NULL \
-         AND metadata ->> 'revision' >= (SELECT min(revision) FROM events) \
+         AND metadata ->> 'revision' >= (SELECT max(min(revision), coalesce((SELECT max(up_to) + 1 FROM event_shares), 0)) \
+             FROM events) \
          AND NOT EXISTS (SELECT 1 FROM events e \
              WHERE e.revision = CAST(metadata ->> 'revision' AS INTEGER))",
     ),

@@ -7,6 +7,7 @@
 use super::StoreError;
 use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
+use super::bounds::{Bounds, Teams};
 use super::deletion::Deletion;
 use super::idempotency::{Created, Once, OnceKey};
 use super::identity::{NewHost, Registered, Registration, TokenHash};
@@ -18,11 +19,13 @@ use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
+use super::shares::Shares;
 use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
+use crate::logging::seldom;
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
 use crate::model::operation::OperationKind;
@@ -339,6 +342,12 @@ pub struct Writer {
     suffered: bool,
     /// How sandboxes moved in this transaction.
     pub(super) tally: Tally,
+    /// What hosts and teams have used of their allowances.
+    pub(super) bounds: Bounds,
+    /// Sandboxes of each team.
+    pub(super) teams: Teams,
+    /// Events of each author.
+    pub(super) shares: Shares,
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
@@ -416,6 +425,9 @@ impl Writer {
             noticed: None,
             suffered: false,
             tally: Tally::default(),
+            bounds: Bounds::default(),
+            teams: Teams::default(),
+            shares: Shares::default(),
             commit_took: Duration::ZERO,
             place,
         })
@@ -521,7 +533,8 @@ impl Writer {
     fn owe(&mut self, Told { host, announced }: Told) {
         self.presence.answer_lost(host);
         if !self.owed.keep(host, announced) {
-            log::warn!("{host} announces more than can be kept until it can be written");
+            seldom!(Warn, "announcements that were dropped", host =>
+                "{host} announces more than can be kept until it can be written");
         }
     }
 
@@ -556,15 +569,18 @@ impl Writer {
         let after = std::mem::take(&mut self.after);
         let suffered = std::mem::take(&mut self.suffered);
         let tally = std::mem::take(&mut self.tally);
+        self.teams.settle(failed.is_none());
         if let Some(error) = failed {
+            self.shares.count_anew();
             self.figures.suffer(error);
-            log::error!("could not write: {error}");
+            seldom!(Error, "failures of the database", "the database" => "could not write: {error}");
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             self.revision = before;
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
-                log::error!("could not roll back: {error}");
+                seldom!(Error, "failed rollbacks", "the database" =>
+                    "could not roll back: {error}");
             }
             after.into_iter().for_each(|after| self.take_back(after));
             return;
@@ -655,12 +671,13 @@ impl Writer {
         write: impl FnOnce(&mut Writer) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let revision = self.revision;
-        let (after, tally) = (self.after.len(), self.tally);
+        let (after, tally, teams) = (self.after.len(), self.tally, self.teams.mark());
         self.conn.prepare_cached("SAVEPOINT command")?.execute([])?;
         let result = write(self);
         if result.is_err() {
             self.conn.prepare_cached("ROLLBACK TO command")?.execute([])?;
             (self.revision, self.tally) = (revision, tally);
+            self.teams.back_to(teams);
             for undone in self.after.split_off(after) {
                 self.take_back(undone);
             }

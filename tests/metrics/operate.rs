@@ -123,7 +123,9 @@ fn errors(dir: &Path, found: &mut BTreeSet<String>) {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();
-        for part in text.split("log::error!(").skip(1) {
+        let seldom = text.split("seldom!(Error,").skip(1);
+        let seldom = seldom.map(|part| part.split_once("=>").unwrap().1);
+        for part in text.split("log::error!(").skip(1).chain(seldom) {
             let part = part.trim_start();
             // A target of its own stands before the message.
             let part = part

@@ -265,6 +265,7 @@ impl Script {
             | Begun::NoRoom(_)
             | Begun::InvalidState(_)
             | Begun::HostAway(_)
+            | Begun::OverQuota(_)
             | Begun::NotFound => Told::Done,
         });
         Command::Begin(Box::new(wish), reply)

@@ -151,13 +151,15 @@ fn the_address_of_a_live_host_is_refused_however_it_is_spelt() {
         let serving = home.serve(&["--probe-interval", "1h"]);
         let first = serving.register(address);
         let (id, token) = added(&serving, 0);
+        let owner = text(&first["host"], "id");
         for spelling in spellings {
             let answer = register_with(&serving, &token, spelling);
             assert_eq!(answer.refusal(), (409, "address_in_use".to_owned()), "{spelling}");
-            let owner = text(&first["host"], "id");
             assert!(answer.message().contains(owner), "{}", answer.message());
-            serving.logged(&["WARN", &id, owner, spelling.trim_end_matches('/'), "refused"]);
         }
+        // The others may be counted only: a host's refusals fill no log.
+        let logged = spellings[0].trim_end_matches('/');
+        serving.logged(&["WARN", &id, owner, logged, "refused"]);
         assert_eq!(serving.beat(text(&first["host"], "id"), text(&first, "token")).status, 204);
         // The token is still good, for an address of its own.
         for other in ["127.0.0.1:7002", "127.0.0.2:7001", "other.invalid:7001"] {

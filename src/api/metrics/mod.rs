@@ -12,6 +12,7 @@ use super::notify::TargetState;
 use super::{Problem, Ready, load};
 use crate::figures::Counters;
 use crate::http::Response;
+use crate::logging::seldom;
 use crate::model::operation::OperationKind;
 use crate::model::time::Now;
 use crate::store::StoreError;
@@ -134,7 +135,8 @@ fn ask_database(
 ) -> Result<(), StoreError> {
     let asked = read(ready, base, out, now);
     if let Err(error) = &asked {
-        log::warn!("could not count what is in the database: {error}");
+        seldom!(Warn, "failures of the database", "the database" =>
+            "could not count what is in the database: {error}");
         if let StoreError::Damaged(_) = error {
             ready.figures.suffer(error);
         }
@@ -170,7 +172,8 @@ fn read(
         // Needs the writer for a moment: while that waits for somebody else, readers answer.
         match Base::count(&ready.readers, &ready.writer, &ready.figures, now) {
             Ok(counted) => *base = Some(counted),
-            Err(error) => log::warn!("could not count sandboxes: {error}"),
+            Err(error) => seldom!(Warn, "failures of the database", "the database" =>
+                "could not count sandboxes: {error}"),
         }
     }
     base.iter().for_each(|base| out.each(&f::SANDBOXES, base.now(&ready.figures.tallied)));

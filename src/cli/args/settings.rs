@@ -39,6 +39,8 @@ impl KeySet for ServeKeys {
         Key::EventsKeepCount,
         Key::AuditKeepAge,
         Key::StoppedKeepAge,
+        Key::TeamSandboxesMax,
+        Key::TeamCreatesPerMinute,
         Key::AgentTls,
         Key::AgentNetworks,
         Key::TlsCert,
