@@ -71,6 +71,8 @@ pub enum StoreError {
     Sqlite(String),
     /// The writer has stopped; nothing was written.
     Stopped,
+    /// The command was not begun in time, or nobody waits for it any more; nothing was written.
+    GivenUp,
 }
 
 impl StoreError {
@@ -99,7 +101,8 @@ impl StoreError {
             | StoreError::Held { .. }
             | StoreError::BadRow(_)
             | StoreError::Sqlite(_)
-            | StoreError::Stopped => false,
+            | StoreError::Stopped
+            | StoreError::GivenUp => false,
         }
     }
 
@@ -177,6 +180,7 @@ impl fmt::Display for StoreError {
                 write!(f, "the database holds what roost never writes ({what})")
             }
             StoreError::Sqlite(what) => write!(f, "the database refused: {what}"),
+            StoreError::GivenUp => f.write_str("not begun: nobody waits for it any more"),
             StoreError::Stopped => f.write_str("the writer has stopped"),
         }
     }

@@ -261,7 +261,8 @@ fn word_of(trouble: &StoreError) -> &'static str {
         | StoreError::Io { .. }
         | StoreError::BadRow(_)
         | StoreError::Sqlite(_)
-        | StoreError::Stopped => "other",
+        | StoreError::Stopped
+        | StoreError::GivenUp => "other",
     }
 }
 
