@@ -96,6 +96,11 @@ impl Lanes {
         }
     }
 
+    /// Requests that wait for an agent, or talk with one.
+    pub(super) fn conversations(&self) -> usize {
+        self.conversation.open()
+    }
+
     /// A place in a lane, unless this holder has its share or too few are left.
     pub(super) fn take(&self, lane: Lane, holder: Holder) -> Option<Slot> {
         match lane {

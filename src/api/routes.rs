@@ -189,7 +189,7 @@ const ROUTES: &[Route] = &[
         "v1/strangers/{id}/adopt",
         Admin(|a| strangers::adopt(a.ready, &a.caller, a.id, a.request)),
     ),
-    (Read, Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
+    (Conversation, Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
     (Read, Get, "v1/history", Admin(|a| history::history(a.ready))),
     (Read, Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),
     (Read, Get, "v1/api-keys", Admin(|a| keys::list(a.ready))),

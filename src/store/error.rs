@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why the database could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub enum StoreError {
     Moved(PathBuf),
     /// Another process is writing and did not stop in time.
     Busy,
+    /// A write has been waiting for so long: its disk hangs, or another process is writing.
+    Stalled(Duration),
     /// A file could not be read or written.
     Io {
         /// Which file.
@@ -89,6 +92,7 @@ impl StoreError {
             | StoreError::CannotOpen(_)
             | StoreError::Moved(_)
             | StoreError::Busy
+            | StoreError::Stalled(_)
             | StoreError::Io { .. } => true,
             StoreError::Missing(_)
             | StoreError::NoFile(_)
@@ -175,6 +179,12 @@ impl fmt::Display for StoreError {
                 path.display()
             ),
             StoreError::Busy => f.write_str("another process keeps the database locked; try again"),
+            StoreError::Stalled(span) => write!(
+                f,
+                "a write has been waiting for {} s: its disk does not answer, or another process \
+                 keeps the database locked",
+                span.as_secs()
+            ),
             StoreError::Io { path, message } => write!(f, "{}: {message}", path.display()),
             StoreError::BadRow(what) => {
                 write!(f, "the database holds what roost never writes ({what})")

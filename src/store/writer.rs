@@ -320,13 +320,29 @@ pub struct WriterFigures {
     /// How sandboxes moved.
     pub tallied: Tallied,
     trouble: Mutex<Option<StoreError>>,
+    /// Runs while a batch is carried out.
+    at_work: Mutex<Option<Stopwatch>>,
 }
+
+/// A batch that takes longer waits for its disk. Larger: agents are sent to renew tokens that
+/// nobody can renew; smaller: a slow commit looks like trouble.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 
 impl WriterFigures {
     /// Why the database cannot be relied on: what the last transaction that wrote, or tried
-    /// to, failed of. Damage that was found is never over.
+    /// to, failed of, or that the present one does not get on. Damage that was found is never
+    /// over.
     pub fn trouble(&self) -> Option<StoreError> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.or_else(|| {
+            let at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+            let span = (*at_work)?.elapsed();
+            (span >= STALLED_AFTER).then_some(StoreError::Stalled(span))
+        })
+    }
+
+    fn set_at_work(&self, at_work: Option<Stopwatch>) {
+        *self.at_work.lock().unwrap_or_else(PoisonError::into_inner) = at_work;
     }
 
     /// Notes what ails the database.
@@ -506,6 +522,7 @@ impl Writer {
     /// Carries out a batch in one transaction and answers every command.
     pub fn execute(&mut self, batch: Vec<Envelope>) {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
+        self.figures.set_at_work(Some(Stopwatch::start()));
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
         let durable = tasks.iter().any(|task| task.durable);
         self.figures.commands.add(tasks.len() as u64);
@@ -538,6 +555,7 @@ impl Writer {
             told.for_each(|told| self.owe(told));
         }
         let rows = self.rows_written() - rows_before;
+        self.figures.set_at_work(None);
         self.settle(before, failed.as_ref(), rows);
         for answer in answers {
             answer(failed.as_ref());
