@@ -50,7 +50,7 @@ impl Writer {
             .optional()?;
         let Some(sandbox) = found else {
             let AgentReport { host, kind, .. } = report;
-            let name = self.presence.named(*host);
+            let name = self.presence.named(host);
             seldom!(Info, "reports of others' sandboxes", host =>
                 "{name} reports {kind} of a sandbox that is not its own");
             return Ok(false);
