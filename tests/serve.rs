@@ -19,6 +19,8 @@ mod hostile;
 mod keys;
 #[path = "serve/lifetime.rs"]
 mod lifetime;
+#[path = "serve/lists.rs"]
+mod lists;
 #[path = "serve/missing.rs"]
 mod missing;
 #[path = "serve/monitor.rs"]

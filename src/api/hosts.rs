@@ -4,6 +4,8 @@
 
 use super::access::{Caller, operator};
 use super::body::Fields;
+use super::listing::{self, Part};
+use super::query::Query;
 use super::view::{HostView, ProbeView, UnknownHostView};
 use super::waiting::{Ended, NOTICE, deferred, still_needed};
 use super::{Problem, Ready, Wake, json, secret};
@@ -138,16 +140,24 @@ pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Resp
     json(200, &HostView::of(&host, &ready.presence))
 }
 
-/// `GET /v1/hosts`
-pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> {
-    let reader = ready.read()?;
-    let (hosts, maintained) = (read::hosts(&reader)?, maintenance(&reader, ready.now().wall)?);
-    let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
-    let view = |host: &Host| {
-        HostView::of(host, &ready.presence).maintained(maintained.get(&host.id).copied())
-    };
-    let views: Vec<HostView> = seen.map(view).collect();
-    json(200, &views)
+/// `GET /v1/hosts[?limit=&after=]`
+pub(super) fn list(ready: &Ready, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+    let query = Query::read(&request.query)?;
+    let (readers, presence) = (ready.readers.clone(), Arc::clone(&ready.presence));
+    let (team, now) = (caller.team(), ready.now().wall);
+    listing::answer(request, &query, move |after: Option<HostId>, limit| {
+        let reader = readers.get()?;
+        let page = read::hosts_after(&reader, team, after, limit)?;
+        let maintained = maintenance(&reader, now)?;
+        drop(reader);
+        let after = page.rows.last().map(|host| host.id);
+        let mut part = Part::new(page.more, after);
+        for host in &page.rows {
+            let until = maintained.get(&host.id).copied();
+            part.push(&HostView::of(host, &presence).maintained(until))?;
+        }
+        Ok(part)
+    })
 }
 
 /// `GET /v1/unknown-hosts`

@@ -14,6 +14,7 @@ mod database;
 pub mod history;
 mod hosts;
 mod keys;
+mod listing;
 pub mod metrics;
 mod missing;
 pub mod notify;

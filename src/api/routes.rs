@@ -84,7 +84,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
         Agent(|ready, request, id| agents::heartbeat(ready, request, id)),
     ),
     (Post, "v1/hosts/sandbox-events", Report),
-    (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
+    (Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller, a.request))),
     (Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
     (Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
     (Delete, "v1/hosts/{id}", Admin(|a| removal::delete(a.ready, &a.caller, a.id, a.request))),
@@ -132,7 +132,7 @@ const ROUTES: &[(Method, &str, Door)] = &[
         "v1/templates/{id}",
         Admin(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Forget)),
     ),
-    (Get, "v1/strangers", Admin(|a| strangers::list(a.ready))),
+    (Get, "v1/strangers", Admin(|a| strangers::list(a.ready, a.request))),
     (
         Delete,
         "v1/strangers/{id}",

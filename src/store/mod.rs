@@ -35,6 +35,7 @@ pub mod templates;
 pub mod timeline;
 mod transition;
 pub mod unknown;
+mod usage;
 pub mod verify;
 pub mod writer;
 

@@ -22,6 +22,7 @@ use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
+use super::usage::Usage;
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
@@ -331,6 +332,8 @@ pub struct Writer {
     suffered: bool,
     /// How sandboxes moved in this transaction.
     pub(super) tally: Tally,
+    /// What the sandboxes of each host and team come to.
+    pub(super) usage: Usage,
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
@@ -385,6 +388,7 @@ impl Writer {
         published.publish(revision);
         let keys = Arc::new(Keys::load(&conn)?);
         let acceptance = Arc::new(Acceptance::load(&conn)?);
+        let usage = Usage::load(&conn)?;
         let place = Place::of(&conn)?;
         Ok(Writer {
             conn,
@@ -408,9 +412,17 @@ impl Writer {
             noticed: None,
             suffered: false,
             tally: Tally::default(),
+            usage,
             commit_took: Duration::ZERO,
             place,
         })
+    }
+
+    /// Counts rows that a test has written.
+    #[cfg(test)]
+    pub(super) fn count_anew(&mut self) {
+        self.conn.execute_batch(super::usage::COUNT).expect("rows can be counted");
+        self.usage = Usage::load(&self.conn).expect("sums can be read");
     }
 
     /// The newest committed revision, shared.
@@ -537,6 +549,7 @@ impl Writer {
             let mut update = self.conn.prepare_cached("UPDATE state SET revision = ?1")?;
             update.execute([self.revision as i64])?;
         }
+        self.usage.store(&self.conn)?;
         let watch = Stopwatch::start();
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         self.commit_took = watch.elapsed();
@@ -548,6 +561,7 @@ impl Writer {
         let after = std::mem::take(&mut self.after);
         let suffered = std::mem::take(&mut self.suffered);
         let tally = std::mem::take(&mut self.tally);
+        self.usage.settle(failed.is_none());
         if let Some(error) = failed {
             self.figures.suffer(error);
             log::error!("could not write: {error}");
@@ -649,8 +663,12 @@ impl Writer {
         let revision = self.revision;
         let (after, tally) = (self.after.len(), self.tally);
         self.conn.prepare_cached("SAVEPOINT command")?.execute([])?;
+        self.usage.begin();
         let result = write(self);
-        if result.is_err() {
+        if result.is_ok() {
+            self.usage.keep();
+        } else {
+            self.usage.undo();
             self.conn.prepare_cached("ROLLBACK TO command")?.execute([])?;
             (self.revision, self.tally) = (revision, tally);
             for undone in self.after.split_off(after) {
