@@ -74,9 +74,41 @@ CREATE TABLE sandboxes (
     template_id       TEXT,              -- NULL: minimal
     default_user      TEXT,
     default_env       TEXT,              -- JSON object of strings
+    ended             INTEGER NOT NULL DEFAULT 0 -- what is over costs lists and probes nothing
+                          CHECK (ended = (status = 'stopped' OR status = 'error')),
     PRIMARY KEY (host_id, id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX sandboxes_by_id ON sandboxes (id);
+-- The newest first, as lists show them. None has a status: only the end of a sandbox, and no
+-- other change, touches them.
+CREATE INDEX sandboxes_by_age ON sandboxes (ended, created_at DESC, id);
+CREATE INDEX sandboxes_by_team ON sandboxes (team_id, ended, created_at DESC, id);
+CREATE INDEX sandboxes_by_host ON sandboxes (host_id, ended, created_at DESC, id);
+
+-- What the sandboxes of a host come to, so that nothing has to read them all: how many are in
+-- each status, and what those take that hold a microVM or may. A host without any has no row.
+CREATE TABLE host_usage (
+    host_id    TEXT PRIMARY KEY,
+    vcpus      INTEGER NOT NULL,
+    memory_mb  INTEGER NOT NULL,
+    pending    INTEGER NOT NULL,
+    starting   INTEGER NOT NULL,
+    running    INTEGER NOT NULL,
+    pausing    INTEGER NOT NULL,
+    paused     INTEGER NOT NULL,
+    resuming   INTEGER NOT NULL,
+    stopping   INTEGER NOT NULL,
+    stopped    INTEGER NOT NULL,
+    missing    INTEGER NOT NULL,
+    error      INTEGER NOT NULL,
+    hibernated INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- How many sandboxes of a team have not ended. A team without any has no row.
+CREATE TABLE team_usage (
+    team_id   TEXT PRIMARY KEY,
+    sandboxes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 
 -- Ids that an agent said it paused by itself. It says so once and forgets.
 CREATE TABLE auto_pause_inbox (
@@ -105,6 +137,8 @@ CREATE TABLE operations (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX operations_unfinished ON operations (host_id, sandbox_id)
     WHERE finished_at IS NULL;
+-- What is given up by age is found by age; such an index grows at its end only.
+CREATE INDEX operations_by_end ON operations (finished_at) WHERE finished_at IS NOT NULL;
 
 -- Secrets are stored as SHA-256 only.
 CREATE TABLE registration_tokens (
@@ -281,3 +315,4 @@ CREATE TABLE idempotency_keys (
     created_at INTEGER NOT NULL,
     PRIMARY KEY (scope, key)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);

@@ -21,6 +21,8 @@ mod idle;
 mod keys;
 #[path = "serve/lifetime.rs"]
 mod lifetime;
+#[path = "serve/lists.rs"]
+mod lists;
 #[path = "serve/missing.rs"]
 mod missing;
 #[path = "serve/monitor.rs"]

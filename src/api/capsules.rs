@@ -4,6 +4,7 @@
 
 use super::access::Caller;
 use super::body::Fields;
+use super::listing::{self, Part};
 use super::query::Query;
 use super::templates::unknown_template;
 use super::view::CapsuleView;
@@ -22,7 +23,7 @@ use crate::store::bounds::OverQuota;
 use crate::store::idempotency::{Once, OnceKey};
 use crate::store::journal::Actor;
 use crate::store::lifecycle::{Begun, NewSandbox, Wish};
-use crate::store::read::{self, SandboxFilter};
+use crate::store::read::{self, ListPlace, SandboxFilter};
 use crate::store::templates::NotMade;
 use crate::store::writer::Command;
 use std::sync::Arc;
@@ -263,24 +264,25 @@ fn capsule_id(id: &str) -> Result<SandboxId, Problem> {
     id.parse().map_err(|_| Problem::not_found("capsule"))
 }
 
-/// `GET /v1/capsules[?all=true]`
+/// `GET /v1/capsules[?all=true&limit=&after=]`
 pub(super) fn list(ready: &Ready, caller: &Caller, request: &Request) -> Result<Response, Problem> {
     let query = Query::read(&request.query)?;
     let filter = SandboxFilter {
         team: caller.team(),
-        newest_first: true,
         host: query.parsed("host_id")?,
         status: query.parsed("status")?,
-        all: match query.text("all") {
-            Some("true" | "1") => true,
-            Some("false" | "0") | None => false,
-            Some(_) => return Err(Problem::invalid("all must be true or false")),
-        },
+        all: query.flag("all")?,
     };
-    let sandboxes = read::sandboxes(&*ready.read()?, &filter)?;
-    let view = |sandbox| CapsuleView::of(sandbox, &ready.presence);
-    let views: Vec<CapsuleView> = sandboxes.into_iter().map(view).collect();
-    json(200, &views)
+    let (readers, presence) = (ready.readers.clone(), Arc::clone(&ready.presence));
+    listing::answer(request, &query, move |after: Option<ListPlace>, limit| {
+        let page = read::newest_sandboxes(&*readers.get()?, &filter, after, limit)?;
+        let after = page.rows.last().map(ListPlace::from);
+        let mut part = Part::new(page.more, after);
+        for sandbox in page.rows {
+            part.push(&CapsuleView::of(sandbox, &presence))?;
+        }
+        Ok(part)
+    })
 }
 
 /// `GET /v1/capsules/{id}`

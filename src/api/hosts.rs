@@ -4,20 +4,24 @@
 
 use super::access::{Caller, operator};
 use super::body::Fields;
+use super::listing::{self, Part};
+use super::query::Query;
 use super::view::{HostView, ProbeView, UnknownHostView};
 use super::waiting::{Ended, NOTICE, still_needed};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Caller as Client, Request, Response};
 use crate::model::host::{Host, HostStatus, Intent};
-use crate::model::id::{HostId, PLATFORM_TEAM};
+use crate::model::id::{HostId, PLATFORM_TEAM, TeamId};
 use crate::model::probe::LastProbe;
 use crate::model::time::Wall;
 use crate::store::identity::NewHost;
 use crate::store::notify::maintenance;
+use crate::store::presence::Presence;
 use crate::store::read;
 use crate::store::unknown::UnknownHost;
 use crate::store::writer::Command;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long whoever asks for a probe waits for it: two of the usual deadline, one that is
@@ -134,14 +138,24 @@ pub(super) fn set_intent(ready: &Ready, id: &str, intent: Intent) -> Result<Resp
     json(200, &HostView::of(&host, &ready.presence))
 }
 
-/// `GET /v1/hosts`
-pub(super) fn list(ready: &Ready, caller: &Caller) -> Result<Response, Problem> {
-    let reader = ready.read()?;
-    let (hosts, maintained) = (read::hosts(&reader)?, maintenance(&reader, ready.now().wall)?);
-    let seen = hosts.iter().filter(|host| caller.sees(host.team_id));
-    let view = |host: &Host| seen_by(ready, caller, host, maintained.get(&host.id).copied());
-    let views: Vec<HostView> = seen.map(view).collect();
-    json(200, &views)
+/// `GET /v1/hosts[?limit=&after=]`
+pub(super) fn list(ready: &Ready, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+    let query = Query::read(&request.query)?;
+    let (readers, presence) = (ready.readers.clone(), Arc::clone(&ready.presence));
+    let (team, now) = (caller.team(), ready.now().wall);
+    listing::answer(request, &query, move |after: Option<HostId>, limit| {
+        let reader = readers.get()?;
+        let page = read::hosts_after(&reader, team, after, limit)?;
+        let maintained = maintenance(&reader, now)?;
+        drop(reader);
+        let after = page.rows.last().map(|host| host.id);
+        let mut part = Part::new(page.more, after);
+        for host in &page.rows {
+            let until = maintained.get(&host.id).copied();
+            part.push(&seen_by(&presence, team, host, until))?;
+        }
+        Ok(part)
+    })
 }
 
 /// `GET /v1/unknown-hosts`
@@ -162,13 +176,18 @@ pub(super) fn show(ready: &Ready, caller: &Caller, id: &str) -> Result<Response,
     let host = host.filter(|host| caller.sees(host.team_id));
     let host = host.ok_or_else(|| Problem::not_found("host"))?;
     let until = maintenance(&reader, ready.now().wall)?.get(&host.id).copied();
-    json(200, &seen_by(ready, caller, &host, until))
+    json(200, &seen_by(&ready.presence, caller.team(), &host, until))
 }
 
 /// A host as the operator or its team sees it.
-fn seen_by(ready: &Ready, caller: &Caller, host: &Host, until: Option<Wall>) -> HostView {
-    let view = HostView::of(host, &ready.presence).maintained(until);
-    if caller.team().is_some() { view.for_team() } else { view }
+fn seen_by(
+    presence: &Presence,
+    team: Option<TeamId>,
+    host: &Host,
+    until: Option<Wall>,
+) -> HostView {
+    let view = HostView::of(host, presence).maintained(until);
+    if team.is_some() { view.for_team() } else { view }
 }
 
 /// What is no id names no host.

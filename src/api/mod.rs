@@ -15,6 +15,7 @@ pub mod history;
 mod hosts;
 mod keys;
 mod lanes;
+mod listing;
 pub mod metrics;
 mod missing;
 pub mod notify;

@@ -35,6 +35,17 @@ impl Query {
         }
     }
 
+    /// All parameters but this one, as they were, and this one with another value; with a
+    /// question mark before them.
+    pub(super) fn with(&self, name: &str, value: &str) -> String {
+        let kept = self.0.iter().filter(|(found, _)| found != name);
+        let kept = kept.map(|(name, value)| (name.as_str(), value.as_str()));
+        let pairs = kept.chain([(name, value)]);
+        let pairs: Vec<String> =
+            pairs.map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect();
+        format!("?{}", pairs.join("&"))
+    }
+
     /// A parameter that must say a `T`; `None` when missing or empty.
     pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Problem>
     where
@@ -43,6 +54,14 @@ impl Query {
         let parsed = self.text(name).map(str::parse).transpose();
         parsed.map_err(|e| Problem::invalid(format!("{name}: {e}")))
     }
+}
+
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => char::from(byte).into(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 /// Text without percent-encoding; `None` when that is broken or says no UTF-8.
@@ -75,6 +94,7 @@ mod tests {
         assert_eq!(query.parsed::<u32>("c"), Ok(None));
         let wrong = query.parsed::<u32>("b").unwrap_err();
         assert!(wrong.message.starts_with("b: "), "{wrong:?}");
+        assert_eq!(query.with("a", "n>"), "?b=%3A%C3%A9&c=&=x&d=4&a=n%3E");
         for broken in ["a=%", "a=%4", "a=%zz", "a=%ff", "%=1"] {
             assert_eq!(Query::read(broken).err().map(|e| e.status), Some(400), "{broken}");
         }

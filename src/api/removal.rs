@@ -49,9 +49,13 @@ fn in_the_way(ready: &Ready, id: HostId) -> Result<(Host, Vec<SandboxId>), Probl
     let (reader, now) = (ready.read()?, ready.now().wall);
     let host = read::host(&reader, id)?.ok_or_else(|| Problem::not_found("host"))?;
     let of_host = SandboxFilter { host: Some(id), all: true, ..SandboxFilter::default() };
-    let sandboxes = read::sandboxes(&reader, &of_host)?;
-    let ids = sandboxes.iter().filter(|sandbox| may_exist(sandbox, now)).map(|s| s.id);
-    Ok((host, ids.collect()))
+    let mut ids = Vec::new();
+    read::each_sandbox(&reader, &of_host, |sandbox| {
+        if may_exist(&sandbox, now) {
+            ids.push(sandbox.id);
+        }
+    })?;
+    Ok((host, ids))
 }
 
 /// `DELETE /v1/hosts/{id}[?force=true]`

@@ -98,7 +98,7 @@ const ROUTES: &[Route] = &[
         Now(|ready, request, id| agents::heartbeat(ready, request, id)),
     ),
     (Vital, Post, "v1/hosts/sandbox-events", Report),
-    (Read, Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller))),
+    (Read, Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller, a.request))),
     (Write, Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
     (Read, Get, "v1/hosts/{id}", Key(|a| hosts::show(a.ready, &a.caller, a.id))),
     (
@@ -176,7 +176,7 @@ const ROUTES: &[Route] = &[
         "v1/templates/{id}",
         Admin(|a| templates::remove(a.ready, &a.caller, a.id, a.request, Disposal::Forget)),
     ),
-    (Read, Get, "v1/strangers", Admin(|a| strangers::list(a.ready))),
+    (Read, Get, "v1/strangers", Admin(|a| strangers::list(a.ready, a.request))),
     (
         Write,
         Delete,

@@ -5,19 +5,28 @@
 
 use super::access::Caller;
 use super::body::Fields;
+use super::listing::{self, Both, Part};
 use super::query::Query;
 use super::view::{CapsuleView, StrangerView};
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Request, Response};
 use crate::model::id::{HostId, SandboxId};
-use crate::store::strangers::{Adopted, Adoption, strangers};
+use crate::store::strangers::{Adopted, Adoption, strangers_after};
 use crate::store::writer::Command;
 
-/// `GET /v1/strangers`
-pub(super) fn list(ready: &Ready) -> Result<Response, Problem> {
-    let recorded = strangers(&*ready.read()?)?;
-    let views: Vec<StrangerView> = recorded.iter().map(StrangerView::from).collect();
-    json(200, &views)
+/// `GET /v1/strangers[?limit=&after=]`
+pub(super) fn list(ready: &Ready, request: &Request) -> Result<Response, Problem> {
+    let (query, readers) = (Query::read(&request.query)?, ready.readers.clone());
+    listing::answer(request, &query, move |after: Option<Both<HostId, SandboxId>>, limit| {
+        let after = after.map(|Both(host, id)| (host, id));
+        let page = strangers_after(&*readers.get()?, after, limit.into())?;
+        let after = page.rows.last().map(|last| Both(last.host, last.sandbox));
+        let mut part = Part::new(page.more, after);
+        for recorded in &page.rows {
+            part.push(&StrangerView::from(recorded))?;
+        }
+        Ok(part)
+    })
 }
 
 /// `POST /v1/strangers/{id}/adopt`

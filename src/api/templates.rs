@@ -6,12 +6,13 @@ use super::access::{Caller, operator};
 use super::body::Fields;
 use super::capsules::{WIRE_NUMBER_MAX, host_away, invalid_state, over_quota};
 use super::lanes::Lane;
+use super::listing::{self, Both, Part};
 use super::query::Query;
 use super::view::{CapsuleView, TemplateView};
 use super::waiting::{NOTICE, still_needed};
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Caller as Client, Request, Response};
-use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TemplateId};
+use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId, TemplateId};
 use crate::model::template::{Template, TemplateName};
 use crate::store::lifecycle::Work;
 use crate::store::read;
@@ -39,12 +40,23 @@ const ENV_BYTES_MAX: usize = 16 * 1024;
 /// Longest name of a user.
 const USER_BYTES_MAX: usize = 64;
 
-/// `GET /v1/snapshots?type=`, and `GET /v1/templates` for operators.
+/// `GET /v1/snapshots?type=&limit=&after=`, and `GET /v1/templates` for operators.
 pub(super) fn list(ready: &Ready, caller: &Caller, request: &Request) -> Result<Response, Problem> {
     let query = Query::read(&request.query)?;
-    let found = templates::list(&*ready.read()?, scope(caller), query.parsed("type")?)?;
-    let views: Vec<TemplateView> = found.into_iter().map(|found| view(caller, found)).collect();
-    json(200, &views)
+    let (readers, caller, kind) = (ready.readers.clone(), caller.clone(), query.parsed("type")?);
+    listing::answer(request, &query, move |after: Option<Both<TeamId, String>>, limit| {
+        let (scope, after) = (scope(&caller), after.map(|Both(team, name)| (name, team)));
+        let page = templates::list_after(&*readers.get()?, scope, kind, after, limit.into())?;
+        let after = page.rows.last().map(|last| match last.is_minimal() {
+            true => Both(last.team_id, String::new()),
+            false => Both(last.team_id, last.name.to_string()),
+        });
+        let mut part = Part::new(page.more, after);
+        for found in page.rows {
+            part.push(&view(&caller, found))?;
+        }
+        Ok(part)
+    })
 }
 
 fn scope(caller: &Caller) -> Scope {

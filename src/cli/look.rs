@@ -299,14 +299,65 @@ pub(super) fn host(config: &Config, options: &HostsShow) -> Result<Exit, Failure
 
 pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit, Failure> {
     let conn = connect(config, &options.database)?;
-    let now = clock().now().wall;
-    let filter = SandboxFilter {
-        host: options.host,
-        status: options.status,
-        all: options.all,
-        ..SandboxFilter::default()
-    };
-    let sandboxes = read::sandboxes(&conn, &filter).map_err(unreadable)?;
+    let filter =
+        SandboxFilter { host: options.host, status: options.status, all: options.all, team: None };
+    match options.printing.format {
+        Format::Json => sandboxes_as_json(&conn, &filter),
+        Format::Text => sandboxes_as_text(&conn, &filter),
+    }
+}
+
+/// Sandboxes that are read at a time. Larger: more memory; smaller: the columns of a long
+/// table are made up anew more often.
+const SANDBOXES_AT_A_TIME: u32 = 2000;
+
+/// Has every sandbox shown, part by part: however many there are, and however slowly the
+/// output is read, little is held and no snapshot stays open.
+fn each_part(
+    conn: &Connection,
+    filter: &SandboxFilter,
+    mut show: impl FnMut(Vec<Sandbox>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut after = None;
+    loop {
+        let part = read::sandboxes_after(conn, filter, after, SANDBOXES_AT_A_TIME);
+        let part = part.map_err(unreadable)?;
+        after = part.rows.last().map(|sandbox| sandbox.id);
+        show(part.rows)?;
+        if !part.more {
+            return Ok(());
+        }
+    }
+}
+
+fn sandboxes_as_json(conn: &Connection, filter: &SandboxFilter) -> Result<Exit, Failure> {
+    let (mut out, mut before) = (Out::stdout(), "[");
+    each_part(conn, filter, |part| {
+        for sandbox in part {
+            out.text(before)?;
+            out.json_in_line(&CapsuleView::from(sandbox))?;
+            before = ",";
+        }
+        Ok(())
+    })?;
+    out.text(if before == "[" { "[]\n" } else { "]\n" })?;
+    out.finish().map(|()| Exit::Done)
+}
+
+fn sandboxes_as_text(conn: &Connection, filter: &SandboxFilter) -> Result<Exit, Failure> {
+    let (mut out, screen, now) = (Out::stdout(), Screen::of_stdout(), clock().now().wall);
+    let mut begun = false;
+    each_part(conn, filter, |part| {
+        let text = sandbox_table(&part, now).render(screen);
+        // The titles are said once.
+        let shown = text.split_once('\n').filter(|_| begun).map_or(&*text, |(_, rows)| rows);
+        begun = true;
+        out.text(shown)
+    })?;
+    out.finish().map(|()| Exit::Done)
+}
+
+fn sandbox_table(sandboxes: &[Sandbox], now: Wall) -> Table {
     let mut table = Table::new(&[
         Column::id("SANDBOX"),
         Column::left("STATUS"),
@@ -314,7 +365,7 @@ pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit
         Column::other_id("HOST").leaves(2),
         Column::flexible("REASON").leaves(1),
     ]);
-    for sandbox in &sandboxes {
+    for sandbox in sandboxes {
         table.row([
             Cell::from(sandbox.id.to_string()),
             Cell::toned(sandbox.status.as_str(), sandbox_tone(sandbox.status)),
@@ -323,9 +374,7 @@ pub(super) fn sandboxes(config: &Config, options: &SandboxesList) -> Result<Exit
             Cell::from(why(sandbox)),
         ]);
     }
-    let text = table.render(Screen::of_stdout());
-    let views: Vec<CapsuleView> = sandboxes.into_iter().map(CapsuleView::from).collect();
-    print(options.printing.format, &views, &text)
+    table
 }
 
 /// Why a sandbox is in its status, with the agent's words where an operation failed.

@@ -171,9 +171,17 @@ impl<W: Write> Out<W> {
     /// # Errors
     /// As `text`.
     pub fn json(&mut self, value: &impl serde::Serialize) -> Result<(), Failure> {
-        let written = serde_json::to_writer(&mut self.to, value);
-        written.map_err(|error| Failure::of_stdout(error.into()))?;
+        self.json_in_line(value)?;
         self.text("\n")
+    }
+
+    /// Writes JSON without the end of the line, as a part of more.
+    ///
+    /// # Errors
+    /// As `text`.
+    pub fn json_in_line(&mut self, value: &impl serde::Serialize) -> Result<(), Failure> {
+        let written = serde_json::to_writer(&mut self.to, value);
+        written.map_err(|error| Failure::of_stdout(error.into()))
     }
 
     /// Sends what is buffered.

@@ -32,18 +32,19 @@ const DEAF_MIN: Duration = Duration::from_secs(1);
 /// How long to wait before a write that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Time from the start until the past is given up for the first time. It looks at every
-/// sandbox there is. Larger: a server that ends often never gets to it; smaller: it is in
+/// Time from the start until the past is given up for the first time. Larger: a server that ends often never gets to it; smaller: it is in
 /// the way of the first round of probes.
 const PRUNE_FIRST: Duration = Duration::from_secs(5);
 
-/// Time between two portions of the past that are given up. Larger: a busy fleet's history
-/// grows faster than it goes; smaller: nothing else gets to write in between.
-const PRUNE_NEXT: Duration = Duration::from_secs(20);
+/// Time between two portions of the past that are given up: what waits for the writer then
+/// goes first. Larger: a busy fleet's history grows faster than it goes; smaller: little else
+/// gets to write in between.
+const PRUNE_NEXT: Duration = Duration::from_millis(50);
 
-/// Time until somebody looks for more once nothing was left to give up. Larger: a day's
-/// worth goes at once; smaller: an idle database is searched for nothing.
-const PRUNE_AGAIN: Duration = Duration::from_secs(3600);
+/// Time until the next look once nothing was left to give up; one that finds nothing reads
+/// next to nothing. Larger: a history that is kept by number grows beyond it meanwhile;
+/// smaller: an idle database is searched for nothing.
+const PRUNE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What can happen.
 #[derive(Debug)]

@@ -28,7 +28,11 @@ impl Request {
     /// Whether the client says that it takes a body in gzip.
     pub fn accepts_gzip(&self) -> bool {
         let accepted = self.headers.get("accept-encoding").unwrap_or_default();
-        accepted.split(',').any(|coding| coding.trim() == "gzip")
+        accepted.split(',').any(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            let weight = weight.trim().strip_prefix("q=").map(str::parse::<f32>);
+            name.trim().eq_ignore_ascii_case("gzip") && weight != Some(Ok(0.0))
+        })
     }
 }
 

@@ -53,6 +53,12 @@ impl StreamWriter {
         self.send(&chunk)
     }
 
+    /// Ends the connection without the end of the body, so that the client can tell that
+    /// something is missing.
+    pub fn cut(&mut self) {
+        self.failed = true;
+    }
+
     /// Whether the server stops and the stream should return.
     pub fn is_stopping(&self) -> bool {
         self.stop.is_raised()

@@ -243,7 +243,7 @@ impl Round<'_> {
 
     /// Says that what was announced is over; the rest of its message is waited for.
     fn take_back(&mut self, problems: &mut Vec<Problem>) {
-        let mut told: Vec<usize> = Vec::new();
+        let mut told = vec![false; problems.len()];
         for (id, members) in by_message(problems) {
             let heard: Vec<usize> =
                 members.into_iter().filter(|&at| !self.is_quiet(&problems[at])).collect();
@@ -263,13 +263,10 @@ impl Round<'_> {
                 let own = (self.fresh)();
                 self.say(problems, some, own, id.clone(), Phase::Resolved);
             }
-            told.extend(gone);
+            gone.into_iter().for_each(|at| told[at] = true);
         }
-        let mut at = 0;
-        problems.retain(|_| {
-            at += 1;
-            !told.contains(&(at - 1))
-        });
+        let mut told = told.into_iter();
+        problems.retain(|_| !told.next().unwrap_or_default());
     }
 
     fn remind(&mut self, problems: &mut [Problem]) {

@@ -42,6 +42,11 @@ const RECOVERED_AFTER: u32 = 2;
 /// may take an announcement for outdated.
 const ANSWER_AGE_MAX: Duration = Duration::from_secs(3600);
 
+/// Ended sandboxes of a host that a probe reads with the others, in the order in which they
+/// lie, even where they are more than these. Larger: a small host with a long past is slow to
+/// observe; smaller: its few rows are looked up one by one.
+const ENDED_READ_MAX: i64 = 256;
+
 /// One probe that ended.
 #[derive(Debug)]
 pub struct Probed {
@@ -111,6 +116,31 @@ impl Applied {
             ask_again: AskAgain::AsUsual,
         }
     }
+}
+
+/// Columns of a [`Row`], in the order that [`row`] reads.
+const ROW: &str = "SELECT id, status, status_reason, status_changed_at, revision, team_id \
+    FROM sandboxes";
+
+/// A row about which nothing else is known yet.
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let status: SandboxStatus = rows::parsed(row, 1)?;
+    let reason = row.get_ref(2)?.as_str_or_null().ok().flatten();
+    Ok(Row {
+        id: rows::id(row, 0)?,
+        team: rows::id(row, 5)?,
+        status,
+        ended_by_user: status == SandboxStatus::Stopped
+            && reason.is_some_and(|reason| Reason::from(reason).is_users_destroy()),
+        changed_at: rows::wall(row, 3)?,
+        revision: rows::unsigned(row, 4)?,
+        operation: OperationState::None,
+        left_over: false,
+        looking: None,
+        announced: false,
+        announced_since: false,
+        pause_outstanding: false,
+    })
 }
 
 impl Writer {
@@ -227,7 +257,8 @@ impl Writer {
         Ok(others)
     }
 
-    /// The rows of a host, sorted by id, with their operations and announcements.
+    /// The rows of a host, sorted by id, with their operations and announcements. Of those
+    /// that have ended only the named ones are needed.
     fn rows_of(
         &self,
         probed: &Probed,
@@ -235,31 +266,11 @@ impl Writer {
         now: Now,
     ) -> Result<Vec<Row>, StoreError> {
         let key = probed.host.to_string();
-        let mut rows = Vec::with_capacity(listing.sandboxes.len());
-        let mut select = self.conn.prepare_cached(
-            "SELECT id, status, status_reason, status_changed_at, revision, team_id FROM sandboxes \
-             WHERE host_id = ?1 ORDER BY id",
-        )?;
-        let mut cursor = select.query([&key])?;
-        while let Some(row) = cursor.next()? {
-            let status: SandboxStatus = rows::parsed(row, 1)?;
-            let reason = row.get_ref(2)?.as_str_or_null().ok().flatten();
-            rows.push(Row {
-                id: rows::id(row, 0)?,
-                team: rows::id(row, 5)?,
-                status,
-                ended_by_user: status == SandboxStatus::Stopped
-                    && reason.is_some_and(|reason| Reason::from(reason).is_users_destroy()),
-                changed_at: rows::wall(row, 3)?,
-                revision: rows::unsigned(row, 4)?,
-                operation: OperationState::None,
-                left_over: false,
-                looking: None,
-                announced: false,
-                announced_since: false,
-                pause_outstanding: false,
-            });
-        }
+        let on_host = self.usage.on(probed.host);
+        let mut rows = match on_host.ended() > ENDED_READ_MAX.max(on_host.alive()) {
+            true => self.alive_or_named(&key, listing)?,
+            false => self.all_rows(&key, listing.sandboxes.len())?,
+        };
         self.mark_operations(&key, &mut rows, probed, now.wall)?;
         self.mark_announced(&key, &mut rows, probed, listing, now)?;
         for (id, until) in &self.late_pauses {
@@ -268,6 +279,51 @@ impl Writer {
             }
         }
         Ok(rows)
+    }
+
+    fn all_rows(&self, host: &str, about: usize) -> Result<Vec<Row>, StoreError> {
+        let sql = format!("{ROW} WHERE host_id = ?1 ORDER BY id");
+        let mut rows = Vec::with_capacity(about);
+        let mut select = self.conn.prepare_cached(&sql)?;
+        let mut cursor = select.query([host])?;
+        while let Some(found) = cursor.next()? {
+            rows.push(row(found)?);
+        }
+        Ok(rows)
+    }
+
+    /// Without the ended ones of which nobody speaks, of which the plan decides nothing.
+    fn alive_or_named(&self, host: &str, listing: &Listing) -> Result<Vec<Row>, StoreError> {
+        let sql = format!("{ROW} INDEXED BY sandboxes_by_host WHERE host_id = ?1 AND ended = 0");
+        let mut select = self.conn.prepare_cached(&sql)?;
+        let mut rows: Vec<Row> = select.query_map([host], row)?.collect::<Result<_, _>>()?;
+        rows.sort_unstable_by_key(|row| row.id);
+        let alive = rows.len();
+        let mut named: Vec<SandboxId> = listing.sandboxes.iter().map(|entry| entry.id).collect();
+        named.extend(&listing.auto_paused);
+        named.extend(self.spoken_of(host)?);
+        named.sort_unstable();
+        named.dedup();
+        named.retain(|id| rows.binary_search_by_key(id, |row| row.id).is_err());
+        let mut select = self.conn.prepare_cached(&format!(
+            "{ROW} INDEXED BY sqlite_autoindex_sandboxes_1 WHERE host_id = ?1 AND id = ?2"
+        ))?;
+        for id in named {
+            rows.extend(select.query_row([host, id.text().as_str()], row).optional()?);
+        }
+        if rows.len() > alive {
+            rows.sort_unstable_by_key(|row| row.id);
+        }
+        Ok(rows)
+    }
+
+    /// Sandboxes of a host that an operation or an announcement is about.
+    fn spoken_of(&self, host: &str) -> Result<Vec<SandboxId>, StoreError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT sandbox_id FROM operations WHERE host_id = ?1 AND finished_at IS NULL \
+             UNION ALL SELECT sandbox_id FROM auto_pause_inbox WHERE host_id = ?1",
+        )?;
+        Ok(select.query_map([host], |row| rows::id(row, 0))?.collect::<Result<_, _>>()?)
     }
 
     fn mark_operations(
@@ -800,8 +856,8 @@ impl Writer {
         now: Now,
     ) -> Result<Vec<(SandboxId, TeamId, SandboxStatus)>, StoreError> {
         let mut select = self.conn.prepare_cached(
-            "SELECT s.id, s.team_id, s.status FROM sandboxes s \
-             WHERE s.host_id = ?1 AND (s.status IN ('running', 'pending') OR s.status = 'starting' \
+            "SELECT s.id, s.team_id, s.status FROM sandboxes s INDEXED BY sandboxes_by_host \
+             WHERE s.host_id = ?1 AND s.ended = 0 AND (s.status IN ('running', 'pending') OR s.status = 'starting' \
              AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
                  AND o.sandbox_id = s.id AND o.finished_at IS NULL AND o.deadline_at >= ?2)) \
              ORDER BY s.id",
@@ -951,3 +1007,6 @@ fn note(
     }
     Ok(own)
 }
+
+#[cfg(test)]
+mod tests;

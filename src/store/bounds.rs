@@ -15,7 +15,7 @@ use crate::model::id::{HostId, SandboxId, TeamId};
 use crate::model::limit::{Allowance, Limiter, Verdict};
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Mono, Now};
-use rusqlite::{Connection, params};
+use rusqlite::params;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -103,71 +103,6 @@ impl Default for Bounds {
             metadata: HashMap::new(),
         }
     }
-}
-
-/// How many sandboxes of each team are not over: counted once, when a quota first asks, and
-/// kept from then on.
-#[derive(Debug, Default)]
-pub(super) struct Teams {
-    active: Option<HashMap<TeamId, i64>>,
-    /// What this transaction changed.
-    changed: Vec<(TeamId, i64)>,
-}
-
-impl Teams {
-    /// One sandbox moved, or was made.
-    pub(super) fn moved(&mut self, team: TeamId, from: Option<SandboxStatus>, to: SandboxStatus) {
-        let is_active = |status: SandboxStatus| i64::from(!status.is_over());
-        let change = is_active(to) - from.map_or(0, is_active);
-        if change != 0 {
-            self.changed.push((team, change));
-        }
-    }
-
-    /// A mark to go back to with [`Teams::back_to`].
-    pub(super) fn mark(&self) -> usize {
-        self.changed.len()
-    }
-
-    /// What came after the mark was not written.
-    pub(super) fn back_to(&mut self, mark: usize) {
-        self.changed.truncate(mark);
-    }
-
-    /// The transaction is over.
-    pub(super) fn settle(&mut self, is_committed: bool) {
-        let changed = std::mem::take(&mut self.changed);
-        if let Some(active) = self.active.as_mut().filter(|_| is_committed) {
-            for (team, change) in changed {
-                *active.entry(team).or_default() += change;
-            }
-            active.retain(|_, count| *count != 0);
-        }
-    }
-
-    fn count(&mut self, conn: &Connection, team: TeamId) -> Result<usize, StoreError> {
-        let here = |team: TeamId| self.changed.iter().filter(move |c| c.0 == team).map(|c| c.1);
-        let changed: i64 = here(team).sum();
-        if self.active.is_none() {
-            // The rows show this transaction's changes, which are added when it is settled.
-            let mut active = active_by_team(conn)?;
-            for (team, change) in &self.changed {
-                *active.entry(*team).or_default() -= change;
-            }
-            self.active = Some(active);
-        }
-        let before = self.active.as_ref().and_then(|active| active.get(&team).copied());
-        Ok(usize::try_from(before.unwrap_or_default() + changed).unwrap_or_default())
-    }
-}
-
-fn active_by_team(conn: &Connection) -> Result<HashMap<TeamId, i64>, StoreError> {
-    let mut select = conn.prepare_cached(
-        "SELECT team_id, count(*) FROM sandboxes WHERE status NOT IN ('stopped', 'error') \
-         GROUP BY team_id",
-    )?;
-    let counts = select.query_map([], |row| Ok((rows::id(row, 0)?, row.get(1)?)))?;
-    Ok(counts.collect::<Result<_, _>>()?)
 }
 
 /// The fields of a JSON object that fit into so many bytes, small ones behind a large one too.
@@ -348,7 +283,8 @@ impl Writer {
         actor: &Actor,
     ) -> Result<Result<(), OverQuota>, StoreError> {
         let max = self.policy.quotas.sandboxes_max;
-        if max == 0 || !has_quota(actor) || self.teams.count(&self.conn, team)? < max {
+        let has = usize::try_from(self.usage.of_team(team)).unwrap_or(usize::MAX);
+        if max == 0 || !has_quota(actor) || has < max {
             return Ok(Ok(()));
         }
         Ok(Err(OverQuota::Sandboxes(max)))
@@ -479,22 +415,5 @@ mod tests {
         let paused = "SELECT count(*) FROM sandboxes WHERE status = 'paused'";
         let paused = writer.conn.query_row(paused, [], |row| rows::unsigned(row, 0)).unwrap();
         assert_eq!(u128::from(paused), COUNT);
-    }
-
-    #[test]
-    fn a_count_of_teams_follows_what_is_committed_only() {
-        let (running, stopped) = (SandboxStatus::Running, SandboxStatus::Stopped);
-        let team = TeamId::from_u128(7);
-        let mut teams = Teams { active: Some(HashMap::new()), changed: Vec::new() };
-        teams.moved(team, None, running);
-        let mark = teams.mark();
-        teams.moved(team, None, running);
-        teams.back_to(mark);
-        teams.settle(true);
-        teams.moved(team, Some(running), stopped);
-        teams.settle(false);
-        teams.moved(team, Some(stopped), SandboxStatus::Error);
-        teams.settle(true);
-        assert_eq!(teams.active, Some(HashMap::from([(team, 1)])));
     }
 }

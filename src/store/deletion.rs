@@ -80,8 +80,7 @@ impl Writer {
         now: Now,
     ) -> Result<Deletion, StoreError> {
         let Some(host) = self.host(id)? else { return Ok(Deletion::NotFound) };
-        let of_host = SandboxFilter { host: Some(id), all: true, ..SandboxFilter::default() };
-        let sandboxes = read::sandboxes(&self.conn, &of_host)?;
+        let sandboxes = self.left_on(id, now.wall)?;
         let last = self.records.get(&id).and_then(|record| record.last);
         let last = last.filter(|last| last.asked_at >= since);
         if !force {
@@ -110,14 +109,27 @@ impl Writer {
             w.conn
                 .prepare_cached("INSERT INTO tombstones (host_id, deleted_at) VALUES (?1, ?2)")?
                 .execute(params![id.to_string(), now.wall.0])?;
-            // By now all of them are stopped.
-            w.tally.gone(SandboxStatus::Stopped, sandboxes.len());
             for sql in FORGET {
                 w.conn.prepare_cached(sql)?.execute([id.to_string()])?;
             }
+            // By now all of them are stopped.
+            w.usage.host_gone(id);
             w.after.push(After::HostDeleted(id));
             Ok(Deletion::Deleted(Box::new(Deleted { host, is_its_agent })))
         })
+    }
+
+    /// Sandboxes of a host whose end is still to be written, or that stand in the way. What
+    /// ended long ago may be many times as much.
+    fn left_on(&self, host: HostId, now: Wall) -> Result<Vec<Sandbox>, StoreError> {
+        let of_host = SandboxFilter { host: Some(host), all: true, ..SandboxFilter::default() };
+        let mut left = Vec::new();
+        read::each_sandbox(&self.conn, &of_host, |sandbox| {
+            if may_exist(&sandbox, now) || sandbox.status != SandboxStatus::Stopped {
+                left.push(sandbox);
+            }
+        })?;
+        Ok(left)
     }
 
     fn close_operations_of(&mut self, host: HostId, now: Now) -> Result<(), StoreError> {
@@ -153,6 +165,7 @@ impl Writer {
             detail: None,
             filled_by: None,
         };
+        self.usage.ended_with_host(sandbox);
         let audit = Some(audit_of_wish(OperationKind::Destroy));
         self.mover(now, actor)?.tell_move(&gone, Some(sandbox.status), audit).map(drop)
     }
@@ -288,9 +301,10 @@ mod tests {
         assert_eq!((writer.revision, count(&writer, "hosts")), (0, 2));
         assert_eq!(presence.lookup(host(1)), Beat::Known { wake: false });
 
-        let by_user = "UPDATE sandboxes SET status = 'stopped', \
+        let by_user = "UPDATE sandboxes SET status = 'stopped', ended = 1, \
                        status_reason = 'operation_succeeded' WHERE status <> 'error'";
         writer.conn.execute_batch(by_user).unwrap();
+        writer.count_anew();
         assert_eq!(try_delete(&mut writer), "deleted, proved false");
         assert_eq!((count(&writer, "hosts"), count(&writer, "sandboxes")), (1, 0));
         assert_eq!(count(&writer, "events"), 2, "the failed one's end and the host's");

@@ -704,6 +704,7 @@ fn filled<T, E: From<rusqlite::Error>>(
         return Ok(None);
     }
     let done = fill(&Inserts(&tx))?;
+    tx.execute_batch(super::usage::COUNT)?;
     tx.commit()?;
     Ok(Some(done))
 }

@@ -10,6 +10,7 @@ use super::journal::Actor;
 use super::rows;
 use super::templates::NotMade;
 use super::transition::Move;
+use super::usage::OnHost;
 use super::writer::{After, Writer};
 use crate::model::host::{HostStatus, Liveness};
 use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TeamId, TemplateId};
@@ -249,18 +250,15 @@ pub fn unfinished(conn: &Connection) -> Result<Vec<Work>, StoreError> {
     Ok(works)
 }
 
-/// Columns of [`Candidate`], behind the host's id.
-const CANDIDATE: &str = "h.id, h.cpu_cores, h.memory_mb, coalesce(sum(s.vcpus), 0), \
-    coalesce(sum(s.memory_mb), 0) FROM hosts h LEFT JOIN sandboxes s ON s.host_id = h.id \
-    AND s.status IN ('pending', 'starting', 'running', 'pausing', 'resuming', 'stopping', \
-    'missing')";
+/// What a host has, behind its id.
+const SIZE: &str = "h.id, h.cpu_cores, h.memory_mb FROM hosts h";
 
-fn candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
+fn candidate(row: &Row<'_>, used: &OnHost) -> rusqlite::Result<Candidate> {
     Ok(Candidate {
         cpu_cores: row.get(1)?,
         memory_mb: row.get::<_, Option<u32>>(2)?.map(u64::from),
-        used_vcpus: rows::unsigned(row, 3)?,
-        used_memory_mb: rows::unsigned(row, 4)?,
+        used_vcpus: u64::try_from(used.vcpus).unwrap_or_default(),
+        used_memory_mb: u64::try_from(used.memory_mb).unwrap_or_default(),
     })
 }
 
@@ -319,6 +317,7 @@ impl Writer {
                 ..Sandbox::new(id, host, new.team, status, now.wall)
             };
             rows::insert_sandbox(&w.conn, &sandbox)?;
+            w.usage.made(&sandbox);
             let key = host.to_string();
             let (team, from) = (new.team, status);
             let (reason, filled_by, detail) = (&reason, None, None);
@@ -408,14 +407,14 @@ impl Writer {
         template: Option<TemplateId>,
     ) -> Result<(Vec<HostId>, Vec<Candidate>), StoreError> {
         let sql = format!(
-            "SELECT {CANDIDATE} WHERE h.registered_at IS NOT NULL AND h.intent = 'active' \
+            "SELECT {SIZE} WHERE h.registered_at IS NOT NULL AND h.intent = 'active' \
              AND h.liveness = 'alive' AND h.rejoining = 0 AND h.degraded = 0 \
              AND h.address IS NOT NULL AND h.team_id IN (?1, ?2) \
              AND (?3 IS NULL OR NOT EXISTS \
                  (SELECT 1 FROM template_hosts WHERE template_id = ?3) \
              OR EXISTS \
                  (SELECT 1 FROM template_hosts WHERE template_id = ?3 AND host_id = h.id)) \
-             GROUP BY h.id ORDER BY h.id"
+             ORDER BY h.id"
         );
         let mut select = self.conn.prepare_cached(&sql)?;
         let (team, platform) = (team.to_string(), PLATFORM_TEAM.to_string());
@@ -426,7 +425,7 @@ impl Writer {
             let host = rows::id(row, 0)?;
             if !self.avoided.contains_key(&host) {
                 hosts.push(host);
-                candidates.push(candidate(row)?);
+                candidates.push(candidate(row, &self.usage.on(host))?);
             }
         }
         Ok((hosts, candidates))
@@ -434,9 +433,9 @@ impl Writer {
 
     /// Whether a sandbox that is to run again has room on its host.
     fn has_room(&self, sandbox: &Sandbox) -> Result<Result<(), Free>, StoreError> {
-        let sql = format!("SELECT {CANDIDATE} WHERE h.id = ?1 GROUP BY h.id");
-        let mut select = self.conn.prepare_cached(&sql)?;
-        let host = select.query_row([sandbox.host_id.to_string()], candidate)?;
+        let mut select = self.conn.prepare_cached(&format!("SELECT {SIZE} WHERE h.id = ?1"))?;
+        let used = self.usage.on(sandbox.host_id);
+        let host = select.query_row([sandbox.host_id.to_string()], |row| candidate(row, &used))?;
         let need = Need {
             vcpus: sandbox.vcpus.unwrap_or_default(),
             memory_mb: sandbox.memory_mb.unwrap_or_default(),
@@ -777,7 +776,8 @@ impl Writer {
             return Ok(());
         }
         let sql = format!(
-            "SELECT {} FROM sandboxes WHERE status = 'running' AND host_id IN \
+            "SELECT {} FROM sandboxes INDEXED BY sandboxes_by_host \
+             WHERE ended = 0 AND status = 'running' AND host_id IN \
              (SELECT id FROM hosts WHERE liveness = 'unreachable')",
             rows::SANDBOX
         );

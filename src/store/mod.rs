@@ -37,6 +37,7 @@ pub mod templates;
 pub mod timeline;
 mod transition;
 pub mod unknown;
+mod usage;
 pub mod verify;
 pub mod writer;
 

@@ -109,6 +109,10 @@ pub struct Delivery {
     pub body: Value,
 }
 
+fn key(problem: &Problem) -> Key {
+    (problem.kind, problem.host)
+}
+
 impl Writer {
     /// Looks for what is wrong and decides what is announced of it.
     pub(super) fn notice(&mut self, look: &Lookout, now: Now) -> Result<Noticed, StoreError> {
@@ -162,8 +166,9 @@ impl Writer {
             Guard::Holding(hosts) => drop(seen.insert(guarded, Sight::Wrong(hosts))),
             Guard::Free => {}
         }
+        let open: BTreeSet<Key> = known.iter().map(key).collect();
         for host in hosts.values() {
-            self.see_host(host, known, &mut seen)?;
+            self.see_host(host, &open, &mut seen);
         }
         for problem in known.iter().filter(|p| !p.kind.is_passing()) {
             let Some(host) = problem.host else { continue };
@@ -176,22 +181,15 @@ impl Writer {
         Ok((seen, cursor, more))
     }
 
-    fn see_host(
-        &self,
-        host: &Host,
-        known: &[Problem],
-        seen: &mut BTreeMap<Key, Sight>,
-    ) -> Result<(), StoreError> {
+    fn see_host(&self, host: &Host, open: &BTreeSet<Key>, seen: &mut BTreeMap<Key, Sight>) {
         if host.intent == Intent::Offline || !host.is_active() {
-            return Ok(());
+            return;
         }
         let id = Some(host.id);
         let silent = host.liveness == Liveness::Unreachable;
         if silent {
-            let mut count = self.conn.prepare_cached(
-                "SELECT count(*) FROM sandboxes WHERE host_id = ?1 AND status = 'missing'",
-            )?;
-            let missing = count.query_row([host.id.to_string()], |row| rows::unsigned(row, 0))?;
+            let missing = self.usage.on(host.id).by_status[SandboxStatus::Missing as usize];
+            let missing = u64::try_from(missing).unwrap_or_default();
             seen.insert((NotifyKind::HostDown, id), Sight::Wrong(missing));
         }
         let degraded = (NotifyKind::HostDegraded, id);
@@ -205,7 +203,7 @@ impl Writer {
         let record = self.records.get(&host.id).filter(|r| r.successes > 0 && !silent);
         for kind in [NotifyKind::MassVanish, NotifyKind::Zombies] {
             let Some(record) = record else {
-                if known.iter().any(|p| (p.kind, p.host) == (kind, id)) {
+                if open.contains(&(kind, id)) {
                     seen.insert((kind, id), Sight::Unknown);
                 }
                 continue;
@@ -218,7 +216,6 @@ impl Writer {
                 seen.insert((kind, id), Sight::Wrong(count as u64));
             }
         }
-        Ok(())
     }
 
     /// Counts what failed since the last look, by host.
@@ -267,18 +264,19 @@ impl Writer {
     }
 
     fn keep_problems(&self, before: &[Problem], after: &[Problem]) -> Result<(), StoreError> {
-        let key = |p: &Problem| (p.kind, p.host);
+        let known: BTreeMap<Key, &Problem> = before.iter().map(|p| (key(p), p)).collect();
+        let kept: BTreeSet<Key> = after.iter().map(key).collect();
         let mut delete = self
             .conn
             .prepare_cached("DELETE FROM notify_problems WHERE kind = ?1 AND host_id = ?2")?;
-        for old in before.iter().filter(|old| !after.iter().any(|p| key(p) == key(old))) {
+        for old in before.iter().filter(|old| !kept.contains(&key(old))) {
             delete.execute(params![old.kind.as_str(), host_text(old.host)])?;
         }
         let mut put = self.conn.prepare_cached(
             "INSERT OR REPLACE INTO notify_problems (kind, host_id, opened_at, sandboxes, \
              announced, told_at, gone_at, unwatched) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
-        for p in after.iter().filter(|p| !before.contains(p)) {
+        for p in after.iter().filter(|p| known.get(&key(p)) != Some(p)) {
             put.execute(params![
                 p.kind.as_str(),
                 host_text(p.host),

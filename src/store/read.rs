@@ -7,6 +7,7 @@ use super::StoreError;
 use super::identity::TokenHash;
 use super::open::open_reader;
 use super::rows;
+use super::usage::{self, OnHost};
 use crate::model::event::{AuditEntry, Event};
 use crate::model::host::Host;
 use crate::model::id::{HostId, SandboxId, TeamId};
@@ -14,10 +15,13 @@ use crate::model::sandbox::{Reason, Sandbox, SandboxStatus};
 use crate::model::time::Wall;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params_from_iter};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params, params_from_iter};
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +30,7 @@ use std::time::Duration;
 const POOL_MAX: u32 = 8;
 
 /// Readers of a pool for few.
-const FEW: u32 = 2;
+const FEW_READERS: u32 = 2;
 
 /// How long a reader waits for a connection.
 const POOL_WAIT: Duration = Duration::from_secs(5);
@@ -56,7 +60,7 @@ impl Readers {
 
     /// The same for those who read a row now and then, and must not wait for others.
     pub fn few(path: &Path) -> Result<Readers, StoreError> {
-        Readers::at_most(FEW, path)
+        Readers::at_most(FEW_READERS, path)
     }
 
     fn at_most(max: u32, path: &Path) -> Result<Readers, StoreError> {
@@ -115,8 +119,88 @@ pub struct SandboxFilter {
     pub status: Option<SandboxStatus>,
     /// Also those that are over.
     pub all: bool,
-    /// The newest first, instead of in order of ids.
-    pub newest_first: bool,
+}
+
+impl SandboxFilter {
+    /// Conditions for `WHERE`. What is written into the statement is of ids and words.
+    fn conditions(&self) -> Vec<String> {
+        let team = self.team.map(|team| format!("team_id = '{team}'"));
+        let host = self.host.map(|host| format!("host_id = '{host}'"));
+        let status = self.status.map(|status| format!("status = '{status}'"));
+        team.into_iter().chain(host).chain(status).collect()
+    }
+
+    /// Of what `ended` says, the parts to look in.
+    fn parts(&self) -> &'static [u8] {
+        match (self.status, self.all) {
+            (Some(status), _) if status.is_over() => &[1],
+            (Some(_), _) | (None, false) => &[0],
+            (None, true) => &[0, 1],
+        }
+    }
+}
+
+/// A place in the list of sandboxes, the newest first: behind this one. It stays one when the
+/// sandbox is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListPlace {
+    /// When the sandbox was made.
+    pub created_at: Wall,
+    /// Its id.
+    pub id: SandboxId,
+}
+
+impl From<&Sandbox> for ListPlace {
+    fn from(sandbox: &Sandbox) -> ListPlace {
+        ListPlace { created_at: sandbox.created_at, id: sandbox.id }
+    }
+}
+
+impl fmt::Display for ListPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.created_at.0, self.id)
+    }
+}
+
+/// What is no place in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoPlace;
+
+impl fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("must be taken from the Link header of an earlier answer, unchanged")
+    }
+}
+
+impl FromStr for ListPlace {
+    type Err = NoPlace;
+
+    fn from_str(text: &str) -> Result<ListPlace, NoPlace> {
+        let (at, id) = text.split_once('.').ok_or(NoPlace)?;
+        let created_at = Wall(at.parse().map_err(|_| NoPlace)?);
+        let place = ListPlace { created_at, id: id.parse().map_err(|_| NoPlace)? };
+        // One way to write each.
+        if place.to_string() == text { Ok(place) } else { Err(NoPlace) }
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// What is on it.
+    pub rows: Vec<T>,
+    /// Whether more follow.
+    pub more: bool,
+}
+
+impl<T> Page<T> {
+    /// Of rows that were read to one beyond the limit.
+    pub(super) fn cut(mut rows: Vec<T>, limit: i64) -> Page<T> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        Page { rows, more }
+    }
 }
 
 /// Which events or audit entries to list.
@@ -177,29 +261,157 @@ pub fn host(conn: &Connection, id: HostId) -> Result<Option<Host>, StoreError> {
     Ok(conn.prepare_cached(&sql)?.query_row([id.to_string()], rows::host).optional()?)
 }
 
-/// Sandboxes, in the order that the filter says.
-pub fn sandboxes(conn: &Connection, filter: &SandboxFilter) -> Result<Vec<Sandbox>, StoreError> {
-    let mut sql = format!("SELECT {} FROM sandboxes WHERE 1", rows::SANDBOX);
-    let mut values = Vec::new();
-    let mut and = |clause: &str, value: Option<String>| {
-        sql.push_str(clause);
-        values.extend(value.map(Value::Text));
-    };
-    if let Some(team) = filter.team {
-        and(" AND team_id = ?", Some(team.to_string()));
-    }
-    if let Some(host) = filter.host {
-        and(" AND host_id = ?", Some(host.to_string()));
-    }
-    match filter.status {
-        Some(status) => and(" AND status = ?", Some(status.to_string())),
-        None if !filter.all => and(" AND status NOT IN ('stopped', 'error')", None),
-        None => {}
-    }
-    let order = if filter.newest_first { "created_at DESC, id" } else { "id" };
-    sql.push_str(&format!(" ORDER BY {order}"));
+/// Hosts behind this one, in order of ids, at most so many; of one team or of all.
+pub fn hosts_after(
+    conn: &Connection,
+    team: Option<TeamId>,
+    after: Option<HostId>,
+    limit: u32,
+) -> Result<Page<Host>, StoreError> {
+    let team = team.map_or_else(String::new, |team| format!(" AND team_id = '{team}'"));
+    let sql = format!("SELECT {} FROM hosts WHERE id > ?1{team} ORDER BY id LIMIT ?2", rows::HOST);
+    let after = after.map_or_else(String::new, |id| id.to_string());
     let mut select = conn.prepare_cached(&sql)?;
-    collect(select.query(params_from_iter(values))?, rows::sandbox)
+    let limit = i64::from(limit);
+    Ok(Page::cut(collect(select.query(params![after, limit + 1])?, rows::host)?, limit))
+}
+
+/// All sandboxes that the filter lets through, in order of ids.
+pub fn sandboxes(conn: &Connection, filter: &SandboxFilter) -> Result<Vec<Sandbox>, StoreError> {
+    let mut all = Vec::new();
+    each_sandbox(conn, filter, |sandbox| all.push(sandbox))?;
+    Ok(all)
+}
+
+/// The same, one at a time, on one snapshot: `each` should not wait for anything.
+pub fn each_sandbox(
+    conn: &Connection,
+    filter: &SandboxFilter,
+    mut each: impl FnMut(Sandbox),
+) -> Result<(), StoreError> {
+    let mut select = conn.prepare_cached(&in_order_of_ids(filter, ""))?;
+    let mut cursor = select.query([])?;
+    while let Some(row) = cursor.next()? {
+        each(rows::sandbox(row)?);
+    }
+    Ok(())
+}
+
+/// The same behind a place: a page, which holds less than the limit when rows are large.
+pub fn sandboxes_after(
+    conn: &Connection,
+    filter: &SandboxFilter,
+    after: Option<SandboxId>,
+    limit: u32,
+) -> Result<Page<Sandbox>, StoreError> {
+    let behind = after.map_or_else(String::new, |id| format!(" AND id > '{id}'"));
+    let mut select = conn.prepare(&in_order_of_ids(filter, &behind))?;
+    page_of(select.query([])?, limit)
+}
+
+fn in_order_of_ids(filter: &SandboxFilter, behind: &str) -> String {
+    let mut conditions = filter.conditions();
+    if !filter.all && filter.status.is_none() {
+        conditions.push("ended = 0".to_owned());
+    }
+    conditions.push("1".to_owned());
+    let conditions = conditions.join(" AND ");
+    format!("SELECT {} FROM sandboxes WHERE {conditions}{behind} ORDER BY id", rows::SANDBOX)
+}
+
+/// Sandboxes behind a place, the newest first: a page, which holds less than the limit when
+/// rows are large. Reads little more than what it gives, however many rows there are.
+pub fn newest_sandboxes(
+    conn: &Connection,
+    filter: &SandboxFilter,
+    after: Option<ListPlace>,
+    limit: u32,
+) -> Result<Page<Sandbox>, StoreError> {
+    if let Some(status) = filter.status {
+        let hosts = hosts_with(conn, status, filter.host)?;
+        if hosts.iter().map(|(_, count)| count).sum::<i64>() <= FEW {
+            return few_sandboxes(conn, filter, after, limit, &hosts);
+        }
+    }
+    let sql = newest_first(filter, after, limit + 1);
+    let mut select = conn.prepare(&sql)?;
+    page_of(select.query([])?, limit)
+}
+
+/// Sandboxes of one status that are collected from their hosts and sorted, instead of being
+/// met on a walk over all. Larger: more is read at once; smaller: a rare status costs a walk.
+const FEW: i64 = 200;
+
+/// Hosts, or the one, with sandboxes in this status, and how many.
+fn hosts_with(
+    conn: &Connection,
+    status: SandboxStatus,
+    host: Option<HostId>,
+) -> Result<Vec<(HostId, i64)>, StoreError> {
+    let one = host.map_or_else(String::new, |host| format!(" AND host_id = '{host}'"));
+    let sql = format!("SELECT host_id, {status} FROM host_usage WHERE {status} > 0{one}");
+    collect(conn.prepare(&sql)?.query([])?, |row| Ok((rows::id(row, 0)?, row.get(1)?)))
+}
+
+fn few_sandboxes(
+    conn: &Connection,
+    filter: &SandboxFilter,
+    after: Option<ListPlace>,
+    limit: u32,
+    hosts: &[(HostId, i64)],
+) -> Result<Page<Sandbox>, StoreError> {
+    let mut rows = Vec::new();
+    for (host, _) in hosts {
+        let of_host = SandboxFilter { host: Some(*host), ..filter.clone() };
+        let mut select = conn.prepare(&newest_first(&of_host, after, u32::MAX))?;
+        rows.extend(collect(select.query([])?, rows::sandbox)?);
+    }
+    rows.sort_unstable_by_key(|row: &Sandbox| (Reverse(row.created_at), row.id));
+    Ok(Page::cut(rows, i64::from(limit)))
+}
+
+/// Walks an index; what is no part of it is only asked of what it names.
+fn newest_first(filter: &SandboxFilter, after: Option<ListPlace>, limit: u32) -> String {
+    let index = match (filter.host, filter.team) {
+        (Some(_), _) => "sandboxes_by_host",
+        (None, Some(_)) => "sandboxes_by_team",
+        (None, None) => "sandboxes_by_age",
+    };
+    // Two ranges, so that many of one age are not passed over again for every page.
+    let ranges = match after {
+        None => vec![String::new()],
+        Some(ListPlace { created_at: Wall(at), id }) => vec![
+            format!(" AND created_at = {at} AND id > '{id}'"),
+            format!(" AND created_at < {at}"),
+        ],
+    };
+    let conditions: String =
+        filter.conditions().iter().map(|condition| format!(" AND {condition}")).collect();
+    let part = |ended: &u8| {
+        let of = format!("SELECT {} FROM sandboxes INDEXED BY {index}", rows::SANDBOX);
+        let range = |range: &String| format!("{of} WHERE ended = {ended}{range}{conditions}");
+        ranges.iter().map(range).collect::<Vec<_>>()
+    };
+    let parts: Vec<String> = filter.parts().iter().flat_map(part).collect();
+    format!("{} ORDER BY created_at DESC, id LIMIT {limit}", parts.join(" UNION ALL "))
+}
+
+/// Bytes of rows on one page. Larger: a page of rows with much metadata is held in memory for
+/// each client at once; smaller: more reads for the same list.
+const PAGE_BYTES_MAX: usize = 256 * 1024;
+
+fn page_of(mut cursor: rusqlite::Rows<'_>, limit: u32) -> Result<Page<Sandbox>, StoreError> {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = cursor.next()? {
+        if rows.len() == limit as usize || bytes >= PAGE_BYTES_MAX {
+            return Ok(Page { rows, more: true });
+        }
+        let row = rows::sandbox(row)?;
+        let texts = [&row.metadata, &row.status_detail, &row.default_env, &row.template];
+        bytes += texts.into_iter().flatten().map(String::len).sum::<usize>();
+        rows.push(row);
+    }
+    Ok(Page { rows, more: false })
 }
 
 /// One sandbox.
@@ -208,19 +420,14 @@ pub fn sandbox(conn: &Connection, id: SandboxId) -> Result<Option<Sandbox>, Stor
     Ok(conn.prepare_cached(&sql)?.query_row([id.to_string()], rows::sandbox).optional()?)
 }
 
-/// How many sandboxes each host has in each status.
+/// How many sandboxes each host has in each status; reads none of them.
 pub fn counts(conn: &Connection) -> Result<HashMap<HostId, Vec<(SandboxStatus, u64)>>, StoreError> {
-    let mut select = conn.prepare_cached(
-        "SELECT host_id, status, count(*) FROM sandboxes GROUP BY host_id, status",
-    )?;
-    let rows = collect(select.query([])?, |row| {
-        Ok((rows::id(row, 0)?, rows::parsed(row, 1)?, rows::unsigned(row, 2)?))
-    })?;
-    let mut counts: HashMap<HostId, Vec<(SandboxStatus, u64)>> = HashMap::new();
-    for (host, status, count) in rows {
-        counts.entry(host).or_default().push((status, count));
-    }
-    Ok(counts)
+    let some = |(at, count): (usize, i64)| {
+        let count = u64::try_from(count).ok().filter(|count| *count > 0)?;
+        Some((SandboxStatus::ALL[at], count))
+    };
+    let of = |of: OnHost| of.by_status.into_iter().enumerate().filter_map(some).collect();
+    Ok(usage::hosts(conn)?.into_iter().map(|(host, sums)| (host, of(sums))).collect())
 }
 
 /// Events after a revision, oldest first.
@@ -376,4 +583,36 @@ fn collect<T>(
         out.push(read(row)?);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::open::SCHEMA;
+
+    /// However a list is filtered, it walks an index and sorts nothing.
+    #[test]
+    fn lists_are_walked_in_their_order() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(SCHEMA).unwrap();
+        let (team, host) = (Some(TeamId::from_u128(1)), Some(HostId::from_u128(2)));
+        let place = ListPlace { created_at: Wall(5), id: SandboxId::from_u128(3) };
+        for team in [None, team] {
+            for host in [None, host] {
+                for status in [None, Some(SandboxStatus::Running), Some(SandboxStatus::Error)] {
+                    for (all, after) in [(false, None), (true, None), (true, Some(place))] {
+                        let filter = SandboxFilter { team, host, status, all };
+                        let sql = newest_first(&filter, after, 10);
+                        let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+                        let steps = plan.query_map([], |row| row.get::<_, String>(3)).unwrap();
+                        let steps: Vec<String> = steps.map(Result::unwrap).collect();
+                        let sorts = steps.iter().any(|step| step.contains("TEMP B-TREE"));
+                        assert!(!sorts, "{sql}: {steps:#?}");
+                        let walks = steps.iter().filter(|step| step.starts_with("SEARCH"));
+                        assert!(walks.count() > 0, "{sql}: {steps:#?}");
+                    }
+                }
+            }
+        }
+    }
 }

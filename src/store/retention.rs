@@ -29,11 +29,11 @@ const AUDIT: History = History { table: "audit_logs", key: "seq", written_at: "c
 /// What is over: whatever became so before `?1`, at most `?2` rows of each.
 const OVER: &[&str] = &[
     "DELETE FROM sandboxes WHERE (host_id, id) IN (SELECT host_id, id FROM sandboxes s \
-     WHERE s.status IN ('stopped', 'error') AND s.status_changed_at < ?1 \
+     INDEXED BY sandboxes_by_age WHERE s.ended = 1 AND s.created_at < ?1 AND s.status_changed_at < ?1 \
      AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.host_id = s.host_id \
          AND o.sandbox_id = s.id AND o.finished_at IS NULL) \
      AND NOT EXISTS (SELECT 1 FROM auto_pause_inbox i WHERE i.host_id = s.host_id \
-         AND i.sandbox_id = s.id) LIMIT ?2) RETURNING status",
+         AND i.sandbox_id = s.id) LIMIT ?2) RETURNING host_id, status",
     "DELETE FROM operations WHERE id IN \
      (SELECT id FROM operations WHERE finished_at < ?1 LIMIT ?2)",
     "DELETE FROM registration_tokens WHERE hash IN \
@@ -89,7 +89,7 @@ impl Writer {
         Ok((rows, is_counting))
     }
 
-    /// Deletes what is over; whatever says a status as it goes was a sandbox.
+    /// Deletes what is over; what says a host and a status as it goes was a sandbox.
     fn forget(&mut self, sql: &str, over: Wall, rows_max: i64) -> Result<usize, StoreError> {
         let mut delete = self.conn.prepare_cached(sql)?;
         if delete.column_count() == 0 {
@@ -98,7 +98,7 @@ impl Writer {
         let mut gone = delete.query(params![over.0, rows_max])?;
         let mut rows = 0;
         while let Some(row) = gone.next()? {
-            self.tally.gone(super::rows::parsed(row, 0)?, 1);
+            self.usage.forgotten(super::rows::id(row, 0)?, super::rows::parsed(row, 1)?);
             rows += 1;
         }
         Ok(rows)
@@ -150,6 +150,8 @@ mod tests {
     use std::sync::atomic::Ordering;
     use tempfile::TempDir;
 
+    const HOST: &str = "host-0000000000000000000000001";
+    const TEAM: &str = "team-0000000000000000000000001";
     const DAY_S: i64 = 24 * 3600;
     /// When the tests take place.
     const NOW_S: i64 = 1000 * DAY_S;
@@ -179,10 +181,10 @@ mod tests {
             let policy = Policy { keep, ..Policy::default() };
             let writer = Writer::new(conn, policy, presence).unwrap();
             let world = World { writer, _dir: dir };
-            world.sql(
+            world.sql(&format!(
                 "INSERT INTO hosts (id,team_id,type,intent,liveness,revision,created_at,updated_at) \
-                 VALUES ('h','t','regular','active','alive',0,0,0)",
-            );
+                 VALUES ('{HOST}','{TEAM}','regular','active','alive',0,0,0)",
+            ));
             world
         }
 
@@ -205,13 +207,14 @@ mod tests {
             }
         }
 
-        fn sandbox(&self, id: &str, status: &str, age_days: i64) {
+        fn sandbox(&mut self, id: &str, status: &str, age_days: i64) {
             let at = (NOW_S - age_days * DAY_S) * 1000;
             self.sql(&format!(
                 "INSERT INTO sandboxes \
-                 (host_id,id,team_id,status,status_changed_at,revision,created_at) \
-                 VALUES ('h','{id}','t','{status}',{at},0,0)"
+                 (host_id,id,team_id,status,status_changed_at,revision,created_at,ended) \
+                 VALUES ('{HOST}','{id}','{TEAM}','{status}',{at},0,0,'{status}' IN ('stopped','error'))"
             ));
+            self.writer.count_anew();
         }
 
         fn operation(&self, id: &str, sandbox: &str, finished_days: Option<i64>) {
@@ -220,7 +223,7 @@ mod tests {
             self.sql(&format!(
                 "INSERT INTO operations \
                  (id,sandbox_id,host_id,kind,created_at,deadline_at,finished_at) \
-                 VALUES ('{id}','{sandbox}','h','destroy',0,0,{at})"
+                 VALUES ('{id}','{sandbox}','{HOST}','destroy',0,0,{at})"
             ));
         }
 
@@ -291,7 +294,8 @@ mod tests {
             more = world.prune(at(0));
             portions.push((world.rows() - before) as usize);
         }
-        assert_eq!(portions, [PRUNE_ROWS_MAX, PRUNE_ROWS_MAX, 7 + 5]);
+        // And the host's sums.
+        assert_eq!(portions, [PRUNE_ROWS_MAX, PRUNE_ROWS_MAX, 7 + 5 + 1]);
         assert_eq!(world.revisions().len(), 1);
     }
 
@@ -343,13 +347,13 @@ mod tests {
         world.operation("done", "a", Some(31));
         world.operation("fresh", "a", Some(29));
         world.operation("open", "h", None);
-        world.sql("INSERT INTO auto_pause_inbox VALUES ('h','i',0,0)");
+        world.sql(&format!("INSERT INTO auto_pause_inbox VALUES ('{HOST}','i',0,0)"));
         for (hash, age) in [("old", 31), ("new", 29), ("valid", -1)] {
             let at = (NOW_S - age * DAY_S) * 1000;
             for table in ["registration_tokens", "refresh_tokens"] {
                 world.sql(&format!(
                     "INSERT INTO {table} (hash,id,host_id,created_at,expires_at) \
-                     VALUES (CAST('{hash}' AS BLOB),'{hash}','h',0,{at})"
+                     VALUES (CAST('{hash}' AS BLOB),'{hash}','{HOST}',0,{at})"
                 ));
             }
         }

@@ -165,11 +165,11 @@ pub(super) fn sandbox(row: &Row<'_>) -> Result<Sandbox> {
     })
 }
 
-/// Writes a new sandbox.
+/// Writes a new sandbox. The writer has it counted, see `usage`.
 pub(super) fn insert_sandbox(conn: &Connection, sandbox: &Sandbox) -> Result<()> {
     let sql = format!(
-        "INSERT INTO sandboxes ({SANDBOX}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
-         ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
+        "INSERT INTO sandboxes ({SANDBOX}, ended) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
+         ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)"
     );
     conn.prepare_cached(&sql)?.execute(params![
         sandbox.id.to_string(),
@@ -194,6 +194,7 @@ pub(super) fn insert_sandbox(conn: &Connection, sandbox: &Sandbox) -> Result<()>
         sandbox.template_id.map(|id| id.to_string()),
         sandbox.default_user,
         sandbox.default_env,
+        sandbox.status.is_over(),
     ])?;
     Ok(())
 }

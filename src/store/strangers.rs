@@ -6,6 +6,7 @@
 use super::StoreError;
 use super::journal::{Actor, Audit};
 use super::lifecycle::{NewOperation, Work};
+use super::read::Page;
 use super::rows;
 use super::transition::Move;
 use super::writer::{After, Writer};
@@ -37,11 +38,23 @@ pub struct Recorded {
 
 /// Every recorded stranger, host by host.
 pub fn strangers(conn: &Connection) -> Result<Vec<Recorded>, StoreError> {
+    Ok(strangers_after(conn, None, i64::from(u32::MAX))?.rows)
+}
+
+/// Those behind this one, at most so many.
+pub fn strangers_after(
+    conn: &Connection,
+    after: Option<(HostId, SandboxId)>,
+    limit: i64,
+) -> Result<Page<Recorded>, StoreError> {
     let mut select = conn.prepare_cached(
         "SELECT t.host_id, t.sandbox_id, t.kind, t.seen_at, s.host_id FROM strangers t \
-         LEFT JOIN sandboxes s ON s.id = t.sandbox_id ORDER BY t.host_id, t.sandbox_id",
+         LEFT JOIN sandboxes s ON s.id = t.sandbox_id \
+         WHERE (t.host_id, t.sandbox_id) > (?1, ?2) ORDER BY t.host_id, t.sandbox_id LIMIT ?3",
     )?;
-    let recorded = select.query_map([], |row| {
+    let after = after.map(|(host, id)| (host.to_string(), id.to_string()));
+    let (host, id) = after.unwrap_or_default();
+    let recorded = select.query_map(params![host, id, limit + 1], |row| {
         let (host, owner): (HostId, Option<HostId>) =
             (rows::id(row, 0)?, rows::parsed_opt(row, 4)?);
         Ok(Recorded {
@@ -52,7 +65,7 @@ pub fn strangers(conn: &Connection) -> Result<Vec<Recorded>, StoreError> {
             owner: owner.filter(|owner| *owner != host),
         })
     })?;
-    Ok(recorded.collect::<Result<_, _>>()?)
+    Ok(Page::cut(recorded.collect::<Result<_, _>>()?, limit))
 }
 
 /// A request to take a stranger over.
@@ -217,6 +230,7 @@ impl Writer {
             ..Sandbox::new(id, host, team, status, now.wall)
         };
         rows::insert_sandbox(&self.conn, &sandbox)?;
+        self.usage.made(&sandbox);
         let key = host.to_string();
         let (from, reason, filled_by, detail) = (status, &reason, None, None);
         let t = Move { host, key: &key, id, team, from, to: status, reason, filled_by, detail };
@@ -234,6 +248,7 @@ impl Writer {
         self.conn
             .prepare_cached("UPDATE sandboxes SET host_id = ?3 WHERE host_id = ?1 AND id = ?2")?
             .execute([from, id, to.to_string()])?;
+        self.usage.rehosted(row, to);
         Ok(())
     }
 

@@ -1,152 +1,59 @@
-//! Owns what is counted of the database for whoever watches it. Sandboxes are counted once,
-//! on a snapshot; from then on what the writer moved is added up, so that a million rows
-//! cost no more than ten.
+//! Owns what is counted of the database for whoever watches it.
 //!
-//! Never: holds the writer up (it only lets a snapshot begin between two transactions),
-//! writes, says what a count is called (`api::metrics` does).
+//! Never: asks the writer, reads sandboxes (what the writer keeps of each host says how many
+//! there are), writes, says what a count is called (`api::metrics` does).
 
 use super::StoreError;
 use super::read::{Reader, Readers};
 use super::rows;
-use super::writer::{Command, WriterFigures, WriterHandle};
+use super::usage;
+use crate::figures::Counters;
 use crate::model::host::HostStatus;
 use crate::model::operation::OperationKind;
 use crate::model::sandbox::SandboxStatus;
-use crate::model::time::{Now, Wall};
+use crate::model::time::Wall;
 use rusqlite::{Connection, Row};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long whoever counts waits for a connection and for the writer. Larger: a scrape that
+/// How long whoever counts waits for a connection. Larger: a scrape that
 /// finds a busy database misses its own deadline; smaller: it goes without for no need.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const STATUSES: usize = SandboxStatus::ALL.len();
 
-/// How sandboxes moved, by status in the order of [`SandboxStatus::ALL`].
+/// How many sandboxes came into each status, in the order of [`SandboxStatus::ALL`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    /// How many more there are.
-    change: [i64; STATUSES],
-    /// How many came into it.
-    entered: [u64; STATUSES],
-}
+pub(super) struct Tally([u64; STATUSES]);
 
 impl Tally {
-    /// One sandbox moved, was made or is gone.
-    pub(super) fn moved(&mut self, from: Option<SandboxStatus>, to: Option<SandboxStatus>) {
-        if let Some(from) = from {
-            self.change[from as usize] -= 1;
-        }
-        if let Some(to) = to {
-            self.change[to as usize] += 1;
-            self.entered[to as usize] += 1;
-        }
-    }
-
-    /// So many sandboxes that were over are gone.
-    pub(super) fn gone(&mut self, status: SandboxStatus, count: usize) {
-        self.change[status as usize] -= i64::try_from(count).unwrap_or(i64::MAX);
+    /// One sandbox came into this status, or was made in it.
+    pub(super) fn entered(&mut self, status: SandboxStatus) {
+        self.0[status as usize] += 1;
     }
 }
 
-/// What moved since the start and is committed.
+/// How many sandboxes came into each status since the start, as it is committed.
 #[derive(Debug, Default)]
-pub struct Tallied(Mutex<Tally>);
+pub struct Tallied(Counters<STATUSES>);
 
 impl Tallied {
     /// Adds what a transaction moved. Called by the writer after its commit.
     pub(super) fn add(&self, more: &Tally) {
-        if *more != Tally::default() {
-            let mut sum = self.lock();
-            sum.change.iter_mut().zip(more.change).for_each(|(n, more)| *n += more);
-            sum.entered.iter_mut().zip(more.entered).for_each(|(n, more)| *n += more);
+        for (at, count) in more.0.iter().enumerate().filter(|(_, count)| **count > 0) {
+            self.0.add(at, *count);
         }
     }
 
-    /// How many sandboxes came into each status since the start.
+    /// In the order of [`SandboxStatus::ALL`].
     pub fn entered(&self) -> [u64; STATUSES] {
-        self.lock().entered
-    }
-
-    fn now(&self) -> Tally {
-        *self.lock()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tally> {
-        // Numbers only: a panic elsewhere leaves them as they were.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.get()
     }
 }
 
-/// How many sandboxes there were before anything moved.
-#[derive(Debug, Clone, Copy)]
-pub struct Base([i64; STATUSES]);
-
-impl Base {
-    /// Counts every sandbox once: as long as reading all rows takes.
-    pub fn count(
-        readers: &Readers,
-        writer: &WriterHandle,
-        figures: &Arc<WriterFigures>,
-        now: Now,
-    ) -> Result<Base, StoreError> {
-        let reader = readers.get_within(PATIENCE)?;
-        let (tx, rx) = mpsc::channel();
-        let figures = Arc::clone(figures);
-        let reply = Box::new(move |result: Result<(), StoreError>| {
-            // On the writer's thread: nothing is committed between these two.
-            let begun = result.and_then(|()| Snapshot::begin(reader));
-            // Nobody waits any more: the snapshot ends where it began.
-            let _ = tx.send(begun.map(|snapshot| (snapshot, figures.tallied.now())));
-        });
-        if !writer.try_send(now, Command::Echo(reply)) {
-            return Err(StoreError::Busy);
-        }
-        let (snapshot, moved) = rx.recv_timeout(PATIENCE).map_err(|_| StoreError::Busy)??;
-        let mut counts = sandboxes(&snapshot.0)?;
-        counts.iter_mut().zip(moved.change).for_each(|(n, moved)| *n -= moved);
-        Ok(Base(counts))
-    }
-
-    /// How many there are now, in the order of [`SandboxStatus::ALL`].
-    pub fn now(&self, tallied: &Tallied) -> [u64; STATUSES] {
-        let moved = tallied.now().change;
-        std::array::from_fn(|at| u64::try_from(self.0[at] + moved[at]).unwrap_or_default())
-    }
-}
-
-/// A reader that sees one moment; ends with it.
-struct Snapshot(Reader);
-
-impl Snapshot {
-    fn begin(reader: Reader) -> Result<Snapshot, StoreError> {
-        let snapshot = Snapshot(reader);
-        snapshot.0.execute_batch("BEGIN; SELECT revision FROM state")?;
-        Ok(snapshot)
-    }
-}
-
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        if !self.0.is_autocommit()
-            && let Err(error) = self.0.execute_batch("ROLLBACK")
-        {
-            log::error!("could not end a snapshot: {error}");
-        }
-    }
-}
-
-fn sandboxes(conn: &Connection) -> Result<[i64; STATUSES], StoreError> {
-    let mut counts = [0; STATUSES];
-    let mut select =
-        conn.prepare_cached("SELECT status, count(*) FROM sandboxes GROUP BY status")?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        counts[rows::parsed::<SandboxStatus>(row, 0)? as usize] = row.get(1)?;
-    }
-    Ok(counts)
+/// How many sandboxes there are, in the order of [`SandboxStatus::ALL`]. Reads what the
+/// writer keeps of each host, and no sandbox.
+pub fn sandboxes(conn: &Connection) -> Result<[u64; STATUSES], StoreError> {
+    usage::totals(conn)
 }
 
 /// Hosts as they are stored.

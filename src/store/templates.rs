@@ -10,11 +10,12 @@
 use super::StoreError;
 use super::bounds::OverQuota;
 use super::journal::{Actor, Audit};
+use super::read::Page;
 use super::rows;
 use super::writer::Writer;
 use crate::model::event::{AuditAction, AuditStatus, ResourceType};
 use crate::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId, TemplateId};
-use crate::model::sandbox::Reason;
+use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::template::{MINIMAL, MINIMAL_ID, Template, TemplateKind, TemplateName};
 use crate::model::time::{Now, Wall};
 use crate::plan::placement::NoHost;
@@ -118,21 +119,35 @@ pub fn list(
     scope: Scope,
     kind: Option<TemplateKind>,
 ) -> Result<Vec<Template>, StoreError> {
+    Ok(list_after(conn, scope, kind, None, i64::from(u32::MAX))?.rows)
+}
+
+/// Those behind this name of this team, at most so many. `minimal` comes before all names.
+pub fn list_after(
+    conn: &Connection,
+    scope: Scope,
+    kind: Option<TemplateKind>,
+    after: Option<(String, TeamId)>,
+    limit: i64,
+) -> Result<Page<Template>, StoreError> {
     let mut found = Vec::new();
-    if kind != Some(TemplateKind::Snapshot) {
+    if after.is_none() && kind != Some(TemplateKind::Snapshot) {
         found.push(minimal(conn)?);
     }
     let sql = format!(
         "SELECT {TEMPLATE} FROM templates WHERE deleted_at IS NULL AND {} \
-         AND (?1 IS NULL OR type = ?1) ORDER BY name, team_id",
+         AND (?1 IS NULL OR type = ?1) AND (name, team_id) > (?2, ?3) \
+         ORDER BY name, team_id LIMIT ?4",
         scope.condition()
     );
     let mut select = conn.prepare(&sql)?;
-    let stored = select.query_map([kind.map(TemplateKind::as_str)], template)?;
+    let (name, team) = after.map(|(name, team)| (name, team.to_string())).unwrap_or_default();
+    let kind = kind.map(TemplateKind::as_str);
+    let stored = select.query_map(params![kind, name, team, limit + 1], template)?;
     for template in stored {
         found.push(with_hosts(conn, template?)?);
     }
-    Ok(found)
+    Ok(Page::cut(found, limit))
 }
 
 /// Every template that has a row, by id, and since when it is being deleted.
@@ -342,8 +357,8 @@ pub fn erasures(conn: &Connection) -> Result<Vec<Erasure>, StoreError> {
     let mut select = conn.prepare_cached(
         "SELECT h.host_id, t.id, t.team_id FROM templates t \
          JOIN template_hosts h ON h.template_id = t.id WHERE t.deleted_at IS NOT NULL \
-         AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.host_id = h.host_id \
-             AND s.template_id = t.id AND s.status NOT IN ('stopped', 'error')) \
+         AND NOT EXISTS (SELECT 1 FROM sandboxes s INDEXED BY sandboxes_by_host \
+             WHERE s.host_id = h.host_id AND s.ended = 0 AND s.template_id = t.id) \
          ORDER BY h.host_id, t.deleted_at, t.id",
     )?;
     let found = select.query_map([], |row| {
@@ -450,16 +465,22 @@ impl Writer {
 
     /// Sandboxes that are being made from a template.
     fn starting_from(&self, template: &Template) -> Result<Vec<SandboxId>, StoreError> {
-        // By host, so that it is a part of one index that is read.
         let mut select = self.conn.prepare_cached(
-            "SELECT s.id FROM hosts h JOIN sandboxes s ON s.host_id = h.id \
-             WHERE (?2 OR h.id IN (SELECT host_id FROM template_hosts WHERE template_id = ?1)) \
-             AND s.template_id = ?1 AND s.status = 'starting' ORDER BY s.id",
+            "SELECT id FROM sandboxes INDEXED BY sandboxes_by_host WHERE host_id = ?1 \
+             AND ended = 0 AND template_id = ?2 AND status = 'starting'",
         )?;
-        let everywhere = template.hosts.is_empty();
-        let ids = select
-            .query_map(params![template.id.to_string(), everywhere], |row| rows::id(row, 0))?;
-        Ok(ids.collect::<Result<_, _>>()?)
+        let mut starting: Vec<SandboxId> = Vec::new();
+        // Only hosts are read that have such a sandbox.
+        for host in self.usage.hosts_with(SandboxStatus::Starting) {
+            if template.hosts.is_empty() || template.hosts.contains(&host) {
+                let of = [host.to_string(), template.id.to_string()];
+                for id in select.query_map(of, |row| rows::id(row, 0))? {
+                    starting.push(id?);
+                }
+            }
+        }
+        starting.sort_unstable();
+        Ok(starting)
     }
 
     /// Can no longer be named; its hosts have yet to delete it.

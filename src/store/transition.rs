@@ -5,9 +5,9 @@
 //! The only place that writes a status into an existing row.
 
 use super::StoreError;
-use super::bounds::Teams;
 use super::journal::{Actor, Audit, Event, Journal, metadata};
 use super::tally::Tally;
+use super::usage::{Usage, room_changes};
 use super::writer::Writer;
 use crate::model::event::{AuditAction, AuditStatus, EventKind, ResourceType};
 use crate::model::id::{HostId, SandboxId, TeamId};
@@ -16,7 +16,7 @@ use crate::model::probe::Listed;
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::Now;
 use crate::plan::history::audit_of_transition;
-use rusqlite::{CachedStatement, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 /// One row on its way to another status.
 pub(super) struct Move<'a> {
@@ -36,10 +36,11 @@ pub(super) struct Move<'a> {
 
 /// Moves any number of rows for one actor at one moment.
 pub(super) struct Mover<'a> {
+    conn: &'a Connection,
     update: CachedStatement<'a>,
     journal: Journal<'a>,
     tally: &'a mut Tally,
-    teams: &'a mut Teams,
+    usage: &'a mut Usage,
     policy: &'a Policy,
     now: Now,
 }
@@ -51,6 +52,15 @@ const MOVE: &str = "\
     host_ip = coalesce(?7, host_ip), metadata = coalesce(?8, metadata), \
     started_at = coalesce(started_at, ?9), status_detail = ?10 WHERE host_id = ?1 AND id = ?2";
 
+/// The indexes for lists know what has ended.
+const END: &str = "\
+    UPDATE sandboxes INDEXED BY sqlite_autoindex_sandboxes_1 SET ended = ?3, status = ?4 \
+    WHERE host_id = ?1 AND id = ?2";
+
+/// What a sandbox takes of its host while it holds a microVM.
+const TAKES: &str = "SELECT coalesce(vcpus, 0), coalesce(memory_mb, 0) FROM sandboxes \
+    INDEXED BY sqlite_autoindex_sandboxes_1 WHERE host_id = ?1 AND id = ?2";
+
 impl Writer {
     /// Moves rows for somebody.
     pub(super) fn mover<'a>(
@@ -61,8 +71,8 @@ impl Writer {
         let update = self.conn.prepare_cached(MOVE)?;
         let counters = (&mut self.revision, &mut self.random);
         let journal = Journal::new(&self.conn, counters, now.wall, actor)?;
-        let (tally, teams) = (&mut self.tally, &mut self.teams);
-        Ok(Mover { update, journal, tally, teams, policy: &self.policy, now })
+        let (tally, usage) = (&mut self.tally, &mut self.usage);
+        Ok(Mover { conn: &self.conn, update, journal, tally, usage, policy: &self.policy, now })
     }
 
     /// Moves one row by what Roost found out. Gives the revision.
@@ -85,6 +95,7 @@ impl Mover<'_> {
         t: &Move<'_>,
         audit: Option<(AuditAction, AuditStatus)>,
     ) -> Result<u64, StoreError> {
+        self.count(t)?;
         let details = t.filled_by.map(|entry| &entry.details);
         let started = t.filled_by.map(|entry| match entry.created_at_unix {
             ..=0 => self.now.wall.0,
@@ -105,6 +116,23 @@ impl Mover<'_> {
         self.tell_move(t, Some(t.from), audit)
     }
 
+    fn count(&mut self, t: &Move<'_>) -> Result<(), StoreError> {
+        let id = t.id.text();
+        let takes = match room_changes(t.from, t.to) {
+            true => self
+                .conn
+                .prepare_cached(TAKES)?
+                .query_row([t.key, id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?,
+            false => (0, 0),
+        };
+        self.usage.moved((t.host, t.team), (t.from, t.to), takes);
+        if t.from.is_over() != t.to.is_over() {
+            let ends = params![t.key, id.as_str(), t.to.is_over(), t.to.as_str()];
+            self.conn.prepare_cached(END)?.execute(ends)?;
+        }
+        Ok(())
+    }
+
     /// Writes the event of a move, of a new row too, and its audit entry. Gives the revision.
     pub(super) fn tell_move(
         &mut self,
@@ -112,8 +140,7 @@ impl Mover<'_> {
         from: Option<SandboxStatus>,
         audit: Option<(AuditAction, AuditStatus)>,
     ) -> Result<u64, StoreError> {
-        self.tally.moved(from, Some(t.to));
-        self.teams.moved(t.team, from, t.to);
+        self.tally.entered(t.to);
         let (from, to) = (from.map(SandboxStatus::as_str), t.to.as_str());
         let revision = self.journal.event(&Event {
             kind: EventKind::of(t.to),

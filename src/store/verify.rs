@@ -2,8 +2,16 @@
 //!
 //! Never: repairs anything. Called by `roost db verify` and by crash tests.
 
+mod indexes;
+mod walk;
+
 use super::StoreError;
 use rusqlite::Connection;
+
+/// Page cache of a connection that reads all there is, in KiB. Larger: more memory for a
+/// moment; smaller: pages are read again and again. No memory map: a disk that fails would end
+/// the process instead of being complained of.
+const CACHE_KIB: i64 = 32 * 1024;
 
 /// What must find no row, with what it means when it does. `?` marks stand for nothing.
 const INVARIANTS: &[(&str, &str)] = &[
@@ -24,19 +32,6 @@ const INVARIANTS: &[(&str, &str)] = &[
              WHERE revision > coalesce((SELECT max(up_to) FROM event_shares), 0)) \
          WHERE n > 0 AND high - low + 1 <> n + (SELECT coalesce(sum(r.revision - r.last_known), 0) \
              FROM restores r WHERE r.last_known >= low AND r.revision < high)",
-    ),
-    (
-        "a sandbox changed without its event",
-        "SELECT s.id FROM sandboxes s WHERE s.revision > 0 \
-         AND s.revision >= (SELECT max(min(revision), coalesce((SELECT max(up_to) + 1 FROM event_shares), 0)) \
-             FROM events) \
-         AND NOT EXISTS (SELECT 1 FROM events e WHERE e.revision = s.revision \
-             AND e.sandbox_id = s.id AND e.to_status = s.status)",
-    ),
-    (
-        "an event is newer than the status it announced",
-        "SELECT e.revision FROM events e JOIN sandboxes s ON s.id = e.sandbox_id \
-         WHERE e.to_status IS NOT NULL AND e.revision > s.revision",
     ),
     (
         "an audit entry has no event",
@@ -85,19 +80,26 @@ pub fn verify(conn: &Connection) -> Result<Vec<String>, StoreError> {
             wrong.push(format!("{meaning} (for example {})", shown(&example)));
         }
     }
+    for (meaning, example) in walk::walk(conn)? {
+        wrong.push(format!("{meaning} (for example {example})"));
+    }
     Ok(wrong)
 }
 
 /// What is wrong in SQLite's eyes: all that can be asked of an older schema.
 pub(super) fn integrity(conn: &Connection) -> Result<Vec<String>, StoreError> {
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
     let mut wrong = Vec::new();
-    let mut check = conn.prepare("PRAGMA integrity_check(20)")?;
+    let mut check = conn.prepare("PRAGMA quick_check(20)")?;
     let lines = check.query_map([], |row| row.get::<_, String>(0))?;
     for line in lines {
         let line = line?;
         if line != "ok" {
             wrong.push(format!("sqlite: {line}"));
         }
+    }
+    if wrong.is_empty() {
+        wrong.extend(indexes::check(conn)?.into_iter().map(|line| format!("sqlite: {line}")));
     }
     let mut keys = conn.prepare("SELECT \"table\", parent FROM pragma_foreign_key_check")?;
     let mut rows = keys.query([])?;
@@ -132,12 +134,6 @@ mod tests {
             "UPDATE state SET revision = 7",
             "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL), \
              (3,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL); UPDATE state SET revision = 3",
-            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
-             VALUES ('h','s','t','running',0,1,0); UPDATE state SET revision = 1; \
-             INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL)",
-            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
-             VALUES ('h','s','t','running',0,0,0); UPDATE state SET revision = 1; \
-             INSERT INTO events VALUES (1,0,'sandbox.running','h','s','t',NULL,'running','r','system',NULL)",
             "INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL); \
              UPDATE state SET revision = 1; INSERT INTO audit_logs VALUES \
              (1,'l','t','system',NULL,NULL,'host','h','marked_up','team','success','{\"revision\":2}',0)",
@@ -149,9 +145,19 @@ mod tests {
              VALUES ('o','s','h','pause',0,0)",
             "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
              VALUES ('h','s','t','running',0,0,0); UPDATE hosts SET liveness = 'unreachable'",
+            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
+             VALUES ('h','s','t','running',0,1,0); UPDATE state SET revision = 1; \
+             INSERT INTO events VALUES (1,0,'host.up','h',NULL,'t',NULL,NULL,'r','system',NULL)",
+            "INSERT INTO sandboxes (host_id,id,team_id,status,status_changed_at,revision,created_at) \
+             VALUES ('h','s','t','running',0,0,0); UPDATE state SET revision = 1; \
+             INSERT INTO events VALUES (1,0,'sandbox.running','h','s','t',NULL,'running','r','system',NULL)",
+            "INSERT INTO host_usage VALUES ('h',0,0,0,0,1,0,0,0,0,0,0,0,0)",
+            "INSERT INTO team_usage VALUES ('t2', 1)",
         ];
-        assert_eq!(broken.len(), INVARIANTS.len());
-        for (sql, (meaning, _)) in broken.iter().zip(INVARIANTS) {
+        let walked = [walk::NO_EVENT, walk::NEWER_EVENT, walk::HOST_SUMS, walk::TEAM_COUNT];
+        let meanings = INVARIANTS.iter().map(|(meaning, _)| *meaning).chain(walked);
+        assert_eq!(broken.len(), INVARIANTS.len() + walked.len());
+        for (sql, meaning) in broken.iter().zip(meanings) {
             let conn = Connection::open_in_memory().unwrap();
             conn.execute_batch(SCHEMA).unwrap();
             conn.execute_batch(

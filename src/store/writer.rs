@@ -7,7 +7,7 @@
 use super::StoreError;
 use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
-use super::bounds::{Bounds, Teams};
+use super::bounds::Bounds;
 use super::deletion::Deletion;
 use super::idempotency::{Created, Once, OnceKey};
 use super::identity::{NewHost, Registered, Registration, TokenHash};
@@ -25,6 +25,7 @@ use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
+use super::usage::Usage;
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::logging::seldom;
 use crate::model::host::{Host, Intent, Liveness};
@@ -408,10 +409,10 @@ pub struct Writer {
     pub(super) tally: Tally,
     /// What hosts and teams have used of their allowances.
     pub(super) bounds: Bounds,
-    /// Sandboxes of each team.
-    pub(super) teams: Teams,
     /// Events of each author.
     pub(super) shares: Shares,
+    /// What the sandboxes of each host and team come to.
+    pub(super) usage: Usage,
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
@@ -466,6 +467,7 @@ impl Writer {
         published.publish(revision);
         let keys = Arc::new(Keys::load(&conn)?);
         let acceptance = Arc::new(Acceptance::load(&conn)?);
+        let usage = Usage::load(&conn)?;
         let place = Place::of(&conn)?;
         Ok(Writer {
             conn,
@@ -491,11 +493,18 @@ impl Writer {
             suffered: false,
             tally: Tally::default(),
             bounds: Bounds::default(),
-            teams: Teams::default(),
             shares: Shares::default(),
+            usage,
             commit_took: Duration::ZERO,
             place,
         })
+    }
+
+    /// Counts rows that a test has written.
+    #[cfg(test)]
+    pub(super) fn count_anew(&mut self) {
+        self.conn.execute_batch(super::usage::COUNT).expect("rows can be counted");
+        self.usage = Usage::load(&self.conn).expect("sums can be read");
     }
 
     /// The newest committed revision, shared.
@@ -646,6 +655,7 @@ impl Writer {
             let mut update = self.conn.prepare_cached("UPDATE state SET revision = ?1")?;
             update.execute([self.revision as i64])?;
         }
+        self.usage.store(&self.conn)?;
         let watch = Stopwatch::start();
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         self.commit_took = watch.elapsed();
@@ -657,7 +667,7 @@ impl Writer {
         let after = std::mem::take(&mut self.after);
         let suffered = std::mem::take(&mut self.suffered);
         let tally = std::mem::take(&mut self.tally);
-        self.teams.settle(failed.is_none());
+        self.usage.settle(failed.is_none());
         if let Some(error) = failed {
             self.shares.count_anew();
             self.figures.suffer(error);
@@ -759,13 +769,16 @@ impl Writer {
         write: impl FnOnce(&mut Writer) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let revision = self.revision;
-        let (after, tally, teams) = (self.after.len(), self.tally, self.teams.mark());
+        let (after, tally) = (self.after.len(), self.tally);
         self.conn.prepare_cached("SAVEPOINT command")?.execute([])?;
+        self.usage.begin();
         let result = write(self);
-        if result.is_err() {
+        if result.is_ok() {
+            self.usage.keep();
+        } else {
+            self.usage.undo();
             self.conn.prepare_cached("ROLLBACK TO command")?.execute([])?;
             (self.revision, self.tally) = (revision, tally);
-            self.teams.back_to(teams);
             for undone in self.after.split_off(after) {
                 self.take_back(undone);
             }

@@ -73,6 +73,7 @@ pub(crate) enum Defect {
     AuditEntryInvented,
     EventMissing,
     MovedUntold,
+    SumsDrift,
 }
 
 impl Defect {
@@ -128,6 +129,7 @@ impl Defect {
         (Defect::AuditEntryInvented, 1, "what was not changed is audited"),
         (Defect::EventMissing, 1, "a change is written without its event"),
         (Defect::MovedUntold, 1, "a row moves, and nothing tells of it"),
+        (Defect::SumsDrift, 1, "what is kept of a host is not what its rows come to"),
     ];
 
     /// Numbers that take a precaution away; for the writer only.

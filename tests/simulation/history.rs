@@ -311,6 +311,10 @@ impl History {
                        WHERE id = (SELECT min(id) FROM sandboxes)";
             self.conn.execute(any, []).expect("the database can be written");
         }
+        if self.defect == Some(Defect::SumsDrift) {
+            let drift = "UPDATE host_usage SET memory_mb = memory_mb + 1";
+            self.conn.execute(drift, []).expect("the database can be written");
+        }
         let there = rows(&self.conn);
         let aged = |row: &Row| aged && row.status.is_over();
         let gone = self.rows.iter().filter(|(id, row)| aged(row) && !there.contains_key(id));

@@ -74,9 +74,27 @@ fn parse(text: &str) -> Option<Answer> {
         Some((name.to_lowercase(), value.trim().to_owned()))
     };
     let headers: Vec<(String, String)> = lines.map(header).collect::<Option<_>>()?;
+    let chunked = ("transfer-encoding".to_owned(), "chunked".to_owned());
+    if headers.contains(&chunked) {
+        return Some(Answer { status, headers, body: unchunked(body)? });
+    }
     let length = headers.iter().find(|(name, _)| name == "content-length");
     match length {
         Some((_, length)) if length.parse() != Ok(body.len()) => None,
         _ => Some(Answer { status, headers, body: body.to_owned() }),
+    }
+}
+
+/// `None` when the last chunk is missing.
+fn unchunked(mut rest: &str) -> Option<String> {
+    let mut body = String::new();
+    loop {
+        let (size, chunk) = rest.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
+        body += chunk.get(..size)?;
+        rest = chunk.get(size..)?.strip_prefix("\r\n")?;
+        if size == 0 {
+            return Some(body);
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::model::operation::OperationKind;
 use crate::model::time::Now;
 use crate::store::StoreError;
 use crate::store::notify;
-use crate::store::tally::{self, Base};
+use crate::store::tally;
 use crate::store::templates;
 use families as f;
 use std::sync::atomic::Ordering;
@@ -41,13 +41,12 @@ const PROBE_OUTCOMES: &[&str] =
 /// What can keep the database from being used.
 const TROUBLES: &[&str] = &["damaged", "disk", "cannot_open", "moved", "busy", "other"];
 
-/// What the API itself counts, and what it remembers between two scrapes.
+/// What the API itself counts.
 #[derive(Debug, Default)]
 pub struct Scraped {
     heartbeats: Counters<{ HEARTBEAT_ANSWERS.len() }>,
-    /// How many sandboxes there were when they were counted. Held by the one scrape that
-    /// asks the database.
-    base: Mutex<Option<Base>>,
+    /// Locked by the one scrape that asks the database.
+    asking: Mutex<()>,
 }
 
 impl Scraped {
@@ -104,12 +103,9 @@ fn may_work(ready: &Ready) -> Result<(), Problem> {
 /// `GET /metrics`: Prometheus text. What cannot be known now has no samples.
 pub(super) fn metrics(ready: &Ready) -> Response {
     let (mut out, now) = (Scrape::default(), ready.now());
-    let answers = match ready.scraped.base.try_lock() {
-        Ok(mut base) => ask_database(ready, &mut base, &mut out, now).is_ok(),
-        // It holds a count or none, whatever became of the thread that counted.
-        Err(TryLockError::Poisoned(base)) => {
-            ask_database(ready, &mut base.into_inner(), &mut out, now).is_ok()
-        }
+    let answers = match ready.scraped.asking.try_lock() {
+        Ok(_asking) => ask_database(ready, &mut out, now).is_ok(),
+        Err(TryLockError::Poisoned(_asking)) => ask_database(ready, &mut out, now).is_ok(),
         // Another scrape is at it. That says nothing against the database.
         Err(TryLockError::WouldBlock) => true,
     };
@@ -127,13 +123,8 @@ pub(super) fn metrics(ready: &Ready) -> Response {
 }
 
 /// What only the database knows.
-fn ask_database(
-    ready: &Ready,
-    base: &mut Option<Base>,
-    out: &mut Scrape,
-    now: Now,
-) -> Result<(), StoreError> {
-    let asked = read(ready, base, out, now);
+fn ask_database(ready: &Ready, out: &mut Scrape, now: Now) -> Result<(), StoreError> {
+    let asked = read(ready, out, now);
     if let Err(error) = &asked {
         seldom!(Warn, "failures of the database", "the database" =>
             "could not count what is in the database: {error}");
@@ -144,12 +135,7 @@ fn ask_database(
     asked
 }
 
-fn read(
-    ready: &Ready,
-    base: &mut Option<Base>,
-    out: &mut Scrape,
-    now: Now,
-) -> Result<(), StoreError> {
+fn read(ready: &Ready, out: &mut Scrape, now: Now) -> Result<(), StoreError> {
     if let Ok(space) = ready.readers.space() {
         out.one(&f::DATABASE_SIZE, space.database_bytes);
         out.one(&f::WAL_SIZE, space.log_bytes);
@@ -167,16 +153,7 @@ fn read(
     let oldest = unfinished.oldest.map_or(Duration::ZERO, |at| now.wall.since(at));
     out.one(&f::OPERATIONS_OLDEST, seconds(oldest));
     out.one(&f::NOTIFICATIONS_WAITING, notify::waiting(&reader)?.values().sum::<u64>());
-    drop(reader);
-    if base.is_none() {
-        // Needs the writer for a moment: while that waits for somebody else, readers answer.
-        match Base::count(&ready.readers, &ready.writer, &ready.figures, now) {
-            Ok(counted) => *base = Some(counted),
-            Err(error) => seldom!(Warn, "failures of the database", "the database" =>
-                "could not count sandboxes: {error}"),
-        }
-    }
-    base.iter().for_each(|base| out.each(&f::SANDBOXES, base.now(&ready.figures.tallied)));
+    out.each(&f::SANDBOXES, tally::sandboxes(&reader)?);
     Ok(())
 }
 

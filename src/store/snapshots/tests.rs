@@ -162,6 +162,7 @@ fn the_platforms_are_replaced_by_operators_only() {
     let mut world = World::new();
     let sandbox = running(&mut world);
     world.sql(&format!("UPDATE sandboxes SET team_id = '{}'", team(0)));
+    world.writer.count_anew();
     world.added(new(team(0), "shared", &[1]));
     world.sql("UPDATE templates SET type = 'snapshot'");
     let of = |by| NewSnapshot { team: by, overwrite: true, ..wanted(sandbox.id, Some("shared")) };

@@ -111,11 +111,13 @@ impl World {
     }
 
     /// Gives every sandbox this status, with a history that says so.
-    pub(in crate::store) fn set_status(&self, status: SandboxStatus) {
+    pub(in crate::store) fn set_status(&mut self, status: SandboxStatus) {
         self.sql(&format!(
-            "UPDATE sandboxes SET status = '{status}'; \
-             UPDATE events SET to_status = '{status}', kind = 'sandbox.{status}'"
+            "UPDATE sandboxes SET status = '{status}', ended = {}; \
+             UPDATE events SET to_status = '{status}', kind = 'sandbox.{status}'",
+            u8::from(status.is_over())
         ));
+        self.writer.count_anew();
     }
 
     pub(in crate::store) fn names(&self, scope: Scope) -> Vec<String> {
