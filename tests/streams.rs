@@ -9,6 +9,8 @@ mod support;
 
 #[path = "streams/crowd.rs"]
 mod crowd;
+#[path = "streams/feeds.rs"]
+mod feeds;
 
 use crowd::{Crowd, allow_files, cpu, request};
 use roost::http::trust_in;
