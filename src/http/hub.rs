@@ -409,7 +409,7 @@ impl Drop for Members {
 }
 
 impl Member {
-    /// Each change of the socket is said once, so that nobody has to ask for the next.
+    /// Edge-triggered: a change of the socket needs no call to be reported again.
     fn watch(&self, epoll: &OwnedFd, number: u64) -> io::Result<()> {
         let connection = &*self.connection;
         let timeout_ms = FEED_UNACKNOWLEDGED_MAX.as_millis() as u32;
