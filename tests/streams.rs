@@ -336,7 +336,7 @@ fn a_stop_ends_every_stream() {
         (0..20).map(|_| open(serving.address, serving.key(), &format!("?after={first}"))).collect();
     let began = Instant::now();
     serving.signal(Signal::TERM);
-    reading.to_the_end();
+    reading.read_out();
     for member in &reading.members {
         assert!(member.text.ends_with("\r\n0\r\n\r\n"), "not complete: {:?}", member.text);
     }
