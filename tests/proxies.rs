@@ -117,7 +117,7 @@ impl World {
         let place = Place::of(&self.serving);
         tools.play_at(&proxy.url, login, "proxied", &place, |what| match what {
             "create" => self.create(),
-            other => panic!("nobody knows how to {other}"),
+            other => panic!("no way to {other}"),
         });
     }
 }

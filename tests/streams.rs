@@ -9,6 +9,8 @@ mod support;
 
 #[path = "streams/crowd.rs"]
 mod crowd;
+#[path = "streams/feeds.rs"]
+mod feeds;
 
 use crowd::{Crowd, allow_files, cpu, request};
 use roost::http::trust_in;
@@ -86,6 +88,7 @@ fn a_thousand_streams_receive_every_event_in_order() {
     allow_files();
     let home = home();
     let serving = home.serve(&CALM);
+    let empty = rss_kib(&serving);
     let mut crowd = Crowd::open(serving.address, serving.key(), "", 1000);
     let events = 60;
     let newest = serving.get("/v1/history").json()["revision"].as_u64().unwrap();
@@ -105,6 +108,9 @@ fn a_thousand_streams_receive_every_event_in_order() {
         deliveries / took.as_secs_f64(),
         used.as_secs_f64() * 1e6 / deliveries
     );
+    let grown = rss_kib(&serving).saturating_sub(empty);
+    println!("1000 streams: {grown} KiB");
+    assert!(grown < 16 * 1024, "{grown} KiB");
     assert_eq!(serving.metric("roost_event_streams"), 1000);
     drop(crowd);
     eventually("no streams", || (serving.metric("roost_event_streams") == 0).then_some(()));
@@ -330,7 +336,7 @@ fn a_stop_ends_every_stream() {
         (0..20).map(|_| open(serving.address, serving.key(), &format!("?after={first}"))).collect();
     let began = Instant::now();
     serving.signal(Signal::TERM);
-    reading.to_the_end();
+    reading.read_out();
     for member in &reading.members {
         assert!(member.text.ends_with("\r\n0\r\n\r\n"), "not complete: {:?}", member.text);
     }

@@ -60,7 +60,7 @@ struct Shared {
 }
 
 impl Streams {
-    /// Without any yet. Whoever publishes revisions must ring the transport's bell.
+    /// Without any yet. Every published revision must ring the transport's bell.
     pub fn new(readers: Readers, revision: Arc<Revision>, keys: Arc<Keys>) -> Streams {
         let shared = Shared {
             readers,

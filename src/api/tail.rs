@@ -162,7 +162,7 @@ impl Tail {
         self.reader = Some(reader);
         self.made.clear();
         if oldest.is_some_and(|oldest| self.upto + 1 < oldest) {
-            // Whoever is not at the newest finds out by reading what is older.
+            // A stream that is not at the newest finds out by reading what is older.
             self.events.clear();
             (self.from, self.upto, self.bytes) = (newest, newest, 0);
             return Ok(());

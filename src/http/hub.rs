@@ -86,8 +86,8 @@ pub(super) struct Hub {
 /// What the first thread is given.
 enum Mail {
     New(Box<Member>),
-    /// A feed that has caught up a little.
-    Back(Behind, Step),
+    /// A feed that has caught up a little; without a step when it panicked.
+    Back(Behind, Option<Step>),
 }
 
 /// A feed on its way to the second thread and back.
@@ -299,15 +299,16 @@ impl Members {
         }
     }
 
-    fn back(&mut self, behind: Behind, step: Step, now: Instant) {
+    fn back(&mut self, behind: Behind, step: Option<Step>, now: Instant) {
         let patience = self.patience();
         // Without a member the client is gone, and the feed with it.
         let Some(member) = self.members.get_mut(&behind.number) else { return };
         member.feed = Some(behind.feed);
         match step {
-            Step::Send(chunk) => member.put(chunk, now, patience),
-            Step::Wait | Step::Again | Step::CatchUp => {}
-            Step::End => member.end(now, patience),
+            Some(Step::Send(chunk)) => member.put(chunk, now, patience),
+            Some(Step::Wait | Step::Again | Step::CatchUp) => {}
+            Some(Step::End) => member.end(now, patience),
+            None => return self.remove(behind.number),
         }
         self.go_on(behind.number, now);
     }
@@ -408,7 +409,7 @@ impl Drop for Members {
 }
 
 impl Member {
-    /// Each change of the socket is said once, so that nobody has to ask for the next.
+    /// Edge-triggered: a change of the socket needs no call to be reported again.
     fn watch(&self, epoll: &OwnedFd, number: u64) -> io::Result<()> {
         let connection = &*self.connection;
         let timeout_ms = FEED_UNACKNOWLEDGED_MAX.as_millis() as u32;
@@ -447,11 +448,13 @@ impl Member {
         }
         let Some(feed) = &mut self.feed else { return Fate::Waits };
         match guarded(|| feed.next(now)) {
-            Step::Wait => return Fate::Waits,
-            Step::Again => return Fate::GoesOn,
-            Step::CatchUp => return Fate::Behind,
-            Step::End => self.ending = true,
-            Step::Send(chunk) => self.put(chunk, now, patience),
+            Some(Step::Wait) => return Fate::Waits,
+            Some(Step::Again) => return Fate::GoesOn,
+            Some(Step::CatchUp) => return Fate::Behind,
+            Some(Step::End) => self.ending = true,
+            Some(Step::Send(chunk)) => self.put(chunk, now, patience),
+            // It must not look complete.
+            None => return Fate::Gone,
         }
         self.flushed().unwrap_or(Fate::GoesOn)
     }
@@ -498,9 +501,8 @@ impl Member {
     }
 }
 
-fn guarded(ask: impl FnOnce() -> Step) -> Step {
-    catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|_| {
-        log::error!("a stream panicked");
-        Step::End
-    })
+/// `None` when the feed panicked.
+fn guarded(ask: impl FnOnce() -> Step) -> Option<Step> {
+    let asked = catch_unwind(AssertUnwindSafe(ask));
+    asked.inspect_err(|_| log::error!("a stream panicked")).ok()
 }

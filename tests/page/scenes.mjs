@@ -327,7 +327,7 @@ const scenes = {
     await says(card, '12 missing');
     await says(rows(page), 'its host is silent');
     assert.equal(await page.locator('.row.trouble').count(), 12);
-    assert.equal(await page.title(), '(13) Roost');
+    await page.waitForFunction(() => document.title === '(13) Roost');
     await page.waitForFunction(() => document.getElementById('announce').textContent.includes('12 sandboxes missing'));
     await card.getByRole('img', { name: /unreachable \d\d:\d\d to now/ }).waitFor();
     await want('heartbeat');

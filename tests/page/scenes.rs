@@ -295,7 +295,7 @@ fn the_answers_of_a_proxy_in_front_are_not_the_servers() {
             running.stop();
             server = Some(home.served(home.command(&again)));
         }
-        (other, _) => panic!("nobody knows how to {other}"),
+        (other, _) => panic!("no way to {other}"),
     });
     server.unwrap().stop();
 }

@@ -77,7 +77,7 @@ impl Crowd {
     }
 
     /// Reads until all have ended.
-    pub(crate) fn to_the_end(&mut self) {
+    pub(crate) fn read_out(&mut self) {
         self.wait("the end of all streams", |member| member.ended);
     }
 
