@@ -9,6 +9,7 @@ pub mod id;
 pub mod networks;
 pub mod notify;
 pub mod operation;
+pub mod order;
 pub mod policy;
 pub mod probe;
 pub mod sandbox;
