@@ -19,7 +19,6 @@ fn main() {
         println!("cargo:rerun-if-changed={text}");
     }
     pack_relocations();
-    fold_identical();
     println!("cargo:rerun-if-changed=src/build.rs");
     // Absent in a packaged copy; cargo then looks every time, which costs nothing there.
     println!("cargo:rerun-if-changed=.git/logs/HEAD");
@@ -34,15 +33,6 @@ fn pack(text: &Path) -> std::io::Result<()> {
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
     packed.write_all(&std::fs::read(text)?)?;
     std::fs::write(Path::new(&dir).join(name), packed.finish()?)
-}
-
-/// What compiles to the same instructions is linked once, in the smallest binary only: the
-/// linker of Rust on this architecture can do it.
-fn fold_identical() {
-    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
-    if is("OPT_LEVEL", "z") && is("TARGET", "x86_64-unknown-linux-gnu") {
-        println!("cargo:rustc-link-arg-bin=roost=-Wl,--icf=all");
-    }
 }
 
 /// A static program moves itself to its address by a list of 24 bytes for every pointer it

@@ -97,6 +97,7 @@ impl World {
     fn stable(&self, text: &str) -> String {
         numbered(&text.replace(&self.url(), "URL"))
             .replace(&self.fleet.hosts()[0].id().to_string(), "HOST")
+            .replace(&format!("({})", self.fleet.hosts()[0].address()), "(AT)")
     }
 }
 
@@ -300,21 +301,21 @@ fn hosts_are_drained_undrained_and_set_aside() {
         (
             "drain",
             expect![[r#"
-            HOST  draining
+            HOST (AT)  draining
             exit 0
         "#]],
         ),
         (
             "undrain",
             expect![[r#"
-            HOST  online
+            HOST (AT)  online
             exit 0
         "#]],
         ),
         (
             "offline",
             expect![[r#"
-            HOST  offline
+            HOST (AT)  offline
             exit 0
         "#]],
         ),

@@ -212,7 +212,7 @@ fn names_to_resolve(
     let of_team = ready.presence.team_of(host) != PLATFORM_TEAM;
     let own = Some(&own).filter(|_| of_team || !near.is_empty());
     let names = own.into_iter().chain(&near).filter_map(Endpoint::unresolved);
-    Ok(names.map(str::to_owned).collect())
+    Ok(crate::model::order::set_of(names.map(str::to_owned)))
 }
 
 /// A name that does not resolve in time is compared as text.

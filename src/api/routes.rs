@@ -333,7 +333,7 @@ fn refuse(path: &[&str]) -> Problem {
     if methods.contains(&"GET") {
         methods.push("HEAD");
     }
-    methods.sort_unstable();
+    crate::model::order::sort_by_key(&mut methods, |method| *method);
     let methods = methods.join(", ");
     let problem = Problem::new(405, "method_not_allowed", format!("this path takes {methods}"));
     Problem { allow: Some(methods.into()), ..problem }

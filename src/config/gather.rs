@@ -285,7 +285,7 @@ fn read_file(path: &Path) -> Result<Contents, ConfigError> {
     })?;
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     // The parser sorts by name; people read from the top.
-    entries.sort_by_key(|(name, _)| name.span().start);
+    crate::model::order::sort_by_key(&mut entries, |(name, _)| name.span().start);
     let mut contents = Contents::default();
     for (name, value) in entries {
         if name.get_ref().as_ref() == notify::SECTION {

@@ -25,7 +25,7 @@ use crate::store::presence::Presence;
 use crate::store::read;
 use crate::store::writer::{Command, QUEUE_MAX, Writer, WriterHandle};
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -238,7 +238,9 @@ impl<'a> Pass<'a> {
         self.passive(began)?;
         self.active()?;
         let first = |written: &[Written]| written.first().map(|t| t.revision);
-        self.report.transitions.sort_by_key(|(_, written)| first(written));
+        crate::model::order::sort_by_key(&mut self.report.transitions, |(_, written)| {
+            first(written)
+        });
         self.report.elapsed = self.clock.now().mono.since(began.mono);
         self.writer.send(self.clock.now(), Command::Stop);
         if let Some(thread) = self.thread.take() {
@@ -253,7 +255,7 @@ impl<'a> Pass<'a> {
         let only = self.options.host;
         let policy = &self.options.policy;
         let mut hosts = self.presence.active();
-        hosts.sort_by_key(|host| host.id);
+        crate::model::order::sort_by_key(&mut hosts, |host| host.id);
         // Strict takes stored times as they are; otherwise silence counted while we listened.
         let until = self.listened_until.filter(|_| !policy.is_strict()).unwrap_or(now.wall);
         let silences: Vec<Silence> = hosts
@@ -357,7 +359,7 @@ impl<'a> Pass<'a> {
     fn summarize(&mut self, hosts: HashMap<HostId, Asked>) {
         self.report.observations = hosts.values().filter(|asked| asked.observed).count();
         let left = hosts.into_iter().filter_map(|(host, asked)| Some((host, asked.left?)));
-        for (host, left) in left.collect::<BTreeMap<_, _>>() {
+        for (host, left) in crate::model::order::map_of(left) {
             self.report.failed_probes.extend(left.failure.map(|failure| (host, failure)));
             let held = left.held.into_iter().map(Some);
             self.report.held.extend(held.map(|sandbox| Held { host, sandbox, why: "mass_vanish" }));

@@ -160,7 +160,7 @@ impl Monitor {
             presence,
         };
         let mut hosts = monitor.presence.active();
-        hosts.sort_by_key(|host| host.id);
+        crate::model::order::sort_by_key(&mut hosts, |host| host.id);
         hosts.iter().for_each(|host| monitor.changed(now, host.id));
         monitor
     }

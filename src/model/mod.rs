@@ -10,6 +10,7 @@ pub mod limit;
 pub mod networks;
 pub mod notify;
 pub mod operation;
+pub mod order;
 pub mod policy;
 pub mod probe;
 pub mod sandbox;

@@ -265,7 +265,7 @@ pub fn lists_others(listing: &Listing, unplaced: &[Unplaced], others: &[HostId])
 /// another lists all that it lists at its own address (`lists`).
 pub fn wrong_host(others: &[HostId], lists: impl Fn(HostId) -> usize) -> Option<HostId> {
     let mut others = others.to_vec();
-    others.sort_unstable();
+    crate::model::order::sort_by_key(&mut others, |host| *host);
     let most = others.chunk_by(|a, b| a == b).max_by_key(|ids| ids.len())?;
     (most.len() * 2 >= lists(most[0])).then_some(most[0])
 }

@@ -232,8 +232,7 @@ impl Writer {
     /// announced by that it will not say again, and who says so proves nothing here.
     fn observed_by_mistake(&mut self, others: &[HostId]) {
         let mut owners = others.to_vec();
-        owners.sort_unstable();
-        owners.dedup();
+        crate::model::order::distinct(&mut owners);
         self.after.extend(owners.into_iter().map(After::AnswerLost));
     }
 

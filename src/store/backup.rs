@@ -279,7 +279,7 @@ fn forget_older(path: &Path) {
     let mut copies: Vec<(String, PathBuf)> = names
         .filter_map(|found| Some((stamp_of(&found, name)?, path.with_file_name(&found))))
         .collect();
-    copies.sort();
+    crate::model::order::sort_by_key(&mut copies, |(stamp, _)| stamp.clone());
     for (_, old) in copies.iter().rev().skip(KEPT) {
         match std::fs::remove_file(old) {
             Ok(()) => log::info!("removed {}: newer copies are there", old.display()),

@@ -156,7 +156,9 @@ impl Keys {
     /// All keys, the oldest first; those of one millisecond by name.
     pub fn list(&self) -> Vec<ApiKey> {
         let mut keys: Vec<ApiKey> = self.lock().values().map(|entry| entry.key.clone()).collect();
-        keys.sort_by(|a, b| (a.created_at, &a.name, a.id).cmp(&(b.created_at, &b.name, b.id)));
+        crate::model::order::sort_by_key(&mut keys, |key| {
+            (key.created_at, key.name.clone(), key.id)
+        });
         keys
     }
 

@@ -10,6 +10,7 @@ use super::writer::{After, Writer};
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::HostId;
 use crate::model::notify::{NotifyKind, Phase};
+use crate::model::order;
 use crate::model::sandbox::{Reason, SandboxStatus};
 use crate::model::time::{Now, Wall};
 use crate::plan::history::is_failure;
@@ -119,7 +120,7 @@ impl Writer {
         self.in_savepoint(|w| {
             let known = problems(&w.conn)?;
             let hosts: BTreeMap<HostId, Host> =
-                super::read::hosts(&w.conn)?.into_iter().map(|host| (host.id, host)).collect();
+                order::map_of(super::read::hosts(&w.conn)?.into_iter().map(|host| (host.id, host)));
             let (mut seen, cursor, more) = w.sights(&known, &hosts, look.guard)?;
             let failed = seen.values().any(|sight| matches!(sight, Sight::Happened(_)));
             let maintained = maintenance(&w.conn, now.wall)?;
@@ -134,7 +135,7 @@ impl Writer {
             if rules.mute {
                 seen.retain(|_, sight| !matches!(sight, Sight::Happened(_)));
             }
-            let names = hosts.values().map(|host| (host.id, host.named())).collect();
+            let names = order::map_of(hosts.values().map(|host| (host.id, host.named())));
             let decided = decide(&known, &seen, &maintained, &names, now.wall, &rules, &mut fresh);
             w.keep_problems(&known, &decided.problems)?;
             w.note_cursor(cursor, failed)?;
@@ -407,7 +408,7 @@ fn body(message: &Message, hosts: &BTreeMap<HostId, Host>, now: Wall) -> Value {
     if !message.hosts.is_empty() {
         body["hosts"] = json!(message.hosts.iter().map(ToString::to_string).collect::<Vec<_>>());
         let address = |id: &HostId| Some((id.to_string(), hosts.get(id)?.address.clone()?));
-        let addresses: BTreeMap<_, _> = message.hosts.iter().filter_map(address).collect();
+        let addresses = order::map_of(message.hosts.iter().filter_map(address));
         body["addresses"] = json!(addresses);
         body["sandboxes"] = json!(message.sandboxes);
     }
@@ -431,7 +432,7 @@ pub fn problems(conn: &Connection) -> Result<Vec<Problem>, StoreError> {
     )?;
     let mut problems =
         select.query_map([], problem)?.collect::<Result<Vec<Problem>, rusqlite::Error>>()?;
-    problems.sort_by_key(|p| (p.kind, p.host));
+    order::sort_by_key(&mut problems, |p| (p.kind, p.host));
     Ok(problems)
 }
 
@@ -455,7 +456,8 @@ pub fn maintenance(conn: &Connection, now: Wall) -> Result<BTreeMap<HostId, Wall
     let mut select =
         conn.prepare_cached("SELECT host_id, until FROM host_maintenance WHERE until > ?1")?;
     let rows = select.query_map([now.0], |row| Ok((rows::id(row, 0)?, rows::wall(row, 1)?)))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    Ok(order::map_of(rows))
 }
 
 /// The oldest message that a target has not got.
@@ -477,7 +479,8 @@ pub fn waiting(conn: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
     let mut select =
         conn.prepare_cached("SELECT target, count(*) FROM notify_outbox GROUP BY target")?;
     let rows = select.query_map([], |row| Ok((row.get(0)?, rows::unsigned(row, 1)?)))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    Ok(order::map_of(rows))
 }
 
 /// A message that says only that messages arrive.

@@ -403,8 +403,7 @@ impl Writer {
             return Ok(Added::IdTaken(id));
         }
         let mut hosts = new.hosts;
-        hosts.sort_unstable();
-        hosts.dedup();
+        crate::model::order::distinct(&mut hosts);
         let template = Template {
             id,
             team_id: new.team,

@@ -154,7 +154,7 @@ fn is_recent(host: &UnknownHost, now: Wall) -> bool {
 }
 
 fn sort(hosts: &mut [UnknownHost]) {
-    hosts.sort_by_key(|host| (std::cmp::Reverse(host.last_seen_at), host.id));
+    crate::model::order::sort_by_key(hosts, |host| (std::cmp::Reverse(host.last_seen_at), host.id));
 }
 
 /// Unknown hosts as the database remembers them at `now`, the last heard first.

@@ -204,7 +204,8 @@ fn a_host_keeps_its_own_address_and_takes_over_that_of_a_dead_one() {
 #[test]
 fn another_team_does_not_hear_whose_an_address_is() {
     let home = Home::new();
-    let serving = home.serve(&["--probe-interval", "1h"]);
+    let here = "127.0.0.0/8, ::1";
+    let serving = home.serve(&["--probe-interval", "1h", "--agent-networks", here]);
     let (owner, token) = added(&serving, 1);
     assert_eq!(register_with(&serving, &token, "127.0.0.1:7001").status, 201);
     for (team, hears) in [(0, true), (1, true), (2, false)] {

@@ -73,7 +73,7 @@ pub(in crate::cli) fn set_intent(
     let path = format!("/v1/hosts/{}/{verb}", options.id);
     let answer = server.ask(Method::POST, &path, None, PATIENCE);
     let host = answer.map_err(|e| e.to(what, LIST))?;
-    let text = format!("{}  {}\n", word(&host, "id"), word(&host, "status"));
+    let text = format!("{}  {}\n", named(&host), word(&host, "status"));
     print(options.printing.format, &host, &text).map(|()| Exit::Done)
 }
 
@@ -131,6 +131,14 @@ pub(in crate::cli) fn delete_host(config: &Config, options: &HostsRm) -> Result<
     }
 }
 
+/// A host as people know it.
+fn named(host: &Value) -> String {
+    match (word(host, "id"), word(host, "address")) {
+        (id, "") => id.to_owned(),
+        (id, address) => format!("{id} ({address})"),
+    }
+}
+
 fn not_deleted(id: HostId) -> Failure {
     Failure::new(format!("could not delete {id}"))
 }
@@ -153,7 +161,8 @@ fn confirm(server: &ServerClient, id: HostId) -> Result<(), Failure> {
     let ids = ids(&preview);
     let mut question: String = ids.iter().map(|id| format!("{id}\n")).collect();
     question += &format!(
-        "Delete {id} ({}) and {}? What runs there is lost. [y/N] ",
+        "Delete {} ({}) and {}? What runs there is lost. [y/N] ",
+        named(&preview["host"]),
         word(&preview["host"], "status"),
         sandboxes(ids.len() as u64),
     );

@@ -8,6 +8,7 @@ use super::{print, word};
 use crate::cli::args::{SnapshotsCreate, TemplatesAdd, TemplatesRm};
 use crate::cli::output::{Exit, Failure};
 use crate::config::Config;
+use crate::model::order;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -159,7 +160,7 @@ impl Snapshot<'_> {
         let capsule = self.server.ask(Method::GET, &path, None, PATIENCE);
         let capsule = capsule.map_err(|trouble| self.because(trouble))?;
         let before: BTreeSet<String> =
-            self.list()?.iter().map(|template| word(template, "id").to_owned()).collect();
+            order::set_of(self.list()?.iter().map(|template| word(template, "id").to_owned()));
         match self.begin() {
             Ok(answer) if is_template(&answer) => Ok(answer),
             // Not done in a minute, or perhaps begun.

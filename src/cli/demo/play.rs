@@ -16,6 +16,7 @@ use crate::cli::{open, unreadable};
 use crate::model::event::{Event, EventKind};
 use crate::model::host::{Host, HostStatus};
 use crate::model::id::{HostId, SandboxId};
+use crate::model::order;
 use crate::model::sandbox::SandboxStatus;
 use crate::sim::{Faults, SimState};
 use crate::store::Connection;
@@ -498,10 +499,10 @@ impl<'a> Play<'a> {
         let filter = SandboxFilter { host: Some(host), all: true, ..SandboxFilter::default() };
         let rows = read::sandboxes(&self.conn, &filter).map_err(unreadable)?;
         let known: BTreeMap<SandboxId, SandboxStatus> =
-            rows.into_iter().map(|row| (row.id, row.status)).collect();
+            order::map_of(rows.into_iter().map(|row| (row.id, row.status)));
         let truth: BTreeMap<SandboxId, SimState> =
-            self.stage.fleet().hosts()[number].sandboxes().into_iter().collect();
-        let ids: BTreeSet<&SandboxId> = known.keys().chain(truth.keys()).collect();
+            order::map_of(self.stage.fleet().hosts()[number].sandboxes());
+        let ids = order::set_of(known.keys().chain(truth.keys()));
         let judge = |id: &&SandboxId| {
             disagreement(**id, host, known.get(id).copied(), truth.get(id).copied())
         };

@@ -252,7 +252,7 @@ impl Table {
     fn fit(&self, mut natural: Vec<usize>, screen_width: usize) -> Vec<usize> {
         let may_leave = (0..self.columns.len()).filter(|at| self.columns[*at].leaves > 0);
         let mut leaving: Vec<usize> = may_leave.collect();
-        leaving.sort_by_key(|at| self.columns[*at].leaves);
+        crate::model::order::sort_by_key(&mut leaving, |at| (self.columns[*at].leaves, *at));
         let mut leaving = leaving.into_iter();
         loop {
             let mut widths = natural.clone();
