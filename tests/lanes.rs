@@ -1,4 +1,4 @@
-//! Owns what must hold of heartbeats, and of everybody else's requests, while some wait: for a
+//! Owns what must hold of heartbeats, and of all other requests, while some wait: for a
 //! frozen disk, a locked database, long lists, an agent that hangs, a hostile host, bodies
 //! that never end.
 //!

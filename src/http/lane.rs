@@ -356,9 +356,9 @@ mod tests {
             assert_eq!(said.recv_timeout(PATIENCE), Ok(1));
         }
         drop(submit(&lane, Holder::Other(2), step(2)));
-        open.send(()).expect("somebody waits");
+        open.send(()).expect("a job waits");
         assert_eq!(said.recv_timeout(PATIENCE), Ok(2), "the next thread that is free");
-        (0..10).for_each(|_| open.send(()).expect("somebody waits"));
+        (0..10).for_each(|_| open.send(()).expect("a job waits"));
         for _ in 0..8 {
             assert_eq!(said.recv_timeout(PATIENCE), Ok(1));
         }

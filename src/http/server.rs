@@ -319,7 +319,7 @@ impl Shared {
         any
     }
 
-    /// Takes room for bytes from those that hold most for longest: whoever comes last is not
+    /// Takes room for bytes from those that hold most for longest: the newcomer is not
     /// the one to blame.
     fn evict_holders(self: &Arc<Shared>) {
         let now_ms = self.timer.now_ms();

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long the disk does not answer: longer than anybody is to wait for it.
+/// How long the disk does not answer: longer than any client is to wait for it.
 const FROZEN_FOR: Duration = Duration::from_secs(12);
 
 /// What a client waits for a refusal that is due after 5 s, on a busy machine.
@@ -133,7 +133,7 @@ fn wait(span: Duration) {
 }
 
 /// No host was judged, and no sandbox of one.
-fn nobody_was_judged(serving: &Serving) {
+fn no_host_was_judged(serving: &Serving) {
     for shown in serving.get("/v1/hosts").json().as_array().unwrap() {
         assert_ne!(shown["status"], "unreachable", "{shown}");
     }
@@ -166,7 +166,7 @@ fn a_frozen_disk_holds_up_no_heartbeat_and_what_was_refused_is_not_done() {
         wait(FROZEN_FOR / 4);
         (0..3).for_each(|_| send_and_hang_up(&serving, "/v1/capsules"));
         assert_eq!(serving.get("/healthz").status, 200);
-        // It cannot be renewed now, so nobody is sent to renew it.
+        // It cannot be renewed now, so no agent is sent to renew it.
         let expired = home.expired_token(&host(1));
         assert_eq!(serving.beat(&host(1), &expired).status, 503);
         wait(FROZEN_FOR - FROZEN_FOR / 4);
@@ -181,7 +181,7 @@ fn a_frozen_disk_holds_up_no_heartbeat_and_what_was_refused_is_not_done() {
     });
     beats.stop().must_be_quick("a frozen disk", from, to);
     eventually("readiness", || (serving.get("/readyz").status == 200).then_some(()));
-    nobody_was_judged(&serving);
+    no_host_was_judged(&serving);
     let there = serving.get("/v1/capsules?all=true").json().as_array().unwrap().len();
     assert_eq!(there - before, accepted.load(Ordering::SeqCst), "made and accepted");
     serving.stop();
@@ -207,7 +207,7 @@ fn agents_are_answered_in_time(serving: &Serving, registered: &Value, pending: &
 }
 
 #[test]
-fn a_locked_database_holds_up_no_heartbeat_and_everybody_hears_so_in_time() {
+fn a_locked_database_holds_up_no_heartbeat_and_clients_are_told_in_time() {
     const CLIENTS: usize = 40;
     let _alone = alone();
     let home = Home::with(&rows(4, 1));

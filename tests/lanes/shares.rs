@@ -82,7 +82,7 @@ fn long_lists_hold_up_no_heartbeat_and_no_change() {
 
 /// One team's pings of a host that hangs, as many as it likes.
 #[test]
-fn pings_of_a_hung_host_leave_room_for_everybody_else() {
+fn pings_of_a_hung_host_leave_room_for_others() {
     const PINGS: usize = 80;
     let _alone = alone();
     let hung = HungAgent::start();

@@ -18,7 +18,7 @@ const FLAGS: &[&str] =
 
 /// A debugger, a full terminal, `docker pause`: no clock tells of it.
 #[test]
-fn a_server_that_was_stopped_judges_nobody_by_what_it_did_not_hear() {
+fn a_server_that_was_stopped_judges_no_host_by_what_it_did_not_hear() {
     let _alone = alone();
     // Two hosts are silent too few to be a fault of our own network.
     let home = Home::with(&rows(6, 6));
