@@ -28,7 +28,7 @@ pub(super) enum Lane {
 /// first; smaller: a disk that is slow for a moment costs a renewal.
 const VITAL_PATIENCE: Duration = Duration::from_secs(8);
 
-/// Longest wait of anybody else. Larger: clients wait for a disk that hangs; smaller: changes
+/// Longest wait of any other client. Larger: clients wait for a disk that hangs; smaller: changes
 /// are refused that a slow disk would have taken.
 pub(super) const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -50,7 +50,7 @@ fn segments(path: &str) -> Vec<&str> {
 
 /// Who may go somewhere, and what answers them.
 enum Door {
-    /// Everybody, at once: neither waits for anything nor reads the database. What agents show
+    /// Open to all, at once: neither waits for anything nor reads the database. What agents show
     /// is judged where they are answered: some refusals kill.
     Now(fn(&Ready, &Request, &str) -> Answer),
     /// Everybody.
@@ -237,7 +237,7 @@ fn route(ready: &Arc<Ready>, request: Request) -> Answer {
     }
 }
 
-/// The answer to somebody who is let in.
+/// The answer to a caller who is let in.
 fn ask(
     ready: &Arc<Ready>,
     route: &'static Route,

@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_while_nobody_could_be_heard_judges_nobody() {
+    fn silence_that_could_not_be_heard_judges_no_host() {
         let begin = Mono(1_000_000);
         let (policy, presence) =
             (Policy::default(), Arc::new(one_host("127.0.0.1:1".parse().unwrap())));

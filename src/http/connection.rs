@@ -109,7 +109,7 @@ struct Promised {
 
 impl Drop for Promised {
     fn drop(&mut self) {
-        // What has begun goes on, for nobody.
+        // What has begun goes on without a client.
         self.claim.give_up();
     }
 }

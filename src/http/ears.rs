@@ -1,4 +1,4 @@
-//! Owns for how long nobody could be heard: connections could not be accepted, or every
+//! Owns for how long no client could be heard: connections could not be accepted, or every
 //! worker was stuck at something.
 //!
 //! Never: decides what follows from it. Fed by `worker`, asked through `Hearing`.

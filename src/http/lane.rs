@@ -181,9 +181,12 @@ impl Inner {
 }
 
 impl State {
-    /// Takes the first job whose holder may have another thread.
+    /// Takes the first job of those whose holders have the fewest threads, and may have another:
+    /// who asks for one thing does not wait behind all of who asks for many.
     fn pick(&mut self, threads: usize) -> Option<Job> {
-        let at = self.queue.iter().position(|job| self.running.fits(job.slot.holder, threads))?;
+        let holders = self.queue.iter().map(|job| job.slot.holder).enumerate();
+        let may_run = holders.filter(|(_, holder)| self.running.fits(*holder, threads));
+        let (at, _) = may_run.min_by_key(|(_, holder)| self.running.of(*holder))?;
         let job = self.queue.remove(at)?;
         self.running.add(job.slot.holder);
         Some(job)
@@ -248,10 +251,15 @@ impl Counted {
         match holder {
             Holder::Operator => self.all < max,
             Holder::Other(_) => {
-                let own = self.by_holder.get(&holder).copied().unwrap_or(0);
-                own < (max / SHARE_ONE_IN).max(1) && self.all < max - max / RESERVED_ONE_IN
+                self.of(holder) < (max / SHARE_ONE_IN).max(1)
+                    && self.all < max - max / RESERVED_ONE_IN
             }
         }
+    }
+
+    /// How many this holder has.
+    fn of(&self, holder: Holder) -> usize {
+        self.by_holder.get(&holder).copied().unwrap_or(0)
     }
 
     fn add(&mut self, holder: Holder) {
@@ -329,6 +337,30 @@ mod tests {
         drop(gate);
         for _ in 0..8 {
             assert_eq!(said.recv_timeout(PATIENCE), Ok(1), "the others have their turn");
+        }
+    }
+
+    #[test]
+    fn who_asks_for_one_thing_does_not_wait_behind_who_asks_for_many() {
+        let lane = lane(2, 64);
+        let ((say, said), (open, gate)) = (unbounded(), unbounded::<()>());
+        let step = |n: u128| {
+            let (say, gate) = (say.clone(), gate.clone());
+            move || {
+                say.send(n).expect("the test listens");
+                gate.recv().expect("the test opens the gate");
+            }
+        };
+        (0..10).for_each(|_| drop(submit(&lane, Holder::Operator, step(1))));
+        for _ in 0..2 {
+            assert_eq!(said.recv_timeout(PATIENCE), Ok(1));
+        }
+        drop(submit(&lane, Holder::Other(2), step(2)));
+        open.send(()).expect("a job waits");
+        assert_eq!(said.recv_timeout(PATIENCE), Ok(2), "the next thread that is free");
+        (0..10).for_each(|_| open.send(()).expect("a job waits"));
+        for _ in 0..8 {
+            assert_eq!(said.recv_timeout(PATIENCE), Ok(1));
         }
     }
 

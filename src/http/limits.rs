@@ -116,7 +116,7 @@ pub(super) const STUCK_AFTER_MS: u64 = 1000;
 pub(super) const LANE_IDLE_FOR: Duration = Duration::from_secs(10);
 
 /// A client that hangs up while it waits for an answer is answered for so long yet. Larger:
-/// work is begun that nobody waits for; smaller: a client that only closes its sending side
+/// work is begun for clients that are gone; smaller: a client that only closes its sending side
 /// is refused on a busy server.
 pub(super) const HANG_UP_GRACE_MS: u64 = 1000;
 

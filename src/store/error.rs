@@ -74,7 +74,7 @@ pub enum StoreError {
     Sqlite(String),
     /// The writer has stopped; nothing was written.
     Stopped,
-    /// The command was not begun in time, or nobody waits for it any more; nothing was written.
+    /// The command was not begun in time, or its client is gone; nothing was written.
     GivenUp,
 }
 
@@ -190,7 +190,7 @@ impl fmt::Display for StoreError {
                 write!(f, "the database holds what roost never writes ({what})")
             }
             StoreError::Sqlite(what) => write!(f, "the database refused: {what}"),
-            StoreError::GivenUp => f.write_str("not begun: nobody waits for it any more"),
+            StoreError::GivenUp => f.write_str("not begun in time, or its client is gone"),
             StoreError::Stopped => f.write_str("the writer has stopped"),
         }
     }

@@ -192,7 +192,7 @@ pub enum Command {
 
 /// Who waits for what comes of a command.
 pub trait Waits: Send + Sync {
-    /// Asked right before the command is begun: false when it must not be, because nobody
+    /// Asked right before the command is begun: false when it must not be, because no client
     /// waits any more. Once this was true, what comes of it is waited for.
     fn begin(&self) -> bool;
 }
@@ -337,7 +337,7 @@ pub struct WriterFigures {
 }
 
 /// A batch that takes longer waits for its disk. Larger: agents are sent to renew tokens that
-/// nobody can renew; smaller: a slow commit looks like trouble.
+/// cannot be renewed; smaller: a slow commit looks like trouble.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 
 impl WriterFigures {
@@ -1020,7 +1020,7 @@ impl WriterHandle {
     ) -> Result<T, StoreError> {
         let (tx, rx) = crossbeam_channel::bounded(1);
         let reply: Reply<T> = Box::new(move |result| {
-            // Nobody waits any more: it was given up.
+            // The caller has given it up.
             let _ = tx.send(result);
         });
         let ticket = Arc::new(Ticket::new(waits));
