@@ -49,7 +49,7 @@ use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle
 pub use routes::routes;
 use secret::{AdminKey, TokenKey};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use waiting::Waiters;
 
 /// What the scheduler must look at because of a request.
@@ -171,12 +171,20 @@ impl Ready {
 #[derive(Default)]
 pub struct Api {
     ready: OnceLock<Arc<Ready>>,
+    /// Why the database could not be opened so far.
+    waits_for: Mutex<Option<String>>,
 }
 
 impl Api {
     /// An API that waits for [`Api::open`].
     pub fn new() -> Api {
         Api::default()
+    }
+
+    /// The database could not be opened, and is tried again: until then everybody hears why.
+    pub fn wait(&self, why: &StoreError) {
+        let mut waits_for = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
+        *waits_for = Some(why.to_string());
     }
 
     /// Begins to answer. Only the first call counts.
@@ -191,7 +199,10 @@ impl Handler for Api {
     fn handle(&self, request: Request) -> Response {
         match self.ready.get() {
             Some(ready) => routes::answer(ready, &request),
-            None => routes::answer_while_opening(&request),
+            None => {
+                let why = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                routes::answer_while_opening(&request, why.as_deref())
+            }
         }
     }
 }

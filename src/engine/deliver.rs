@@ -56,7 +56,8 @@ pub(super) fn send(target: &Target, body: &Value, now: Wall) -> Result<(), Undel
         .user_agent(concat!("roost/", env!("CARGO_PKG_VERSION")))
         .build();
     let http = ureq::Agent::with_parts(settings, connect, DefaultResolver::default());
-    let answer = http.run(request).map_err(|error| later(without(words(error, DEADLINE), &url)))?;
+    let answer =
+        http.run(request).map_err(|error| later(hinted(without(words(error, DEADLINE), &url))))?;
     let status = answer.status().as_u16();
     match status {
         200..=299 => Ok(()),
@@ -66,6 +67,15 @@ pub(super) fn send(target: &Target, body: &Value, now: Wall) -> Result<(), Undel
             Err(Undelivered { why: format!("it answered {status}"), refused: true })
         }
         _ => Err(later(format!("it answered {status}"))),
+    }
+}
+
+/// What may help against a certificate that the system does not know: it is most often one's
+/// own.
+fn hinted(said: String) -> String {
+    match said.contains("invalid peer certificate") {
+        true => format!("{said}; if it is your own, name it, or its CA's, in ca_file"),
+        false => said,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Never: repairs anything. Called by `roost db verify` and by crash tests.
 
 use super::StoreError;
+use super::{open, schema};
 use rusqlite::Connection;
 
 /// What must find no row, with what it means when it does. `?` marks stand for nothing.
@@ -73,7 +74,12 @@ const INVARIANTS: &[(&str, &str)] = &[
 
 /// Everything that is wrong with the database, a line each; empty when it is whole.
 pub fn verify(conn: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut wrong = integrity(conn)?;
+    let mut wrong = schema::differences(conn, open::schema_version())?;
+    if !wrong.is_empty() {
+        // What the rest would find is what the foreign part shows it.
+        return Ok(wrong);
+    }
+    wrong = integrity(conn)?;
     for (meaning, query) in INVARIANTS {
         let mut select = conn.prepare(query)?;
         let mut rows = select.query([])?;

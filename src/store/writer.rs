@@ -18,6 +18,7 @@ use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
+use super::served::Served;
 use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
@@ -334,6 +335,7 @@ pub struct Writer {
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
+    served: Option<Served>,
 }
 
 /// What follows a commit; dropped or undone when it fails.
@@ -410,7 +412,13 @@ impl Writer {
             tally: Tally::default(),
             commit_took: Duration::ZERO,
             place,
+            served: None,
         })
+    }
+
+    /// Lets a mark follow what is on the disk for certain.
+    pub fn mark(&mut self, served: Served) {
+        self.served = Some(served);
     }
 
     /// The newest committed revision, shared.
@@ -457,8 +465,13 @@ impl Writer {
     /// Carries out a batch in one transaction and answers every command.
     pub fn execute(&mut self, batch: Vec<Envelope>) {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
+        let flushes = batch.iter().any(|envelope| matches!(envelope.command, Command::Flush(_)));
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
-        let durable = tasks.iter().any(|task| task.durable);
+        let marks = flushes && self.served.as_ref().is_some_and(|s| s.is_behind(self.revision));
+        if flushes {
+            self.fit_log_to_disk();
+        }
+        let durable = marks || tasks.iter().any(|task| task.durable);
         self.figures.commands.add(tasks.len() as u64);
         let told: Vec<Told> = tasks.iter().filter_map(|task| task.told.clone()).collect();
         let before = self.revision;
@@ -483,12 +496,25 @@ impl Writer {
         }
         let rows = self.rows_written() - rows_before;
         self.settle(before, failed.as_ref(), rows);
+        // A transaction that wrote nothing brought nothing to the disk.
+        if durable && rows > 0 && failed.is_none() {
+            let revision = self.revision;
+            self.served.iter_mut().for_each(|served| served.advance(revision));
+        }
         for answer in answers {
             answer(failed.as_ref());
         }
         // Not begun: every command that was not carried out is told why.
         let failed = failed.unwrap_or(StoreError::Stopped);
         tasks.for_each(|task| task.refuse(&failed));
+    }
+
+    /// A disk that fills up must not be filled by the log alone: it could not be copied back.
+    fn fit_log_to_disk(&self) {
+        let Some(pages) = self.place.as_ref().map(Place::checkpoint_pages) else { return };
+        if let Err(error) = self.conn.pragma_update(None, "wal_autocheckpoint", pages) {
+            log::debug!("could not set how long the log gets: {error}");
+        }
     }
 
     fn rows_written(&self) -> u64 {
