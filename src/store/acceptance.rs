@@ -74,9 +74,18 @@ pub fn is_undone(conn: &Connection, revision: u64) -> Result<bool, StoreError> {
     Ok(lost || revision > super::read::revision(conn)?)
 }
 
-/// Marks a database as restored from a backup; gives of when it is. `given_out`: a revision
-/// that is known to have been given out, also of another database.
-pub fn mark(conn: &mut Connection, given_out: u64, now: Wall) -> Result<Wall, StoreError> {
+/// Marks a database as restored from a backup; gives of when it is.
+pub fn mark(conn: &mut Connection, now: Wall) -> Result<Wall, StoreError> {
+    mark_beyond(conn, 0, now)
+}
+
+/// The same. `given_out`: a revision that is known to have been given out, also of another
+/// database.
+pub(super) fn mark_beyond(
+    conn: &mut Connection,
+    given_out: u64,
+    now: Wall,
+) -> Result<Wall, StoreError> {
     let tx = conn.transaction()?;
     let as_of: i64 = tx.query_row(
         "SELECT max(created_at, coalesce(listened_until, 0), \

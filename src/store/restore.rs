@@ -75,7 +75,7 @@ fn prepare(part: &Path, now: Wall) -> Result<Wall, StoreError> {
     let mut conn = Connection::open_with_flags(part, flags)?;
     open::trust_nothing(&conn)?;
     upgrade(&mut conn, now)?;
-    let as_of = acceptance::mark(&mut conn, 0, now)?;
+    let as_of = acceptance::mark(&mut conn, now)?;
     one_file(&conn)?;
     conn.close().map_err(|(_, error)| StoreError::from(error))?;
     Ok(as_of)

@@ -59,6 +59,8 @@ pub struct Served {
     made_ms: i64,
     /// What the file says, or the newest that it could not be told.
     marked: Option<u64>,
+    /// The last attempt failed, which was said.
+    is_failing: bool,
 }
 
 impl Served {
@@ -74,8 +76,13 @@ impl Served {
             log::warn!("could not read {}: {error}; going on without", path.display());
             None
         });
-        let mut served =
-            Served { path: path.to_owned(), file: None, made_ms: found.made_ms, marked: None };
+        let mut served = Served {
+            path: path.to_owned(),
+            file: None,
+            made_ms: found.made_ms,
+            marked: None,
+            is_failing: false,
+        };
         let Some(last) = last.filter(|last| last.is_missed_in(found)) else {
             served.marked = last.filter(|last| *last == found).map(|last| last.revision);
             return Ok(served);
@@ -90,7 +97,7 @@ impl Served {
                 last.revision
             );
             conn.pragma_update(None, "synchronous", "FULL")?;
-            acceptance::mark(conn, last.revision, now)?;
+            acceptance::mark_beyond(conn, last.revision, now)?;
             served.advance(Mark::of(conn)?.revision);
             conn.pragma_update(None, "synchronous", "NORMAL")?;
         }
@@ -108,9 +115,13 @@ impl Served {
             return;
         }
         self.marked = Some(revision);
-        if let Err(error) = self.write(Mark { made_ms: self.made_ms, revision }) {
-            log::warn!("could not write {}: {error}", self.path.display());
+        let written = self.write(Mark { made_ms: self.made_ms, revision });
+        if let Err(error) = &written
+            && !self.is_failing
+        {
+            log::warn!("could not write {}: {error}; going on without", self.path.display());
         }
+        self.is_failing = written.is_err();
     }
 
     /// Not synced: what a power cut takes of it, it may.

@@ -336,6 +336,8 @@ pub struct Writer {
     commit_took: Duration,
     place: Option<Place>,
     served: Option<Served>,
+    /// This transaction brings all before it to the disk, if it is a durable one.
+    pub(super) changes_a_byte: bool,
 }
 
 /// What follows a commit; dropped or undone when it fails.
@@ -413,6 +415,7 @@ impl Writer {
             commit_took: Duration::ZERO,
             place,
             served: None,
+            changes_a_byte: false,
         })
     }
 
@@ -467,7 +470,7 @@ impl Writer {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
         let flushes = batch.iter().any(|envelope| matches!(envelope.command, Command::Flush(_)));
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
-        let marks = flushes && self.served.as_ref().is_some_and(|s| s.is_behind(self.revision));
+        let marks = flushes && self.is_mark_behind();
         if flushes {
             self.fit_log_to_disk();
         }
@@ -496,8 +499,9 @@ impl Writer {
         }
         let rows = self.rows_written() - rows_before;
         self.settle(before, failed.as_ref(), rows);
-        // A transaction that wrote nothing brought nothing to the disk.
-        if durable && rows > 0 && failed.is_none() {
+        // A transaction that changed no byte brought nothing to the disk.
+        let is_certain = std::mem::take(&mut self.changes_a_byte) || self.revision != before;
+        if durable && failed.is_none() && is_certain {
             let revision = self.revision;
             self.served.iter_mut().for_each(|served| served.advance(revision));
         }
@@ -515,6 +519,19 @@ impl Writer {
         if let Err(error) = self.conn.pragma_update(None, "wal_autocheckpoint", pages) {
             log::debug!("could not set how long the log gets: {error}");
         }
+    }
+
+    /// Whether there is a mark that does not say yet how far the database is.
+    pub(super) fn is_mark_behind(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| served.is_behind(self.revision))
+    }
+
+    /// For a transaction that shall bring all before it to the disk: the clock may stand.
+    pub(super) fn change_a_byte(&mut self) -> Result<(), StoreError> {
+        let sql = "UPDATE state SET listened_until = listened_until + 1";
+        self.conn.prepare_cached(sql)?.execute([])?;
+        self.changes_a_byte = true;
+        Ok(())
     }
 
     fn rows_written(&self) -> u64 {
