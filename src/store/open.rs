@@ -15,7 +15,6 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use rustix::fs::{Access, access, statvfs};
 use rustix::io::Errno;
 use std::fs::{Metadata, Permissions};
-use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -107,25 +106,18 @@ fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
         return Err(StoreError::Foreign(path.to_owned()));
     }
     let file = files::resolved(path).map_err(|e| StoreError::io(path, &e))?;
-    for_owner_only(&file, create)
-        .and_then(|()| connect_file(&file, create))
-        .map_err(|e| explained(e, &file))
+    for_owner_only(&file, create);
+    connect_file(&file, create).map_err(|error| explained(error, &file))
 }
 
 /// What SQLite puts beside the database gets the database's own mode.
-fn for_owner_only(path: &Path, create: bool) -> Result<(), StoreError> {
-    let io = |e: std::io::Error| match e.kind() {
-        // Whether it can be opened all the same is for SQLite to say.
-        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::PermissionDenied => {
-            None
-        }
-        _ => Some(StoreError::io(path, &e)),
-    };
-    if create && !path.exists() {
-        match files::create_new(path).map(drop).map_err(io) {
-            Err(Some(error)) => return Err(error),
-            Ok(()) | Err(None) => {}
-        }
+fn for_owner_only(path: &Path, create: bool) {
+    if create
+        && !path.exists()
+        && let Err(error) = files::create_new(path)
+    {
+        // Whether it can be made all the same is for SQLite to say.
+        log::debug!("could not make {}: {error}", path.display());
     }
     for end in ["", "-wal", "-shm", "-journal"] {
         let file = backup::beside(path, end);
@@ -136,7 +128,6 @@ fn for_owner_only(path: &Path, create: bool) -> Result<(), StoreError> {
             log::debug!("{} for its owner only: {narrowed:?}", file.display());
         }
     }
-    Ok(())
 }
 
 /// Pages of log before they are copied back, by how much room its disk has now.
@@ -149,12 +140,10 @@ pub(super) fn checkpoint_pages(path: &Path) -> i64 {
 
 /// Says why a file cannot be opened or written where SQLite does not: a disk, or an owner.
 pub fn explained(error: StoreError, path: &Path) -> StoreError {
-    match &error {
-        StoreError::CannotOpen(what) | StoreError::Disk(what) => match disk_of(path) {
-            Some(why) => StoreError::Disk(format!("{what}: {why}")),
-            None => not_ours(path).map_or(error, StoreError::NotOurs),
-        },
-        _ => error,
+    let (StoreError::CannotOpen(what) | StoreError::Disk(what)) = &error else { return error };
+    match disk_of(path) {
+        Some(why) => StoreError::Disk(format!("{what}: {why}")),
+        None => not_ours(path).map_or(error, StoreError::NotOurs),
     }
 }
 

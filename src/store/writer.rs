@@ -335,6 +335,8 @@ pub struct Writer {
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
+    /// How long the log gets before it is copied back, by the room that there was last.
+    log_pages: Option<i64>,
     served: Option<Served>,
     /// This transaction brings all before it to the disk, if it is a durable one.
     pub(super) changes_a_byte: bool,
@@ -413,6 +415,7 @@ impl Writer {
             suffered: false,
             tally: Tally::default(),
             commit_took: Duration::ZERO,
+            log_pages: place.as_ref().map(Place::checkpoint_pages),
             place,
             served: None,
             changes_a_byte: false,
@@ -514,8 +517,10 @@ impl Writer {
     }
 
     /// A disk that fills up must not be filled by the log alone: it could not be copied back.
-    fn fit_log_to_disk(&self) {
-        let Some(pages) = self.place.as_ref().map(Place::checkpoint_pages) else { return };
+    fn fit_log_to_disk(&mut self) {
+        let pages = self.place.as_ref().map(Place::checkpoint_pages);
+        let Some(pages) = pages.filter(|_| pages != self.log_pages) else { return };
+        self.log_pages = Some(pages);
         if let Err(error) = self.conn.pragma_update(None, "wal_autocheckpoint", pages) {
             log::debug!("could not set how long the log gets: {error}");
         }
