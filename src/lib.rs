@@ -2,7 +2,8 @@
 //! rooms.
 //!
 //! Never: holds code of its own. Layers import downwards only: `cli → engine → api →
-//! store | agent | http → plan → model`, with `clock`, `config`, `figures` and `logging` beside them.
+//! store | agent | http → plan → model`, with `clock`, `config`,
+//! `figures`, `files` and `logging` beside them.
 //! `tests/tidy.rs` keeps the rule.
 
 pub mod agent;
@@ -12,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod figures;
+pub mod files;
 pub mod http;
 pub mod logging;
 pub mod model;

@@ -249,9 +249,12 @@ macro_rules! seldom {
 }
 pub(crate) use seldom;
 
-fn is_unsafe(c: char) -> bool {
-    // The ranges are line separators and the controls of bidirectional text.
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Whether a character ends a line, moves the cursor, turns the direction of reading, or
+/// cannot be seen and is part of no script.
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 fn colour(level: Level) -> u8 {

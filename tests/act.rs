@@ -9,6 +9,8 @@ mod support;
 
 #[path = "act/following.rs"]
 mod following;
+#[path = "act/lying.rs"]
+mod lying;
 #[path = "act/stub.rs"]
 mod stub;
 #[path = "act/stubbed.rs"]

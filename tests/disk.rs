@@ -177,6 +177,27 @@ fn not_ready(serving: &Serving, words: &[&str]) {
     }
 }
 
+/// With less room than the log takes before it is usually copied back, it would fill the disk,
+/// and nothing could be copied back any more.
+#[test]
+fn a_small_disk_is_not_filled_by_the_log_alone() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let home = disk.home();
+    let serving = home.serve(FLAGS);
+    for _ in 0..300 {
+        let added = serving.post("/v1/hosts", &json!({}));
+        assert_eq!(added.status, 201, "{added:?}");
+        let path = format!("/v1/hosts/{}", added.json()["host"]["id"].as_str().unwrap());
+        let deleted = serving.ask("DELETE", &path, &[("X-API-Key", serving.key())], "");
+        assert_eq!(deleted.status, 204, "{deleted:?}");
+    }
+    let size = |name: &str| std::fs::metadata(home.path(name)).unwrap().len();
+    let (log, database) = (size("roost.db-wal"), size("roost.db"));
+    assert!(log < 1_500_000 && database > 200_000, "log {log}, database {database}");
+    serving.stop();
+    home.verify();
+}
+
 #[test]
 fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
     let Some(disk) = SmallDisk::mount() else { return };
@@ -531,17 +552,25 @@ fn a_log_that_is_lost_costs_what_was_in_it_and_kills_nobody() {
     serving.stop();
     let serving = home.serve(FLAGS);
     let lost = serving.register("127.0.0.1:2");
+    let renewed = refresh(&serving, &kept);
+    assert_eq!(renewed.status, 200, "{renewed:?}");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
     std::fs::remove_file(home.path("roost.db-shm")).unwrap();
 
-    let serving = home.serve(FLAGS);
+    // The mark beside the keys knows of what was in it: as after a restore.
+    let serving = home.serve_restored(FLAGS);
+    not_ready(&serving, &["restored"]);
     let beat = |registered: &Value| {
         let id = registered["host"]["id"].as_str().unwrap();
         serving.beat(id, registered["token"].as_str().unwrap())
     };
+    unavailable(&beat(&kept));
+    unavailable(&beat(&lost));
+    let accepted = serving.post("/v1/database/accept", &json!({}));
+    assert_eq!(accepted.status, 200, "{accepted:?}");
     assert_eq!(beat(&kept).status, 204);
-    assert_eq!(refresh(&serving, &kept).status, 200);
+    assert_eq!(refresh(&serving, &renewed.json()).status, 200, "signed by us, and newer");
     unavailable(&beat(&lost));
     serving.stop();
     home.verify();
@@ -554,7 +583,7 @@ fn a_database_that_was_only_in_its_log_is_begun_anew_and_kills_nobody() {
     let lost = serving.register("127.0.0.1:3");
     serving.kill();
     std::fs::remove_file(home.path("roost.db-wal")).unwrap();
-    let serving = home.serve(FLAGS);
+    let serving = home.serve_restored(FLAGS);
     let id = lost["host"]["id"].as_str().unwrap();
     unavailable(&serving.beat(id, lost["token"].as_str().unwrap()));
     unavailable(&refresh(&serving, &lost));

@@ -18,11 +18,11 @@ const LAYERS: &[&[&str]] = &[
     &["store", "agent", "http"],
     &["plan"],
     &["model"],
-    &["clock", "config", "figures", "logging", "sim"],
+    &["clock", "config", "figures", "files", "logging", "sim"],
 ];
 
 /// Beside the layers; their use is not drawn.
-const SIDE: &[&str] = &["clock", "config", "figures", "logging"];
+const SIDE: &[&str] = &["clock", "config", "figures", "files", "logging"];
 
 fn top(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -511,6 +511,9 @@ fn tls_is_trusted_by_file_and_a_stranger_is_not_and_no_secret_shows_anywhere() {
     let tested = String::from_utf8(test.stdout).unwrap();
     assert!(tested.contains("known (generic)  sent"), "{tested}");
     assert!(!tested.contains("stranger (slack)  sent"), "{tested}");
+    // Where the system has no certificates at all it says so, and names it as well.
+    let stranger = tested.lines().find(|line| line.starts_with("stranger")).unwrap();
+    assert!(stranger.contains("ca_file"), "{stranger}");
     let got = target.waits_for(1)[0].clone();
     assert!(is_genuine("topsecret-hmac", got.header("Roost-Signature"), &got.body));
     host(&serving);

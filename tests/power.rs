@@ -56,6 +56,10 @@ fn content(conn: &Connection) -> String {
     all
 }
 
+fn revision(conn: &Connection) -> u64 {
+    roost::store::read::revision(conn).unwrap()
+}
+
 fn state(conn: &Connection) -> u64 {
     let mut hasher = DefaultHasher::new();
     content(conn).hash(&mut hasher);
@@ -67,6 +71,8 @@ struct Recorded {
     ops: Vec<Op>,
     /// Of the fresh database, then after each batch; and whether that batch must last.
     states: Vec<(u64, bool)>,
+    /// What the mark beside the keys said then.
+    marks: Vec<u64>,
 }
 
 fn record(random: &Random) -> Recorded {
@@ -77,6 +83,7 @@ fn record(random: &Random) -> Recorded {
     let reader = open_reader(&db).unwrap();
     // Nobody was told anything yet.
     let mut states = vec![(state(&reader), false)];
+    let mut marks = vec![0];
     tape.mark(0);
     for batch in 1..=BATCHES {
         let outcome = script.batch();
@@ -86,9 +93,12 @@ fn record(random: &Random) -> Recorded {
         // What changes nothing makes nothing last that was there before.
         let lasts = outcome.durable && Some(after) != states.last().map(|(state, _)| *state);
         states.push((after, lasts));
+        marks.push(outcome.marked);
     }
     let ops = tape.finish();
-    Recorded { ops, states }
+    let newest = revision(&reader);
+    assert!(marks.last().is_some_and(|mark| *mark > 0 && *mark <= newest), "{newest}: {marks:?}");
+    Recorded { ops, states, marks }
 }
 
 impl Recorded {
@@ -101,6 +111,7 @@ impl Recorded {
         let conn = open_writer(&dir.path().join("roost.db"), true, START.wall).unwrap();
         assert_eq!(verify(&conn).unwrap(), Vec::<String>::new());
         let Some(marked) = marked else { return 0 };
+        assert!(self.marks[marked] <= revision(&conn), "the mark is ahead of the disk");
         let lasting = (0..=marked).rev().find(|&at| self.states[at].1).unwrap_or(0);
         let last = (marked + 1).min(self.states.len() - 1);
         let found = state(&conn);

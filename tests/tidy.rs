@@ -27,11 +27,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["model", SIDE]),
     ("logging", &["model", SIDE]),
     ("figures", &[]),
+    ("files", &[]),
 ];
 
 /// Stands for the rooms beside the layers.
 const SIDE: &str = "side rooms";
-const SIDE_ROOMS: &[&str] = &["clock", "config", "figures", "logging"];
+const SIDE_ROOMS: &[&str] = &["clock", "config", "figures", "files", "logging"];
 
 /// One checked-in file.
 struct File {

@@ -4,6 +4,7 @@
 //! Called by `engine` at the start, by `api` for hosts, by `trust` for ourselves.
 
 use super::certificate::Read;
+use crate::files;
 use crate::model::host::AgentAddress;
 use crate::model::id::HostId;
 use crate::model::time::Wall;
@@ -17,9 +18,8 @@ use ring::digest::{SHA256, digest};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -287,21 +287,12 @@ fn new_name(path: &Path) -> PathBuf {
 }
 
 fn write_secret(path: &Path, text: &str) -> Result<(), CaError> {
-    let write = || {
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(|e| unusable(path, &e))
+    files::write_part(path, text).map_err(|e| unusable(path, &e))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), CaError> {
-    let directory = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-    std::fs::rename(from, to)
-        .and_then(|()| File::open(directory.unwrap_or(Path::new(".")))?.sync_all())
-        .map_err(|e| unusable(to, &e))
+    let renamed = std::fs::rename(from, to).and_then(|()| files::sync_dir_of(to));
+    renamed.map_err(|e| unusable(to, &e))
 }
 
 fn exists(path: &Path) -> Result<bool, CaError> {

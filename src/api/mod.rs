@@ -57,7 +57,7 @@ pub use routes::routes;
 use secret::{AdminKey, TokenKey};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// What the scheduler must look at because of a request.
@@ -249,12 +249,20 @@ impl Waits for Waiting {
 #[derive(Default)]
 pub struct Api {
     ready: OnceLock<Arc<Ready>>,
+    /// Why the database could not be opened so far.
+    waits_for: Mutex<Option<String>>,
 }
 
 impl Api {
     /// An API that waits for [`Api::open`].
     pub fn new() -> Api {
         Api::default()
+    }
+
+    /// The database could not be opened, and is tried again: until then everybody hears why.
+    pub fn wait(&self, why: &StoreError) {
+        let mut waits_for = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
+        *waits_for = Some(why.to_string());
     }
 
     /// Begins to answer. Only the first call counts.
@@ -271,7 +279,10 @@ impl Handler for Api {
     fn handle(&self, request: Request) -> Response {
         match self.ready.get() {
             Some(ready) => routes::answer(ready, request),
-            None => routes::answer_while_opening(&request),
+            None => {
+                let why = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                routes::answer_while_opening(&request, why.as_deref())
+            }
         }
     }
 

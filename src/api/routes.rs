@@ -35,11 +35,16 @@ pub(super) fn settled(ready: &Ready, answer: Answer) -> Response {
 
 /// Answers while it is not: alive, the page, which says that it waits, and 503 to everybody
 /// else. An agent that gets an answer, even this one, does not pause its sandboxes.
-pub(super) fn answer_while_opening(request: &Request) -> Response {
+/// `why`: it cannot be opened as things are.
+pub(super) fn answer_while_opening(request: &Request, why: Option<&str>) -> Response {
     match segments(&request.path).as_slice() {
         ["healthz"] => metrics::healthz(),
         [""] if request.method == Get => page::page(request),
-        _ => Problem::unavailable("the database is being opened; try again").into(),
+        _ => Problem::unavailable(match why {
+            Some(why) => format!("the database cannot be opened yet: {why}"),
+            None => "the database is being opened; try again".to_owned(),
+        })
+        .into(),
     }
 }
 

@@ -2,14 +2,13 @@
 //!
 //! Never: prints one, keeps more of it than is needed, compares one byte by byte.
 
+use crate::files;
 use crate::store::StoreError;
 use ring::digest::{SHA256, digest};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use subtle::ConstantTimeEq;
 
@@ -99,7 +98,7 @@ pub fn read(path: &Path) -> Result<String, StoreError> {
     let mut text = String::new();
     let mut file = std::fs::File::open(path).map_err(|e| StoreError::io(path, &e))?;
     file.read_to_string(&mut text).map_err(|e| StoreError::io(path, &e))?;
-    let secret = text.trim();
+    let secret = files::without_mark(&text).trim();
     if secret.is_empty() {
         let empty = std::io::Error::new(
             ErrorKind::InvalidData,
@@ -115,21 +114,9 @@ fn read_or_create(path: &Path, make: impl Fn() -> String) -> Result<String, Stor
         return read(path);
     }
     let secret = make();
-    create(path, &secret).map_err(|e| StoreError::io(path, &e))?;
+    let written = files::write_whole(path, &path.with_extension("new"), &format!("{secret}\n"));
+    written.map_err(|e| StoreError::io(path, &e))?;
     Ok(secret)
-}
-
-/// Writes beside and renames: a crash leaves a whole key or none, and a power cut does not
-/// take one back that was used.
-fn create(path: &Path, secret: &str) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    writeln!(file, "{secret}")?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    std::fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub(super) use templates::{add_template, create_snapshot, delete_snapshot, forge
 
 use super::args::Format;
 use super::output::{Failure, Out};
+use crate::logging::one_line;
 use serde_json::Value;
 
 /// What the API answered, or what people are told of it.
@@ -28,9 +29,14 @@ fn print(format: Format, answer: &Value, text: &str) -> Result<(), Failure> {
     match format {
         Format::Json if answer.is_null() => {}
         Format::Json => out.json(answer)?,
-        Format::Text => out.text(text)?,
+        Format::Text => out.lines(text)?,
     }
     out.finish()
+}
+
+/// A field that is a string, to be shown: of what a server says nothing ends the line.
+fn said(value: &Value, name: &str) -> String {
+    one_line(word(value, name))
 }
 
 /// A field that is a string; empty when it is none.

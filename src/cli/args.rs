@@ -39,9 +39,10 @@ pub use templates::{
 };
 
 use crate::config::{
-    API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, Key, URL_VARIABLE,
+    API_KEY_FILE_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE, Inputs, Key, URL_VARIABLE, path_of_flag,
 };
 use crate::model::id::{Id, Kind};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
@@ -63,7 +64,7 @@ Start with:
 pub struct Cli {
     /// Configuration file, instead of roost.toml in the data directory [env ROOST_CONFIG]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    #[arg(help_heading = "Global settings")]
+    #[arg(help_heading = "Global settings", value_parser = path_parser())]
     pub config: Option<PathBuf>,
     /// Settings that every command takes.
     #[command(flatten)]
@@ -289,7 +290,7 @@ pub enum Format {
 #[derive(Debug, Args)]
 pub struct Database {
     /// Database file, instead of roost.db in the data directory
-    #[arg(long = "db", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long = "db", value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = path_parser())]
     pub path: Option<PathBuf>,
 }
 
@@ -334,6 +335,11 @@ impl Server {
     pub fn api_key_file(&self) -> Option<PathBuf> {
         variable(API_KEY_FILE_VARIABLE).map(PathBuf::from)
     }
+}
+
+/// A path by the same rule as the settings have.
+fn path_parser() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(path_of_flag)
 }
 
 /// As for settings, an empty variable sets nothing.

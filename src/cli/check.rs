@@ -41,7 +41,7 @@ pub(super) fn run(config: &Config, options: &Check) -> Result<Exit, Failure> {
     let mut out = Out::stdout();
     match options.printing.format {
         Format::Json => out.json(&Json(&report))?,
-        Format::Text => out.text(&to_text(&report))?,
+        Format::Text => out.lines(&to_text(&report))?,
     }
     out.finish()?;
     let changed = options.exit_code && report.has_changes();

@@ -15,9 +15,11 @@ use crate::store::acceptance::{Accepted, Restore};
 use crate::store::backup::backup;
 use crate::store::fixture::{self, Counts};
 use crate::store::journal::Actor;
-use crate::store::open::{Lock, migrate_file, open_writer};
+use crate::store::lock::Lock;
+use crate::store::open::{migrate_file, open_writer};
 use crate::store::presence::Presence;
 use crate::store::restore::restore;
+use crate::store::served;
 use crate::store::verify::verify;
 use crate::store::writer::{Command, Envelope, Writer};
 use crate::store::{Connection, StoreError};
@@ -46,7 +48,7 @@ pub(super) fn run(config: &Config, command: &Db) -> Result<Exit, Failure> {
 fn held(path: &Path) -> Result<(Connection, Lock), Failure> {
     let fail = || Failure::new(format!("could not open {}", path.display()));
     make_dir_of(path)?;
-    let lock = Lock::take(&Lock::path_for(path)).map_err(|e| fail().because(e))?;
+    let lock = Lock::of(path).map_err(|e| fail().because(e))?;
     let conn = open_writer(path, true, clock().now().wall).map_err(|e| fail().because(e))?;
     Ok((conn, lock))
 }
@@ -185,8 +187,9 @@ fn put_back(config: &Config, database: &Database, file: &Path) -> Result<Exit, F
         }
     };
     make_dir_of(&path)?;
-    let _lock = Lock::take(&Lock::path_for(&path)).map_err(fail)?;
+    let _lock = Lock::of(&path).map_err(fail)?;
     let restored = restore(file, &path, clock().now().wall).map_err(fail)?;
+    served::forget(&paths(config, database).served).map_err(fail)?;
     let mut out = Out::stdout();
     let known = restored.as_of;
     out.line(&format!(
@@ -209,7 +212,7 @@ fn migrate(config: &Config, database: &Database) -> Result<Exit, Failure> {
         // Otherwise a lock file would be left behind.
         return Err(fail(StoreError::Missing(path.clone())));
     }
-    let _lock = Lock::take(&Lock::path_for(&path)).map_err(fail)?;
+    let _lock = Lock::of(&path).map_err(fail)?;
     let migrated = migrate_file(&path, clock().now().wall).map_err(fail)?;
     let (shown, newest) = (path.display(), crate::store::open::schema_version());
     let mut out = Out::stdout();
@@ -230,7 +233,7 @@ fn accept(config: &Config, options: &DbAccept) -> Result<Exit, Failure> {
     let lock = match options.server.url() {
         Some(_) => None,
         None if !path.exists() => return Err(fail(StoreError::Missing(path.clone()))),
-        None => match Lock::take(&Lock::path_for(&path)) {
+        None => match Lock::of(&path) {
             Ok(lock) => Some(lock),
             Err(StoreError::Held { .. }) => None,
             Err(error) => return Err(fail(error)),

@@ -50,7 +50,7 @@ fn print(format: Format, json: &impl serde::Serialize, text: &str) -> Result<Exi
     let mut out = Out::stdout();
     match format {
         Format::Json => out.json(json)?,
-        Format::Text => out.text(text)?,
+        Format::Text => out.lines(text)?,
     }
     out.finish().map(|()| Exit::Done)
 }

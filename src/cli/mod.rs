@@ -171,7 +171,7 @@ fn show_config(config: &Config, format: Format) -> Result<Exit, Failure> {
     let warnings = warnings(config);
     match format {
         Format::Text => {
-            out.text(&config.to_text())?;
+            out.lines(&config.to_text())?;
             warnings.iter().try_for_each(|warning| out.line(&format!("# warning: {warning}")))?;
         }
         Format::Json => {

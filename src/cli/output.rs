@@ -11,12 +11,14 @@ pub use table::{
 };
 
 use crate::config::ConfigError;
-use crate::logging::{error_prefix, one_line};
+use crate::logging::{error_prefix, is_unsafe, one_line};
+use serde_json::ser::Formatter;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};
 use std::process::ExitCode;
 use std::time::Duration;
+use table::COLOURS;
 
 /// How a command ended, as scripts see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +128,10 @@ impl Error for Failure {}
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
-        Failure::new("could not read the configuration").because(error).exit_with(Exit::Usage)
+        let failure = Failure::new("could not read the configuration");
+        // What the system keeps from us now it may give later; a service is started again.
+        let exit = if error.may_pass() { Exit::Failed } else { Exit::Usage };
+        failure.because(error).exit_with(exit)
     }
 }
 
@@ -149,7 +154,7 @@ impl<W: Write> Out<W> {
         Out { to: BufWriter::new(writer) }
     }
 
-    /// Writes `text` as it is.
+    /// Writes `text` as it is: only what is ours, word for word.
     ///
     /// # Errors
     /// When the reader is gone or the disk full; pass it on, `Failure::report` knows which.
@@ -157,16 +162,26 @@ impl<W: Write> Out<W> {
         self.to.write_all(text.as_bytes()).map_err(Failure::of_stdout)
     }
 
-    /// Writes `text` and ends the line.
+    /// Writes what was laid out in lines, with the colours of tables; of what others wrote
+    /// into it nothing moves the cursor.
+    ///
+    /// # Errors
+    /// As `text`.
+    pub fn lines(&mut self, text: &str) -> Result<(), Failure> {
+        self.text(&laid_out(text))
+    }
+
+    /// Writes `text` as one line, whatever is in it.
     ///
     /// # Errors
     /// As `text`.
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
-        self.text(text)?;
+        self.text(&one_line(text))?;
         self.text("\n")
     }
 
-    /// Writes one JSON value and ends the line.
+    /// Writes one JSON value and ends the line. What a terminal would obey is escaped, which
+    /// is the same JSON.
     ///
     /// # Errors
     /// As `text`.
@@ -180,7 +195,8 @@ impl<W: Write> Out<W> {
     /// # Errors
     /// As `text`.
     pub fn json_in_line(&mut self, value: &impl serde::Serialize) -> Result<(), Failure> {
-        let written = serde_json::to_writer(&mut self.to, value);
+        let mut serializer = serde_json::Serializer::with_formatter(&mut self.to, Visible);
+        let written = value.serialize(&mut serializer);
         written.map_err(|error| Failure::of_stdout(error.into()))
     }
 
@@ -198,6 +214,44 @@ impl<W: Write> Out<W> {
     /// As `text`.
     pub fn finish(mut self) -> Result<(), Failure> {
         self.flush()
+    }
+}
+
+/// The text with everything escaped that could move the cursor, but for the ends of lines
+/// and the colours of tables.
+fn laid_out(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let colour = COLOURS.iter().find(|colour| rest.starts_with(**colour));
+        let taken = colour.map_or(c.len_utf8(), |colour| colour.len());
+        match (colour, c) {
+            (None, c) if c != '\n' && is_unsafe(c) => safe.extend(c.escape_default()),
+            (_, _) => safe.push_str(&rest[..taken]),
+        }
+        rest = &rest[taken..];
+    }
+    safe
+}
+
+/// JSON in which every character that a terminal would obey is written as its number.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut written = 0;
+        for (at, c) in fragment.char_indices().filter(|(_, c)| is_unsafe(*c)) {
+            writer.write_all(&fragment.as_bytes()[written..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            written = at + c.len_utf8();
+        }
+        writer.write_all(&fragment.as_bytes()[written..])
     }
 }
 
@@ -266,6 +320,28 @@ mod tests {
 
         let full = Failure::of_stdout(io::ErrorKind::StorageFull.into());
         assert_eq!(full.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn nothing_that_is_shown_moves_the_cursor() {
+        let foreign = "a\u{1b}[2J\u{7f}\u{9b}\u{200f}\u{61c}\u{202e}\u{2066}\u{e0041}\r\tü\"";
+        let mut written = Vec::new();
+        let mut out = Out::to(&mut written);
+        out.json(&serde_json::json!({ foreign: [foreign] })).unwrap();
+        out.line(&format!("{foreign}\nforged")).unwrap();
+        out.lines(&format!("\u{1b}[31m{foreign}\u{1b}[0m\nnext\n")).unwrap();
+        out.finish().unwrap();
+        let text = String::from_utf8(written).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let read: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+        assert_eq!(read[foreign][0], foreign, "the same JSON");
+        assert_eq!(lines.len(), 4, "{text:?}");
+        let seen = lines[2].strip_prefix("\u{1b}[31m").unwrap();
+        let seen = seen.strip_suffix("\u{1b}[0m").unwrap();
+        for line in [lines[0], lines[1], seen, lines[3]] {
+            assert!(!line.contains(is_unsafe), "{line:?}");
+            assert!(line.contains('ü') || line == "next");
+        }
     }
 
     #[test]

@@ -72,6 +72,17 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// Whether it is no fault of what was written: a file or directory that may not be entered,
+    /// or a disk that fails.
+    pub fn may_pass(&self) -> bool {
+        use std::io::ErrorKind as Kind;
+        matches!(self, ConfigError::Unreadable { cause, .. } if !matches!(
+            cause.kind(),
+            Kind::NotFound | Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidData
+                | Kind::FileTooLarge | Kind::InvalidInput
+        ))
+    }
+
     pub(super) fn refused(info: &KeyInfo, setting: &Setting, hint: Hint) -> ConfigError {
         ConfigError::Refused { setting: setting.to_string(), allowed: info.rule.allowed(), hint }
     }

@@ -6,6 +6,7 @@ use super::error::ConfigError;
 use super::key::{KEYS, Key};
 use super::notify::{self, Target};
 use super::paths::Paths;
+use super::rule;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
@@ -31,6 +32,9 @@ pub const CA_VARIABLE: &str = "ROOST_CA";
 /// Variables of ours that are no keys.
 pub const OTHER_VARIABLES: &[&str] =
     &[CONFIG_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE, API_KEY_FILE_VARIABLE, CA_VARIABLE];
+
+/// Those of them that name a file.
+const PATH_VARIABLES: &[&str] = &[CONFIG_VARIABLE, API_KEY_FILE_VARIABLE, CA_VARIABLE];
 
 /// Variables that belong to the tests and measurements.
 pub const TEST_VARIABLE_PREFIXES: &[&str] = &["ROOST_TEST_", "ROOST_BENCH_", "ROOST_SIM_"];
@@ -234,6 +238,12 @@ impl Variables {
     }
 
     fn take(&mut self, name: &str, value: &OsString) -> Result<(), ConfigError> {
+        if PATH_VARIABLES.contains(&name)
+            && let Some(Err(hint)) = value.to_str().map(rule::path)
+        {
+            let setting = format!("{name} = {:?}", shorten(&value.to_string_lossy()));
+            return Err(ConfigError::Refused { setting, allowed: "a path".to_owned(), hint });
+        }
         if name == CONFIG_VARIABLE {
             self.config_file = Some(PathBuf::from(value));
             return Ok(());

@@ -24,7 +24,7 @@ pub use gather::{
 pub use key::{KEYS, Key, KeyInfo};
 pub use notify::{Secret, SecretError, Target, TargetKind};
 pub use paths::Paths;
-pub use rule::{AgentTls, Answers, LogFormat, Rule, parse_span};
+pub use rule::{AgentTls, Answers, LogFormat, Rule, parse_span, path_of_flag};
 pub use show::reference;
 
 use crate::model::networks::AgentNetworks;

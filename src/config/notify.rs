@@ -6,6 +6,8 @@
 
 use super::error::ConfigError;
 use super::gather::Source;
+use super::rule;
+use crate::files;
 use crate::model::notify::NotifyKind;
 use crate::model::vocabulary;
 use std::collections::BTreeSet;
@@ -86,7 +88,7 @@ impl Secret {
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(|e| wrong(&e))?;
         file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| wrong(&e))?;
-        match text.trim() {
+        match files::without_mark(&text).trim() {
             "" => Err(wrong(&"is empty")),
             _ if text.len() as u64 > SECRET_BYTES_MAX => Err(wrong(&"is too long for a secret")),
             text => Ok(text.to_owned()),
@@ -199,7 +201,7 @@ impl Section<'_> {
         if name.len() > NAME_BYTES_MAX || name.chars().any(|c| c.is_control() || c == '"') {
             return Err(self.refused("name", "be at most 64 bytes, without quotes"));
         }
-        let ca_file = self.text("ca_file")?.map(PathBuf::from);
+        let ca_file = self.path("ca_file")?;
         let events = self.events()?;
         Ok(Target { name, kind, url, secret, token, ca_file, events, source: self.source })
     }
@@ -220,11 +222,18 @@ impl Section<'_> {
         }
     }
 
+    fn path(&self, field: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let path = self.text(field)?.map(|text| rule::path(&text)).transpose();
+        path.map_err(|hint| {
+            self.refused(field, &format!("be a path; {}", hint.unwrap_or("it is empty")))
+        })
+    }
+
     fn secret(&self, here: &str, file: &str) -> Result<Option<Secret>, ConfigError> {
-        match (self.text(here)?, self.text(file)?) {
+        match (self.text(here)?, self.path(file)?) {
             (None, None) => Ok(None),
             (Some(text), None) => Ok(Some(Secret::Here(text))),
-            (None, Some(path)) => Ok(Some(Secret::In(PathBuf::from(path)))),
+            (None, Some(path)) => Ok(Some(Secret::In(path))),
             (Some(_), Some(_)) => Err(self.refused(file, &format!("not be set beside {here}"))),
         }
     }

@@ -13,6 +13,8 @@ pub struct Paths {
     pub db: PathBuf,
     /// Held by the one process that may write.
     pub lock: PathBuf,
+    /// Which database was served last, and how far it was.
+    pub served: PathBuf,
     /// Secret: the API key of the operator on this machine.
     pub admin_key: PathBuf,
     /// Secret: signs host tokens. Not in the database, so that a restored or emptied
@@ -33,6 +35,7 @@ impl Paths {
             dir: dir.to_owned(),
             db: dir.join("roost.db"),
             lock: dir.join("lock"),
+            served: dir.join("served"),
             admin_key: dir.join("admin.key"),
             host_token_key: dir.join("host-token.key"),
             ca_cert: dir.join("ca.pem"),

@@ -225,8 +225,34 @@ fn factor(text: &str, min: u32, max: u32) -> Result<u32, Hint> {
     if value < min || value > max { Err(None) } else { Ok(value) }
 }
 
-fn path(text: &str) -> Result<PathBuf, Hint> {
-    if text.is_empty() || text.contains('\0') { Err(None) } else { Ok(PathBuf::from(text)) }
+/// Quotes and white space are left by whoever reads a file of variables word for word: a
+/// directory of that name would be made anew, and be empty.
+pub(super) fn path(text: &str) -> Result<PathBuf, Hint> {
+    const QUOTES: &str = "take the quotes away: whatever handed it over did not";
+    const CONTROLS: &str = "take the control characters away, such as the CR that a file with \
+        Windows line ends leaves at its end";
+    const BLANKS: &str = "take the white space at its ends away";
+    let has_control = text.chars().any(|c| c.is_control() || c == '\u{feff}');
+    match text {
+        "" => Err(None),
+        _ if has_control => Err(Some(CONTROLS)),
+        text if text != text.trim() => Err(Some(BLANKS)),
+        text if text.starts_with(['"', '\'']) || text.ends_with(['"', '\'']) => Err(Some(QUOTES)),
+        text => Ok(PathBuf::from(text)),
+    }
+}
+
+/// A path that a flag names, by the same rule.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn path_of_flag(path: PathBuf) -> Result<PathBuf, String> {
+    // What is no text was not read from a file of variables.
+    let Some(text) = path.to_str() else { return Ok(path) };
+    match self::path(text) {
+        Ok(path) => Ok(path),
+        Err(hint) => Err(format!("must be a path; {}", hint.unwrap_or("it is empty"))),
+    }
 }
 
 /// Names are not resolved here; `localhost` is the one that needs no resolver.
@@ -270,6 +296,32 @@ fn is_directive(part: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_that_were_handed_over_badly() {
+        for right in ["/data", "data dir", "it's", "/a \"b\" c", "ü", "."] {
+            assert_eq!(path(right), Ok(PathBuf::from(right)), "{right:?}");
+        }
+        for (wrong, word) in [
+            ("\"/data\"", "quotes"),
+            ("'/data'", "quotes"),
+            ("\"/data", "quotes"),
+            ("/data'", "quotes"),
+            ("/data\r", "CR"),
+            ("\"/data\"\r", "CR"),
+            ("/da\nta", "control"),
+            ("/da\u{9b}ta", "control"),
+            ("\u{feff}/data", "control"),
+            ("/data ", "white space"),
+            (" /data", "white space"),
+            ("/data\u{a0}", "white space"),
+        ] {
+            let hint = path(wrong).unwrap_err();
+            assert!(hint.is_some_and(|hint| hint.contains(word)), "{wrong:?}: {hint:?}");
+            assert!(path_of_flag(wrong.into()).unwrap_err().contains(word), "{wrong:?}");
+        }
+        assert!(path("").is_err() && path_of_flag(PathBuf::new()).is_err());
+    }
 
     #[test]
     fn spans_need_a_unit() {

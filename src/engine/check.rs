@@ -20,7 +20,8 @@ use crate::plan::schedule::{Input, Schedule, Watch};
 use crate::store::StoreError;
 use crate::store::acceptance;
 use crate::store::apply::{Applied, Probed, Written, keep_announcements};
-use crate::store::open::{Lock, copy, open_writer};
+use crate::store::lock::Lock;
+use crate::store::open::{copy, open_writer};
 use crate::store::presence::Presence;
 use crate::store::read;
 use crate::store::writer::{Command, QUEUE_MAX, Writer, WriterHandle};
@@ -147,7 +148,7 @@ pub fn check(options: &CheckOptions, clock: Arc<dyn Clock>) -> Result<CheckRepor
         return Err(StoreError::Missing(options.db.clone()));
     }
     if !options.dry_run {
-        let _lock = Lock::take(&Lock::path_for(&options.db))?;
+        let _lock = Lock::of(&options.db)?;
         must_count(&options.db, clock.now().wall)?;
         return Pass::over(&options.db, options, clock)?.run();
     }

@@ -63,7 +63,8 @@ pub(super) fn send(target: &Target, body: &Value, now: Wall) -> Result<(), Undel
         .user_agent(concat!("roost/", env!("CARGO_PKG_VERSION")))
         .build();
     let http = ureq::Agent::with_parts(settings, connect, DefaultResolver::default());
-    let answer = http.run(request).map_err(|error| later(without(words(error, DEADLINE), &url)))?;
+    let answer =
+        http.run(request).map_err(|error| later(hinted(without(words(error, DEADLINE), &url))))?;
     let status = answer.status().as_u16();
     let wait = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let wait = wait.and_then(|text| retry_after(text, now)).unwrap_or_default();
@@ -98,6 +99,15 @@ fn http_date(text: &str) -> Option<Wall> {
     let [day, month, year, time, "GMT"] = parts[..] else { return None };
     let at = MONTHS.find(month).filter(|at| month.len() == 3 && at % 3 == 0)?;
     format!("{year}-{:02}-{day}T{time}Z", at / 3 + 1).parse().ok()
+}
+
+/// What may help against a certificate that the system does not know: it is most often one's
+/// own.
+fn hinted(said: String) -> String {
+    match said.contains("invalid peer certificate") {
+        true => format!("{said}; if it is your own, name it, or its CA's, in ca_file"),
+        false => said,
+    }
 }
 
 /// What an error says, without the URL or the end of it: the path of some is a secret.

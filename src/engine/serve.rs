@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::{AgentTls, Answers, Config, Paths};
 use crate::http::Server;
 use crate::store::StoreError;
-use crate::store::open::Lock;
+use crate::store::lock::Lock;
 use crate::store::writer::{Command, Revision, WriterHandle};
 use crossbeam_channel::Sender;
 use std::fmt;
@@ -125,9 +125,13 @@ pub fn serve(
     wait: &mut dyn FnMut(&StoreError) -> bool,
 ) -> Result<Running, StartError> {
     make_dir(&paths.dir)?;
-    let lock = Lock::take(&Lock::path_for(&paths.db))?;
+    let mut lock = Lock::of(&paths.db)?;
     let door = Door::listen(config, paths, &clock)?;
-    let (writer, mut core) = Core::open_when_possible(config, paths, &clock, wait)?;
+    let mut wait = |error: &StoreError| {
+        door.api.wait(error);
+        wait(error)
+    };
+    let (writer, mut core) = Core::open_when_possible(config, paths, &clock, &mut lock, &mut wait)?;
     let (writer, writer_thread) = start_writer(writer)?;
     let (parts, mail) = Parts::new(clock, writer, &door, &core);
     parts.begin_pulse(config, &door);

@@ -25,14 +25,16 @@ use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
 use crate::http::{Hearing, Server, ServerConfig};
 use crate::plan::schedule::Schedule;
-use crate::store::StoreError;
 use crate::store::acceptance::Acceptance;
 use crate::store::keys::Keys;
 use crate::store::lifecycle::{self, Work};
-use crate::store::open::{begin_serving, open_writer};
+use crate::store::lock::Lock;
+use crate::store::open::{begin_serving, explained, open_writer};
 use crate::store::presence::Presence;
 use crate::store::read::{self, Readers};
+use crate::store::served::Served;
 use crate::store::writer::{QUEUE_MAX, Revision, Writer, WriterFigures, WriterHandle};
+use crate::store::{Connection, StoreError};
 use crossbeam_channel::{Receiver, Sender};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -154,10 +156,12 @@ impl Core {
         config: &Config,
         paths: &Paths,
         clock: &Arc<dyn Clock>,
+        lock: &mut Lock,
         wait: &mut dyn FnMut(&StoreError) -> bool,
     ) -> Result<(Writer, Core), StartError> {
         loop {
-            match Core::open(config, paths, &**clock) {
+            let opened = Core::open(config, paths, &**clock, lock);
+            match opened.map_err(|error| explained(error, &paths.db)) {
                 Err(error) if error.may_pass() => {
                     log::error!("could not open the database: {error}; trying again");
                     if !wait(&error) {
@@ -173,9 +177,13 @@ impl Core {
         config: &Config,
         paths: &Paths,
         clock: &dyn Clock,
+        lock: &mut Lock,
     ) -> Result<(Writer, Core), StoreError> {
         let now = clock.now();
-        let conn = open_writer(&paths.db, true, now.wall)?;
+        let mut conn = open_writer(&paths.db, true, now.wall)?;
+        lock.follow(&paths.db)?;
+        let mark = Served::recognise(&mut conn, &paths.served, now.wall)?;
+        warn_of_a_new_key(&conn, paths)?;
         let served = begin_serving(&conn, boot_id().as_deref())?;
         let presence = Arc::new(Presence::load(
             &read::hosts(&conn)?,
@@ -186,7 +194,8 @@ impl Core {
         ));
         presence.unknown.remember(&conn)?;
         let unfinished = lifecycle::unfinished(&conn)?;
-        let writer = Writer::new(conn, config.policy(), Arc::clone(&presence))?;
+        let mut writer = Writer::new(conn, config.policy(), Arc::clone(&presence))?;
+        writer.mark(mark);
         let core = Core {
             presence,
             readers: Readers::open(&paths.db)?,
@@ -212,6 +221,21 @@ impl Core {
         );
         true
     }
+}
+
+/// A key that is made for hosts that have tokens of another one.
+fn warn_of_a_new_key(conn: &Connection, paths: &Paths) -> Result<(), StoreError> {
+    let key = &paths.host_token_key;
+    let registered = read::hosts(conn)?.iter().filter(|host| host.registered_at.is_some()).count();
+    if registered > 0 && !key.exists() {
+        log::warn!(
+            "{} is missing and {registered} hosts are registered: a new one is made, no token of \
+             theirs counts until they renew it; if you have the old one, stop, put it back and \
+             start again",
+            key.display()
+        );
+    }
+    Ok(())
 }
 
 /// What tells one run of the machine from another; `None` where the system does not say.

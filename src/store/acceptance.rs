@@ -77,6 +77,16 @@ pub fn is_undone(conn: &Connection, revision: u64) -> Result<bool, StoreError> {
 
 /// Marks a database as restored from a backup; gives of when it is.
 pub fn mark(conn: &mut Connection, now: Wall) -> Result<Wall, StoreError> {
+    mark_beyond(conn, 0, now)
+}
+
+/// The same. `given_out`: a revision that is known to have been given out, also of another
+/// database.
+pub(super) fn mark_beyond(
+    conn: &mut Connection,
+    given_out: u64,
+    now: Wall,
+) -> Result<Wall, StoreError> {
     let tx = conn.transaction()?;
     let as_of: i64 = tx.query_row(
         "SELECT max(created_at, coalesce(listened_until, 0), \
@@ -87,10 +97,10 @@ pub fn mark(conn: &mut Connection, now: Wall) -> Result<Wall, StoreError> {
     )?;
     tx.execute(
         "INSERT INTO restores (revision, last_known, as_of, restored_at) \
-         SELECT revision + ?1, revision, ?2, ?3 FROM state",
-        params![SKIPPED, as_of, now.0],
+         SELECT max(revision, ?4) + ?1, revision, ?2, ?3 FROM state",
+        params![SKIPPED, as_of, now.0, given_out.cast_signed()],
     )?;
-    tx.execute("UPDATE state SET revision = revision + ?1", [SKIPPED])?;
+    tx.execute("UPDATE state SET revision = (SELECT max(revision) FROM restores)", [])?;
     tx.commit()?;
     Ok(Wall(as_of))
 }

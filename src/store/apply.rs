@@ -961,7 +961,12 @@ impl Writer {
             w.count_left_out(now)?;
             w.extend_tokens_after_jump(now)?;
             let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
-            Ok(listened.execute([now.wall.0]).map(drop)?)
+            listened.execute([now.wall.0])?;
+            drop(listened);
+            if w.is_mark_behind() {
+                w.change_a_byte()?;
+            }
+            Ok(())
         })
     }
 }

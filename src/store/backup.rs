@@ -6,16 +6,17 @@
 
 use super::StoreError;
 use super::open::{self, identity_of};
+use super::schema;
 use super::verify::{integrity, verify};
+use crate::files;
 use crate::model::time::Wall;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Pages that are copied between two words about it. Larger: a slow disk looks as if it
@@ -57,11 +58,15 @@ pub(super) fn open_copy(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(open::BUSY_TIMEOUT)?;
+    open::trust_nothing(&conn)?;
+    let real = files::resolved(path).map_err(io)?;
     match identity_of(&conn, path) {
         Ok(0) => Err(StoreError::Foreign(path.to_owned())),
         Ok(_) => Ok(conn),
-        Err(StoreError::CannotOpen(_)) if !beside(path, "-wal").exists() => still(path),
-        Err(error) => Err(error),
+        Err(StoreError::CannotOpen(_)) if !beside(&real, "-wal").exists() => {
+            still(&real).map_err(|error| open::explained(error, &real))
+        }
+        Err(error) => Err(open::explained(error, &real)),
     }
 }
 
@@ -80,6 +85,7 @@ fn still(path: &Path) -> Result<Connection, StoreError> {
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_URI;
     let conn = Connection::open_with_flags(format!("{uri}?immutable=1"), flags)?;
+    open::trust_nothing(&conn)?;
     identity_of(&conn, path).map(|_| conn)
 }
 
@@ -95,7 +101,10 @@ pub(super) fn snapshot(
     reading.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     let page: i64 = reading.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let page = page.unsigned_abs();
-    let mut to = Connection::open(part)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut to = Connection::open_with_flags(part, flags)?;
     // It is synced as a whole, once.
     to.pragma_update(None, "synchronous", "OFF")?;
     let copy = Backup::new(&reading, &mut to)?;
@@ -124,6 +133,7 @@ pub(super) fn one_file(conn: &Connection) -> Result<(), StoreError> {
 /// Whether the copy in `part` is whole; `name` is what a complaint calls it.
 pub(super) fn check(part: &Path, name: &Path) -> Result<(), StoreError> {
     let copy = open_copy(part)?;
+    schema::check(&copy, name)?;
     let wrong = match open::version(&copy)? == open::schema_version() {
         true => verify(&copy)?,
         false => integrity(&copy)?,
@@ -165,17 +175,17 @@ pub(super) struct Part {
 impl Part {
     /// An empty one for the file `to`, readable for us only.
     pub(super) fn new(to: &Path) -> Result<Part, StoreError> {
-        let path = beside(to, ".part");
+        // Links on the way are followed here, and by nothing that opens the part.
+        let dir = files::dir_of(to).canonicalize().map_err(|e| StoreError::io(to, &e))?;
+        let path = beside(&to.file_name().map_or(dir.clone(), |name| dir.join(name)), ".part");
         let io = |e: std::io::Error| StoreError::io(&path, &e);
-        match File::open(&path) {
+        match files::open_for_reading(&path) {
             Ok(left) if left.try_lock().is_err() => return Err(StoreError::Busy),
             Ok(_) => std::fs::remove_file(&path).map_err(io)?,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(io(error)),
         }
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.map_err(io)?;
+        let file = files::create_new(&path).map_err(io)?;
         // A file system without locks has no two backups of one name either way.
         if let Err(error) = file.try_lock() {
             log::debug!("could not lock {}: {error}", path.display());
@@ -225,13 +235,7 @@ pub(super) fn sync(path: &Path) -> Result<u64, StoreError> {
 
 /// Brings the names in the directory of `path` to the disk.
 pub(super) fn sync_dir_of(path: &Path) -> Result<(), StoreError> {
-    let dir = dir_of(path);
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|e| StoreError::io(dir, &e))
-}
-
-pub(super) fn dir_of(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    files::sync_dir_of(path).map_err(|e| StoreError::io(files::dir_of(path), &e))
 }
 
 /// A moment as it stands in file names: `20261124T022000Z`.
@@ -274,7 +278,7 @@ pub(super) fn before_migration(
 /// Keeps the newest copies from before migrations.
 fn forget_older(path: &Path) {
     let Some(name) = path.file_name() else { return };
-    let Ok(entries) = std::fs::read_dir(dir_of(path)) else { return };
+    let Ok(entries) = std::fs::read_dir(files::dir_of(path)) else { return };
     let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
     let mut copies: Vec<(String, PathBuf)> = names
         .filter_map(|found| Some((stamp_of(&found, name)?, path.with_file_name(&found))))

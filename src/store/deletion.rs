@@ -433,11 +433,11 @@ mod tests {
             )
             .unwrap();
         let (tell, told) = unbounded();
-        execute(
-            &mut writer,
-            vec![delete(1, true, Box::new(move |r| tell.send(r.is_err()).unwrap()))],
-        );
+        let command = delete(1, true, Box::new(move |r| tell.send(r.is_err()).unwrap()));
+        writer.execute(vec![Envelope { now: NOW, command }]);
         assert!(told.recv().unwrap());
+        writer.conn.execute_batch("DROP TABLE holds").unwrap();
+        assert_eq!(verify(&writer.conn).unwrap(), [] as [&str; 0]);
         let left = ["hosts", "sandboxes", "tombstones", "events", "audit_logs"];
         assert_eq!(left.map(|table| count(&writer, table)), [2, 1, 0, 0, 0]);
         assert_eq!(presence.heartbeat(host(1), NOW), Beat::Known { wake: false });

@@ -24,6 +24,17 @@ pub enum StoreError {
         /// How many more are.
         more: usize,
     },
+    /// The schema of a file has what Roost did not put there, or lacks what it did.
+    Altered {
+        /// Which file.
+        path: PathBuf,
+        /// The first thing that differs.
+        first: String,
+        /// How many more do.
+        more: usize,
+    },
+    /// The files belong to another user, or their mode keeps us out: whose they are.
+    NotOurs(String),
     /// The database was restored and nobody has accepted it yet.
     NotAccepted,
     /// The file is there and is not a Roost database.
@@ -93,11 +104,13 @@ impl StoreError {
             | StoreError::Moved(_)
             | StoreError::Busy
             | StoreError::Stalled(_)
+            | StoreError::NotOurs(_)
             | StoreError::Io { .. } => true,
             StoreError::Missing(_)
             | StoreError::NoFile(_)
             | StoreError::Exists(_)
             | StoreError::NotWhole { .. }
+            | StoreError::Altered { .. }
             | StoreError::NotAccepted
             | StoreError::Foreign(_)
             | StoreError::NewerSchema { .. }
@@ -111,9 +124,16 @@ impl StoreError {
     }
 
     /// Whether waiting may help: a disk can be freed, a lock released, a directory given to
-    /// whom it belongs. Anything else needs a hand that starts the program again.
+    /// whom it belongs, a foreign trigger dropped. Anything else needs a hand that starts the program again.
     pub fn may_pass(&self) -> bool {
-        matches!(self, StoreError::Disk(_) | StoreError::CannotOpen(_) | StoreError::Busy)
+        matches!(
+            self,
+            StoreError::Disk(_)
+                | StoreError::CannotOpen(_)
+                | StoreError::NotOurs(_)
+                | StoreError::Altered { .. }
+                | StoreError::Busy
+        )
     }
 }
 
@@ -138,6 +158,20 @@ impl fmt::Display for StoreError {
                 f,
                 "{} is damaged ({first}, and {more} more); use another backup",
                 path.display()
+            ),
+            StoreError::Altered { path, first, more } => {
+                let more = if *more > 0 { format!(", and {more} more") } else { String::new() };
+                write!(
+                    f,
+                    "the schema of {} was changed by others ({first}{more}); drop what is \
+                     foreign with the sqlite3 shell, or use another backup",
+                    path.display()
+                )
+            }
+            StoreError::NotOurs(what) => write!(
+                f,
+                "the database may not be opened for writing ({what}); give the data directory \
+                 and what is in it to that user with chown -R"
             ),
             StoreError::NotAccepted => f.write_str(
                 "the database was restored and is not accepted yet; look at it, then run \

@@ -1,4 +1,4 @@
-//! Owns how a database file is opened: the lock, pragmas, schema and migrations.
+//! Owns how a database file is opened: pragmas, schema and migrations.
 //!
 //! Never: opens a file that another version or another program made as if it were ours.
 //!
@@ -8,12 +8,14 @@
 
 use super::backup;
 use super::error::StoreError;
+use super::schema;
+use crate::files;
 use crate::model::time::Wall;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use rustix::fs::{Access, access, statvfs};
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::fs::{Metadata, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +37,9 @@ const MIGRATIONS: &[&str] = &[
 /// `PRAGMA application_id`: "Roos" in ASCII, so that `file` and we know our own.
 const APPLICATION_ID: i32 = 0x526f_6f73;
 
+/// Rights of all but the owner.
+const OF_OTHERS: u32 = 0o077;
+
 /// How long a connection waits for another process to finish writing. Larger and a stuck
 /// `sqlite3` shell blocks heartbeat flushes for longer; smaller and a backup in progress
 /// looks like an error.
@@ -48,70 +53,24 @@ const WRITER_CACHE_KIB: i64 = 1024;
 /// cards; smaller and pages are copied more often than needed.
 const CHECKPOINT_PAGES: i64 = 4000;
 
+/// The same on a disk that is nearly full. Larger and the log alone fills it, so that nothing
+/// can be copied back; smaller and every commit copies pages.
+const CHECKPOINT_PAGES_MIN: i64 = 100;
+
+/// Part of the free disk that the log may take: what is copied back needs room as well.
+const LOG_PART_OF_FREE: u64 = 4;
+
+/// Size of a page in bytes.
+const PAGE_BYTES: u64 = 4096;
+
 /// The version that this program makes and needs.
 pub fn schema_version() -> i64 {
     MIGRATIONS.len() as i64
 }
 
-/// The right to write to a database: a locked file beside it, released when dropped or
-/// when the process ends in any way.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    /// Takes the lock at `path` and writes our process id into it. [`StoreError::Held`]
-    /// when another process has it.
-    pub fn take(path: &Path) -> Result<Lock, StoreError> {
-        let io = |e: std::io::Error| StoreError::io(path, &e);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        // On a disk that takes no writes the lock still tells who is alone.
-        let mut file = options.open(path).or_else(|e| File::open(path).map_err(|_| io(e)))?;
-        if let Err(error) = file.try_lock() {
-            return Err(match error {
-                std::fs::TryLockError::WouldBlock => {
-                    let mut pid = String::new();
-                    // The holder may be about to write it; "unknown" is honest then.
-                    let _ = file.read_to_string(&mut pid);
-                    let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() };
-                    StoreError::Held { lock: path.to_owned(), pid: pid.to_owned() }
-                }
-                std::fs::TryLockError::Error(error) => io(error),
-            });
-        }
-        if let Err(error) = say_pid(&mut file) {
-            log::warn!("could not write our process id to {}: {error}", path.display());
-        }
-        Ok(Lock { _file: file })
-    }
-
-    /// The lock file of the database at `db`: `lock` beside `roost.db`, so that one data
-    /// directory has one; `NAME.lock` beside any other name.
-    pub fn path_for(db: &Path) -> PathBuf {
-        match db.file_name() {
-            Some(name) if name == "roost.db" => db.with_file_name("lock"),
-            Some(name) => {
-                let mut name = name.to_owned();
-                name.push(".lock");
-                db.with_file_name(name)
-            }
-            None => db.with_extension("lock"),
-        }
-    }
-}
-
-/// For people: the lock counts without it.
-fn say_pid(file: &mut File) -> std::io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
-}
-
 /// Opens the database at `path` for the one writer; makes it when `create` is set and
 /// there is none; migrates an older one, of which a copy is kept. The caller holds the
-/// [`Lock`].
+/// [`super::lock::Lock`].
 pub fn open_writer(path: &Path, create: bool, now: Wall) -> Result<Connection, StoreError> {
     let mut conn = connect(path, create)?;
     migrate(&mut conn, path, now)?;
@@ -128,7 +87,7 @@ pub struct Migrated {
 }
 
 /// Migrates the database at `path`; `None` when there was nothing to do. The caller holds
-/// the [`Lock`].
+/// the [`super::lock::Lock`].
 ///
 /// # Errors
 /// When no copy can be made, or a step fails: then nothing was changed.
@@ -148,20 +107,72 @@ fn connect(path: &Path, create: bool) -> Result<Connection, StoreError> {
     if path.is_dir() {
         return Err(StoreError::Foreign(path.to_owned()));
     }
-    connect_file(path, create).map_err(|error| {
-        if let StoreError::CannotOpen(what) = &error
-            && let Some(why) = disk_of(path)
-        {
-            return StoreError::Disk(format!("{what}: {why}"));
+    let file = files::resolved(path).map_err(|e| StoreError::io(path, &e))?;
+    for_owner_only(&file, create);
+    connect_file(&file, create).map_err(|error| explained(error, &file))
+}
+
+/// What SQLite puts beside the database gets the database's own mode.
+fn for_owner_only(path: &Path, create: bool) {
+    if create
+        && !path.exists()
+        && let Err(error) = files::create_new(path)
+    {
+        // Whether it can be made all the same is for SQLite to say.
+        log::debug!("could not make {}: {error}", path.display());
+    }
+    for end in ["", "-wal", "-shm", "-journal"] {
+        let file = backup::beside(path, end);
+        let mode = file.symlink_metadata().ok().filter(Metadata::is_file).map(|file| file.mode());
+        if mode.is_some_and(|mode| mode & OF_OTHERS != 0) {
+            // Another user's is not ours to change.
+            let narrowed = std::fs::set_permissions(&file, Permissions::from_mode(0o600));
+            log::debug!("{} for its owner only: {narrowed:?}", file.display());
         }
-        error
-    })
+    }
+}
+
+/// Pages of log before they are copied back, by how much room its disk has now.
+pub(super) fn checkpoint_pages(path: &Path) -> i64 {
+    let Ok(disk) = statvfs(files::dir_of(path)) else { return CHECKPOINT_PAGES };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let pages = i64::try_from(free / LOG_PART_OF_FREE / PAGE_BYTES).unwrap_or(CHECKPOINT_PAGES);
+    pages.clamp(CHECKPOINT_PAGES_MIN, CHECKPOINT_PAGES)
+}
+
+/// Says why a file cannot be opened or written where SQLite does not: a disk, or an owner.
+pub fn explained(error: StoreError, path: &Path) -> StoreError {
+    let (StoreError::CannotOpen(what) | StoreError::Disk(what)) = &error else { return error };
+    match disk_of(path) {
+        Some(why) => StoreError::Disk(format!("{what}: {why}")),
+        None => not_ours(path).map_or(error, StoreError::NotOurs),
+    }
+}
+
+/// The file or directory that keeps us out, if one does, and whose it is.
+fn not_ours(path: &Path) -> Option<String> {
+    let dir = files::dir_of(path).to_owned();
+    let of = |end| backup::beside(path, end);
+    let files = [(dir, Access::WRITE_OK | Access::EXEC_OK)].into_iter().chain(
+        ["", "-wal", "-shm", "-journal"].map(|end| (of(end), Access::READ_OK | Access::WRITE_OK)),
+    );
+    let (file, _) = files
+        .into_iter()
+        .find(|(file, needed)| matches!(access(file, *needed), Err(Errno::ACCESS | Errno::PERM)))?;
+    let found = file.metadata().ok()?;
+    Some(format!(
+        "{} belongs to user {} with mode {:03o}, and roost runs as user {}",
+        file.display(),
+        found.uid(),
+        found.mode() & 0o777,
+        rustix::process::geteuid().as_raw(),
+    ))
 }
 
 /// What keeps any new file from being made beside this one, if its disk does: a database
 /// without its log cannot be opened then, and SQLite does not say why.
 fn disk_of(path: &Path) -> Option<&'static str> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = files::dir_of(path);
     if access(dir, Access::WRITE_OK) == Err(Errno::ROFS) {
         return Some("it is mounted readonly");
     }
@@ -177,15 +188,23 @@ fn connect_file(path: &Path, create: bool) -> Result<Connection, StoreError> {
         | if create { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
-    identity_of(&conn, path)?;
+    trust_nothing(&conn)?;
+    if identity_of(&conn, path)? > 0 {
+        schema::check(&conn, path)?;
+    }
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", "NORMAL")?;
     conn.pragma_update(None, "foreign_keys", "ON")?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
-    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    conn.pragma_update(None, "wal_autocheckpoint", checkpoint_pages(path))?;
     conn.pragma_update(None, "journal_size_limit", 16 * 1024 * 1024)?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+/// What a schema says is not to call functions that reach out of the database.
+pub(super) fn trust_nothing(conn: &Connection) -> Result<(), StoreError> {
+    Ok(conn.pragma_update(None, "trusted_schema", "OFF")?)
 }
 
 /// Records that a server begins to work on the database. True when one has before: what its
@@ -195,9 +214,10 @@ pub fn begin_serving(conn: &Connection, boot_id: Option<&str>) -> Result<bool, S
         conn.query_row("SELECT serving OR boot_id IS NOT NULL FROM state", [], |row| row.get(0))?;
     // Who was killed may have left a log that is due to be copied back: that can wait for the
     // writer's first transaction, and a start for it cannot.
+    let pages: i64 = conn.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.execute("UPDATE state SET serving = 1, boot_id = ?1", [boot_id])?;
-    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    conn.pragma_update(None, "wal_autocheckpoint", pages)?;
     Ok(served)
 }
 
@@ -211,17 +231,19 @@ pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         // that may write.
         Err(StoreError::Disk(_)) => {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            identity_of(&Connection::open_with_flags(path, flags)?, path)?;
-            reader(path)
+            let opened = Connection::open_with_flags(path, flags).map_err(StoreError::from);
+            opened.and_then(|conn| identity_of(&conn, path)).and_then(|_| reader(path))
         }
         opened => opened,
     }
+    .map_err(|error| explained(error, path))
 }
 
 fn reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
+    trust_nothing(&conn)?;
     let found = identity_of(&conn, path)?;
     if found < schema_version() {
         return Err(StoreError::OlderSchema { found, known: schema_version() });
@@ -232,7 +254,10 @@ fn reader(path: &Path) -> Result<Connection, StoreError> {
 /// Copies a consistent snapshot of the database at `from` to the new file `to`, also
 /// while another process writes.
 pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
-    backup::snapshot(&open_reader(from)?, to, &mut |_, _| {})
+    let source = open_reader(from)?;
+    let to = files::resolved(to).map_err(|e| StoreError::io(to, &e))?;
+    files::create_new(&to).map_err(|e| StoreError::io(&to, &e))?;
+    backup::snapshot(&source, &to, &mut |_, _| {})
 }
 
 pub(super) fn version(conn: &Connection) -> Result<i64, StoreError> {
@@ -262,6 +287,12 @@ fn migrate(conn: &mut Connection, path: &Path, now: Wall) -> Result<Option<Migra
     let copy = (from > 0).then(|| backup::before_migration(conn, path, from, now)).transpose()?;
     upgrade(conn, now)?;
     Ok(copy.map(|copy| Migrated { from, copy }))
+}
+
+/// Makes the schema of a version in an empty database.
+pub(super) fn make(conn: &Connection, version: i64) -> Result<(), StoreError> {
+    let steps = MIGRATIONS.iter().take(usize::try_from(version).unwrap_or(0));
+    Ok(steps.into_iter().try_for_each(|step| conn.execute_batch(step))?)
 }
 
 /// Takes a database, also an empty one, to the current schema; no copy is made.
@@ -503,19 +534,5 @@ mod tests {
             conn.query_row("SELECT revision FROM state", [], |row| row.get::<_, i64>(0))
         };
         assert_eq!(revision(&open_reader(&left).unwrap()), Ok(0));
-    }
-
-    #[test]
-    fn one_holder_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = Lock::path_for(&dir.path().join("roost.db"));
-        let held = Lock::take(&path).unwrap();
-        let pid = std::process::id().to_string();
-        assert_eq!(
-            Lock::take(&path).map(|_| ()),
-            Err(StoreError::Held { lock: path.clone(), pid })
-        );
-        drop(held);
-        assert!(Lock::take(&path).is_ok());
     }
 }

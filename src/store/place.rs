@@ -29,6 +29,11 @@ impl Place {
         Ok(Some(Place { file: identity(&file), wal, db }))
     }
 
+    /// Pages of log before they are copied back, by how much room there is now.
+    pub(super) fn checkpoint_pages(&self) -> i64 {
+        super::open::checkpoint_pages(&self.db)
+    }
+
     /// Fails when the file or its log was moved or deleted. Ask inside a transaction: the
     /// log is there then.
     pub(super) fn check(&self) -> Result<(), StoreError> {

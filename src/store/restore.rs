@@ -5,15 +5,14 @@
 
 use super::StoreError;
 use super::acceptance;
-use super::backup::{
-    Part, beside, check, dir_of, one_file, open_copy, snapshot, stamp, sync, sync_dir_of,
-};
+use super::backup::{Part, beside, check, one_file, open_copy, snapshot, stamp, sync, sync_dir_of};
 use super::open::{self, upgrade};
+use crate::files;
 use crate::model::time::Wall;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What SQLite keeps beside a database: it belongs to that one file.
@@ -41,6 +40,8 @@ pub fn restore(file: &Path, db: &Path, now: Wall) -> Result<Restored, StoreError
         return Err(StoreError::Exists(db.to_owned()));
     }
     let named = |error| named(error, file);
+    // A link to the database stays one: what it leads to is replaced.
+    let db = &files::resolved(db).map_err(|e| StoreError::io(db, &e))?;
     let part = Part::new(db)?;
     let source = open_copy(file).map_err(named)?;
     let version = open::version(&source).map_err(named)?;
@@ -48,7 +49,6 @@ pub fn restore(file: &Path, db: &Path, now: Wall) -> Result<Restored, StoreError
     check(&part.path, file).map_err(named)?;
     let as_of = prepare(&part.path, now).map_err(named)?;
     check(&part.path, file)?;
-    give_to_owner(&part.path, dir_of(db))?;
     sync(&part.path)?;
     let aside = exchange(&part.path, db, now)?;
     Ok(Restored { aside, as_of, version })
@@ -67,21 +67,13 @@ fn is_same(a: &Path, b: &Path) -> bool {
     identity(a).is_some_and(|a| identity(b) == Some(a))
 }
 
-/// Root restores for a service that runs as somebody else: what lies in a directory belongs
-/// to whom the directory does.
-fn give_to_owner(file: &Path, dir: &Path) -> Result<(), StoreError> {
-    let of = |path: &Path| path.metadata().map(|file| (file.uid(), file.gid()));
-    let owner = of(dir).map_err(|e| StoreError::io(dir, &e))?;
-    if of(file).is_ok_and(|found| found == owner) || !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    chown(file, Some(owner.0), Some(owner.1)).map_err(|e| StoreError::io(file, &e))
-}
-
 /// Brings the copy to the current schema and marks it.
 fn prepare(part: &Path, now: Wall) -> Result<Wall, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let mut conn = Connection::open_with_flags(part, flags)?;
+    open::trust_nothing(&conn)?;
     upgrade(&mut conn, now)?;
     let as_of = acceptance::mark(&mut conn, now)?;
     one_file(&conn)?;
@@ -192,6 +184,7 @@ mod tests {
     use super::*;
     use crate::store::open::open_writer;
     use std::collections::BTreeMap;
+    use std::os::unix::fs::chown;
     use tempfile::TempDir;
 
     /// The whole directory: names and what is in them.

@@ -6,6 +6,7 @@ mod indexes;
 mod walk;
 
 use super::StoreError;
+use super::{open, schema};
 use rusqlite::Connection;
 
 /// Page cache of a connection that reads all there is, in KiB. Larger: more memory for a
@@ -71,7 +72,12 @@ const INVARIANTS: &[(&str, &str)] = &[
 
 /// Everything that is wrong with the database, a line each; empty when it is whole.
 pub fn verify(conn: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut wrong = integrity(conn)?;
+    let mut wrong = schema::differences(conn, open::schema_version())?;
+    if !wrong.is_empty() {
+        // What the rest would find is what the foreign part shows it.
+        return Ok(wrong);
+    }
+    wrong = integrity(conn)?;
     for (meaning, query) in INVARIANTS {
         let mut select = conn.prepare(query)?;
         let mut rows = select.query([])?;

@@ -20,6 +20,7 @@ use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
 use super::reports::AgentReport;
+use super::served::Served;
 use super::shares::Shares;
 use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
@@ -416,6 +417,11 @@ pub struct Writer {
     /// How long the last commit took.
     commit_took: Duration,
     place: Option<Place>,
+    /// How long the log gets before it is copied back, by the room that there was last.
+    log_pages: Option<i64>,
+    served: Option<Served>,
+    /// This transaction brings all before it to the disk, if it is a durable one.
+    pub(super) changes_a_byte: bool,
 }
 
 /// What follows a commit; dropped or undone when it fails.
@@ -496,7 +502,10 @@ impl Writer {
             shares: Shares::default(),
             usage,
             commit_took: Duration::ZERO,
+            log_pages: place.as_ref().map(Place::checkpoint_pages),
             place,
+            served: None,
+            changes_a_byte: false,
         })
     }
 
@@ -505,6 +514,11 @@ impl Writer {
     pub(super) fn count_anew(&mut self) {
         self.conn.execute_batch(super::usage::COUNT).expect("rows can be counted");
         self.usage = Usage::load(&self.conn).expect("sums can be read");
+    }
+
+    /// Lets a mark follow what is on the disk for certain.
+    pub fn mark(&mut self, served: Served) {
+        self.served = Some(served);
     }
 
     /// The newest committed revision, shared.
@@ -552,8 +566,13 @@ impl Writer {
     pub fn execute(&mut self, batch: Vec<Envelope>) {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
         self.figures.set_at_work(Some(Stopwatch::start()));
+        let flushes = batch.iter().any(|envelope| matches!(envelope.command, Command::Flush(_)));
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
-        let durable = tasks.iter().any(|task| task.durable);
+        let marks = flushes && self.is_mark_behind();
+        if flushes {
+            self.fit_log_to_disk();
+        }
+        let durable = marks || tasks.iter().any(|task| task.durable);
         self.figures.commands.add(tasks.len() as u64);
         let told: Vec<Told> = tasks.iter().filter_map(|task| task.told.clone()).collect();
         let before = self.revision;
@@ -586,6 +605,12 @@ impl Writer {
         let rows = self.rows_written() - rows_before;
         self.figures.set_at_work(None);
         self.settle(before, failed.as_ref(), rows);
+        // A transaction that changed no byte brought nothing to the disk.
+        let is_certain = std::mem::take(&mut self.changes_a_byte) || self.revision != before;
+        if durable && failed.is_none() && is_certain {
+            let revision = self.revision;
+            self.served.iter_mut().for_each(|served| served.advance(revision));
+        }
         for answer in answers {
             answer(failed.as_ref());
         }
@@ -593,6 +618,29 @@ impl Writer {
         // Not begun: every command that was not carried out is told why.
         let failed = failed.unwrap_or(StoreError::Stopped);
         tasks.for_each(|task| task.refuse(&failed));
+    }
+
+    /// A disk that fills up must not be filled by the log alone: it could not be copied back.
+    fn fit_log_to_disk(&mut self) {
+        let pages = self.place.as_ref().map(Place::checkpoint_pages);
+        let Some(pages) = pages.filter(|_| pages != self.log_pages) else { return };
+        self.log_pages = Some(pages);
+        if let Err(error) = self.conn.pragma_update(None, "wal_autocheckpoint", pages) {
+            log::debug!("could not set how long the log gets: {error}");
+        }
+    }
+
+    /// Whether there is a mark that does not say yet how far the database is.
+    pub(super) fn is_mark_behind(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| served.is_behind(self.revision))
+    }
+
+    /// For a transaction that shall bring all before it to the disk: the clock may stand.
+    pub(super) fn change_a_byte(&mut self) -> Result<(), StoreError> {
+        let sql = "UPDATE state SET listened_until = listened_until + 1";
+        self.conn.prepare_cached(sql)?.execute([])?;
+        self.changes_a_byte = true;
+        Ok(())
     }
 
     fn rows_written(&self) -> u64 {

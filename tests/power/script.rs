@@ -25,9 +25,11 @@ use roost::store::lifecycle::{Begun, Ended, NewSandbox, Wish};
 use roost::store::open::open_writer;
 use roost::store::presence::Presence;
 use roost::store::reports::AgentReport;
+use roost::store::served::Served;
 use roost::store::writer::{Command, Envelope, Reply, Writer};
 use std::path::Path;
 use std::sync::Arc;
+use tempfile::TempDir;
 
 /// Hosts that are added. More and every one of them sees little.
 const HOSTS_MAX: usize = 8;
@@ -62,11 +64,15 @@ pub struct Outcome {
     pub failed: Vec<StoreError>,
     /// Rows that must be there from now on: of a table, with this id.
     pub made: Vec<(&'static str, String)>,
+    /// What the mark beside the keys says then.
+    pub marked: u64,
 }
 
 /// See the head of this file.
 pub struct Script {
     writer: Writer,
+    /// Where the mark is: not on the disk whose power fails.
+    keys: TempDir,
     presence: Arc<Presence>,
     random: Random,
     now: Now,
@@ -87,14 +93,29 @@ fn actor() -> Actor {
 impl Script {
     pub fn new(db: &Path, random: Random) -> Script {
         let now = START;
-        let conn = open_writer(db, true, now.wall).unwrap();
+        let mut conn = open_writer(db, true, now.wall).unwrap();
+        let keys = tempfile::tempdir().unwrap();
+        let mark = Served::recognise(&mut conn, &keys.path().join("served"), now.wall).unwrap();
         conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).unwrap();
         let presence = Arc::new(Presence::load(&[], [], None, false, now));
-        let writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
+        let mut writer = Writer::new(conn, Policy::default(), Arc::clone(&presence)).unwrap();
+        writer.mark(mark);
         let (tell, told) = unbounded();
         let (pending, hosts) = (Vec::new(), Vec::new());
         let (sandboxes, operations) = (Vec::new(), Vec::new());
-        Script { writer, presence, random, now, tell, told, pending, hosts, sandboxes, operations }
+        Script {
+            writer,
+            keys,
+            presence,
+            random,
+            now,
+            tell,
+            told,
+            pending,
+            hosts,
+            sandboxes,
+            operations,
+        }
     }
 
     /// Carries out a batch.
@@ -112,6 +133,8 @@ impl Script {
         for told in self.told.clone().try_iter() {
             self.take_in(told, &mut outcome);
         }
+        let mark = std::fs::read_to_string(self.keys.path().join("served")).unwrap_or_default();
+        outcome.marked = mark.split_whitespace().nth(3).map_or(0, |n| n.parse().unwrap());
         outcome
     }
 

@@ -125,7 +125,7 @@ fn environment(page: &mut Roff) {
 fn files(page: &mut Roff) {
     page.control("SH", ["FILES"]);
     page.text([roman("In the data directory:")]);
-    let Paths { dir: _, db, lock, admin_key, host_token_key, ca_cert, ca_key, config_file } =
+    let Paths { dir: _, db, lock, served, admin_key, host_token_key, ca_cert, ca_key, config_file } =
         Paths::of(Path::new(""));
     for (path, what) in [
         (db, "the database, with -wal and -shm beside it while it is open"),
@@ -135,6 +135,7 @@ fn files(page: &mut Roff) {
         (ca_cert, "the certificate of the CA for agents"),
         (ca_key, "its key; secret"),
         (lock, "held by the one process that may write"),
+        (served, "which database was served last, and up to which revision"),
     ] {
         page.control("TP", []);
         page.text([bold(path.to_string_lossy())]);

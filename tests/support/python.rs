@@ -29,6 +29,11 @@ impl Python {
         None
     }
 
+    /// Where a program of one of the packages is.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
     /// Runs a script of the repository, which must succeed.
     pub fn run(&self, script: &str, args: &[&str], env: &[(&str, &str)]) {
         let script = root().join(script);

@@ -59,10 +59,18 @@ impl Home {
 }
 
 impl Serving {
-    /// Starts this command and waits until it says where it listens.
-    pub fn start(mut command: Command) -> Serving {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    /// Starts this command and waits until it listens, which it says only once its database
+    /// is open.
+    pub fn begin(mut command: Command) -> Serving {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
+        let (log, reader) = Serving::read(&mut child);
+        let address = eventually("a socket that listens", || listening(child.id()));
+        Serving { child, address, log, reader: Some(reader), key: String::new() }
+    }
+
+    /// Keeps what it logs.
+    fn read(child: &mut Child) -> (Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let lines = Arc::clone(&log);
@@ -71,6 +79,14 @@ impl Serving {
                 lines.lock().unwrap().push(line);
             }
         });
+        (log, reader)
+    }
+
+    /// Starts this command and waits until it says where it listens.
+    pub fn start(mut command: Command) -> Serving {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (log, reader) = Serving::read(&mut child);
         let mut first = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut first).unwrap();

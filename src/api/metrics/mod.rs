@@ -230,13 +230,14 @@ fn word_of(trouble: &StoreError) -> &'static str {
     match trouble {
         StoreError::Damaged(_) => "damaged",
         StoreError::Disk(_) => "disk",
-        StoreError::CannotOpen(_) => "cannot_open",
+        StoreError::CannotOpen(_) | StoreError::NotOurs(_) => "cannot_open",
         StoreError::Moved(_) => "moved",
         StoreError::Busy | StoreError::Stalled(_) => "busy",
         StoreError::Missing(_)
         | StoreError::NoFile(_)
         | StoreError::Exists(_)
         | StoreError::NotWhole { .. }
+        | StoreError::Altered { .. }
         | StoreError::NotAccepted
         | StoreError::Foreign(_)
         | StoreError::NewerSchema { .. }

@@ -4,10 +4,11 @@
 //! Never: deletes a host with sandboxes unless somebody said yes.
 
 use super::client::{AGENT_PATIENCE, PATIENCE, ServerClient, Trouble};
-use super::{print, word};
+use super::{print, said, word};
 use crate::cli::args::{Format, HostsAdd, HostsRm, OneHost};
 use crate::cli::output::{Exit, Failure};
 use crate::config::Config;
+use crate::logging::one_line;
 use crate::model::host::Intent;
 use crate::model::id::HostId;
 use serde_json::{Value, json};
@@ -48,8 +49,8 @@ fn show_token(answer: &Value, format: Format) -> Result<Exit, Failure> {
     let text = format!(
         "host                {}\nregistration token  {}\n\
          Give the token to the host's agent within the hour; it is not shown again.\n",
-        word(&answer["host"], "id"),
-        word(answer, "registration_token"),
+        said(&answer["host"], "id"),
+        said(answer, "registration_token"),
     );
     print(format, answer, &text).map(|()| Exit::Done)
 }
@@ -73,7 +74,7 @@ pub(in crate::cli) fn set_intent(
     let path = format!("/v1/hosts/{}/{verb}", options.id);
     let answer = server.ask(Method::POST, &path, None, PATIENCE);
     let host = answer.map_err(|e| e.to(what, LIST))?;
-    let text = format!("{}  {}\n", named(&host), word(&host, "status"));
+    let text = format!("{}  {}\n", named(&host), said(&host, "status"));
     print(options.printing.format, &host, &text).map(|()| Exit::Done)
 }
 
@@ -96,7 +97,7 @@ pub(in crate::cli) fn probe(config: &Config, options: &OneHost) -> Result<Exit, 
             (format!("no listing{took} ({outcome}{colon}{detail})"), Exit::Failed)
         }
     };
-    let text = crate::logging::one_line(&format!("{}  {said}", options.id));
+    let text = one_line(&format!("{}  {said}", options.id));
     print(options.printing.format, &answer, &format!("{text}\n")).map(|()| exit)
 }
 
@@ -133,8 +134,8 @@ pub(in crate::cli) fn delete_host(config: &Config, options: &HostsRm) -> Result<
 
 /// A host as people know it.
 fn named(host: &Value) -> String {
-    match (word(host, "id"), word(host, "address")) {
-        (id, "") => id.to_owned(),
+    match (said(host, "id"), said(host, "address")) {
+        (id, address) if address.is_empty() => id,
         (id, address) => format!("{id} ({address})"),
     }
 }
@@ -143,8 +144,14 @@ fn not_deleted(id: HostId) -> Failure {
     Failure::new(format!("could not delete {id}"))
 }
 
-fn ids(value: &Value) -> Vec<&str> {
-    value["sandbox_ids"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+fn ids(value: &Value) -> Vec<String> {
+    value["sandbox_ids"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(one_line)
+        .collect()
 }
 
 /// Shows what goes with a host and asks; whoever does not say yes means no.
@@ -163,7 +170,7 @@ fn confirm(server: &ServerClient, id: HostId) -> Result<(), Failure> {
     question += &format!(
         "Delete {} ({}) and {}? What runs there is lost. [y/N] ",
         named(&preview["host"]),
-        word(&preview["host"], "status"),
+        said(&preview["host"], "status"),
         sandboxes(ids.len() as u64),
     );
     let cause = |e: std::io::Error| not_deleted(id).because(e);

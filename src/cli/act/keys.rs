@@ -3,7 +3,7 @@
 //! Never: shows a key that was made before; nobody can.
 
 use super::client::{PATIENCE, ServerClient};
-use super::{print, word};
+use super::{print, said, word};
 use crate::cli::args::{Keys, KeysCreate, KeysList, KeysRevoke};
 use crate::cli::output::{Cell, Column, Exit, Failure, Screen, Table};
 use crate::config::Config;
@@ -34,10 +34,10 @@ fn create(config: &Config, options: &KeysCreate) -> Result<Exit, Failure> {
     let text = format!(
         "id    {}\nname  {}\nteam  {}\nkey   {}\n\
          Keep the key in a safe place; it is not shown again.\n",
-        word(made, "id"),
-        crate::logging::one_line(word(made, "name")),
-        word(made, "team_id"),
-        word(&answer, "key"),
+        said(made, "id"),
+        said(made, "name"),
+        said(made, "team_id"),
+        said(&answer, "key"),
     );
     print(options.printing.format, &answer, &text).map(|()| Exit::Done)
 }

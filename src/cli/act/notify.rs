@@ -3,7 +3,7 @@
 //! Never: shows where a target is.
 
 use super::client::{PATIENCE, ServerClient};
-use super::{print, word};
+use super::{print, said};
 use crate::cli::args::{HostsMaintenance, Notify, NotifyCommand, NotifyShow};
 use crate::cli::output::{Exit, Failure};
 use crate::config::Config;
@@ -34,15 +34,15 @@ fn show(config: &Config, options: &NotifyShow) -> Result<Exit, Failure> {
             (_, Value::Bool(true)) => "announced",
             (_, _) => "not yet announced",
         };
-        let host = word(problem, "host_id");
-        let on = if host.is_empty() { "all hosts" } else { host };
-        let (kind, since) = (word(problem, "kind"), word(problem, "since"));
+        let host = said(problem, "host_id");
+        let on = if host.is_empty() { "all hosts" } else { &host };
+        let (kind, since) = (said(problem, "kind"), said(problem, "since"));
         text += &format!("problem  {kind}  {on}  since {since}  {state}\n");
     }
     for target in list(&answer["targets"]) {
-        let (name, kind) = (word(target, "name"), word(target, "kind"));
+        let (name, kind) = (said(target, "name"), said(target, "kind"));
         let [sent, waiting] = ["sent", "waiting"].map(|name| target[name].as_u64().unwrap_or(0));
-        let error = word(target, "error");
+        let error = said(target, "error");
         let trouble = if error.is_empty() { String::new() } else { format!("; {error}") };
         text += &format!("target   {name} ({kind})  {sent} sent, {waiting} waiting{trouble}\n");
     }
@@ -64,8 +64,8 @@ fn test(config: &Config, options: &NotifyShow) -> Result<Exit, Failure> {
     }
     let mut text = String::new();
     for target in tested {
-        let (name, kind) = (word(target, "name"), word(target, "kind"));
-        let outcome = if target["ok"] == json!(true) { "sent" } else { word(target, "error") };
+        let (name, kind) = (said(target, "name"), said(target, "kind"));
+        let outcome = if target["ok"] == json!(true) { "sent" } else { &said(target, "error") };
         text += &format!("{name} ({kind})  {outcome}\n");
     }
     print(options.printing.format, &answer, &text)?;
@@ -93,7 +93,7 @@ pub(in crate::cli) fn maintain(
         None => server.ask(Method::DELETE, &path, None, PATIENCE),
     };
     let answer = answer.map_err(|e| e.to(format!("maintain {}", host.id), "roost hosts"))?;
-    let until = word(&answer, "maintenance_until");
+    let until = said(&answer, "maintenance_until");
     let text = match until.is_empty() {
         true => format!("{}  in maintenance no more\n", host.id),
         false => format!("{}  in maintenance until {until}\n", host.id),

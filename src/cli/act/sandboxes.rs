@@ -4,7 +4,7 @@
 
 use super::client::{PATIENCE, ServerClient, Trouble};
 use super::follow::{Deadline, Rest, Unseen, rest_of};
-use super::{print, word};
+use super::{print, said, word};
 use crate::cli::args::{SandboxesAdopt, SandboxesCreate, SomeSandboxes, Waiting};
 use crate::cli::output::{Exit, Failure};
 use crate::config::Config;
@@ -204,6 +204,6 @@ fn is_no_answer(answer: &Result<Value, Trouble>) -> bool {
 
 /// A sandbox for people.
 fn line(capsule: &Value) -> String {
-    let [id, status, host] = ["id", "status", "host_id"].map(|name| word(capsule, name));
+    let [id, status, host] = ["id", "status", "host_id"].map(|name| said(capsule, name));
     format!("{id}  {status} on {host}\n")
 }

@@ -4,7 +4,7 @@
 
 use super::client::{PATIENCE, ServerClient, Trouble};
 use super::follow::{Deadline, Unseen, rest_of};
-use super::{print, word};
+use super::{print, said, word};
 use crate::cli::args::{SnapshotsCreate, TemplatesAdd, TemplatesRm};
 use crate::cli::output::{Exit, Failure};
 use crate::config::Config;
@@ -28,7 +28,7 @@ pub(in crate::cli) fn add_template(
     let server = ServerClient::of(config, &options.server);
     let answer = server.ask(Method::POST, "/v1/templates", Some(&wanted(options)), PATIENCE);
     let made = answer.map_err(|e| e.to(format!("add {}", options.name), "roost hosts"))?;
-    let text = format!("{}  {}\n", word(&made, "id"), word(&made, "name"));
+    let text = format!("{}  {}\n", said(&made, "id"), said(&made, "name"));
     print(options.printing.format, &made, &text).map(|()| Exit::Done)
 }
 
@@ -101,12 +101,12 @@ pub(in crate::cli) fn create_snapshot(
         false => snapshot.begin().map_err(|trouble| snapshot.because(trouble))?,
     };
     let text = match is_template(&answer) {
-        true => format!("{}  {}\n", word(&answer, "id"), word(&answer, "name")),
+        true => format!("{}  {}\n", said(&answer, "id"), said(&answer, "name")),
         false => format!(
             "{}  {} on {}; the snapshot is in progress, `roost snapshots` will list it\n",
-            word(&answer, "id"),
-            word(&answer, "status"),
-            word(&answer, "host_id"),
+            said(&answer, "id"),
+            said(&answer, "status"),
+            said(&answer, "host_id"),
         ),
     };
     print(options.printing.format, &answer, &text).map(|()| Exit::Done)

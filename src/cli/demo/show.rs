@@ -39,7 +39,7 @@ impl Show {
 
     /// Lines that have no time.
     pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
-        self.out.text(text)?;
+        self.out.lines(text)?;
         self.out.flush()
     }
 

@@ -47,6 +47,9 @@ pub enum Tone {
     Dim,
 }
 
+/// Everything that a tone puts around a cell.
+pub(super) const COLOURS: [&str; 5] = ["\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\x1b[0m"];
+
 impl Tone {
     fn code(self) -> Option<&'static str> {
         match self {
