@@ -80,7 +80,7 @@ fn take(
         Verdict::Pass(_) => Ok(()),
         Verdict::Over(wait) => {
             let message = "this host sends more than Roost takes of one host; try again later";
-            Err(Problem::too_many("too_many_requests", message, wait))
+            Err(Problem::new(429, "too_many_requests", message).until(wait))
         }
     }
 }

@@ -112,22 +112,20 @@ const QUOTA_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) fn over_quota(over: OverQuota) -> Problem {
     match over {
-        OverQuota::Sandboxes(max) => Problem::too_many(
-            "quota_exceeded",
-            format!(
+        OverQuota::Sandboxes(max) => {
+            let message = format!(
                 "the team has {max} capsules, as many as it may have; destroy one first, or ask \
                  the operator for more (team_sandboxes_max)"
-            ),
-            QUOTA_WAIT,
-        ),
-        OverQuota::Changes(max, wait) => Problem::too_many(
-            "too_many_requests",
-            format!(
+            );
+            Problem::new(429, "quota_exceeded", message).until(QUOTA_WAIT)
+        }
+        OverQuota::Changes(max, wait) => {
+            let message = format!(
                 "the team has begun {max} creates, pauses, resumes and snapshots within a minute, \
                  as many as it may (team_creates_per_minute); try again later"
-            ),
-            wait,
-        ),
+            );
+            Problem::new(429, "too_many_requests", message).until(wait)
+        }
     }
 }
 

@@ -303,8 +303,8 @@ pub struct Problem {
     allow: Option<Box<str>>,
     /// What the database was found to suffer from.
     damage: Option<Box<StoreError>>,
-    /// Seconds after which to try again, of a caller who has to wait.
-    retry_after_s: Option<u64>,
+    /// Seconds after which to try again, of a caller who has to wait; 0: of none.
+    retry_after_s: u32,
 }
 
 impl Problem {
@@ -313,14 +313,14 @@ impl Problem {
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        let (message, retry_after_s) = (message.into(), None);
+        let (message, retry_after_s) = (message.into(), 0);
         Problem { status, code, message, more: None, allow: None, damage: None, retry_after_s }
     }
 
     /// The caller does more than its share; it may go on after `wait`.
-    fn too_many(code: &'static str, message: impl Into<String>, wait: Duration) -> Problem {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        Problem { retry_after_s: Some(seconds.max(1)), ..Problem::new(429, code, message) }
+    fn until(self, wait: Duration) -> Problem {
+        let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        Problem { retry_after_s: seconds.max(1), ..self }
     }
 
     fn invalid(message: impl Into<String>) -> Problem {
@@ -372,8 +372,8 @@ impl From<Problem> for Response {
         if let Some(methods) = problem.allow {
             response = response.with_header("allow", String::from(methods));
         }
-        if let Some(seconds) = problem.retry_after_s {
-            response = response.with_header("retry-after", seconds.to_string());
+        if problem.retry_after_s > 0 {
+            response = response.with_header("retry-after", problem.retry_after_s.to_string());
         }
         if problem.status == 503 {
             response = response.with_header("retry-after", "5");

@@ -17,6 +17,11 @@ use std::time::Duration;
 /// smaller: an operator does not see all that a restore has forgotten.
 const STRANGERS_MAX: usize = 1_000;
 
+/// Strangers of one listing that are looked at, in order of their ids. Larger: what is
+/// remembered of a hostile host until its next listing takes more memory; smaller: a host that
+/// lost its rows is cleared up after more slowly.
+const STRANGERS_SEEN_MAX: usize = 4_096;
+
 /// How far in the future the time of a status may lie before the clock was set back.
 pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 
@@ -281,8 +286,15 @@ pub fn plan_host(
     question: &Question,
     policy: &Policy,
 ) -> HostPlan {
-    let mut planner =
-        Planner { plan: HostPlan::default(), memory, recorded, question, policy, running_rows: 0 };
+    let mut planner = Planner {
+        plan: HostPlan::default(),
+        memory,
+        recorded,
+        question,
+        policy,
+        running_rows: 0,
+        strangers_seen: 0,
+    };
     let order = by_id(listing);
     let mut listed = order.iter().map(|&at| at as usize).peekable();
     for row in rows {
@@ -310,6 +322,7 @@ struct Planner<'a> {
     question: &'a Question,
     policy: &'a Policy,
     running_rows: usize,
+    strangers_seen: usize,
 }
 
 impl Planner<'_> {
@@ -502,11 +515,15 @@ impl Planner<'_> {
         status: Option<SandboxStatus>,
         revision: u64,
     ) {
+        let recorded = self.recorded_as(id);
+        self.strangers_seen += 1;
+        if recorded.is_none() && self.strangers_seen > STRANGERS_SEEN_MAX {
+            return;
+        }
         let sighting = self.sighting(id, Seen::Alive, revision, self.question.contact_gap);
         let seen_for = self.question.now.mono.since(sighting.first_at);
         let is_old = seen_for > self.policy.transient_grace;
         let is_confirmed = sighting.agreeing >= CONFIRMATIONS;
-        let recorded = self.recorded_as(id);
         let kind = recorded.filter(|r| *r == StrangerKind::Forgotten).unwrap_or(kind);
         let is_due = match kind {
             StrangerKind::Forgotten => true,

@@ -173,6 +173,10 @@ impl Writer {
     ) -> Result<Applied, StoreError> {
         let rows = self.rows_of(probed, listing, now)?;
         let unplaced = self.owners(host.id, unplaced(listing, &rows))?;
+        // Looked up here once: a host may announce what it likes.
+        let is_own = |id: &&SandboxId| rows.binary_search_by_key(*id, |row| row.id).is_ok();
+        let announced: Vec<SandboxId> =
+            listing.auto_paused.iter().filter(is_own).copied().collect();
         // A connection that proves its host is none to another one.
         let has_own = listing.sandboxes.len() > unplaced.len();
         let others = match probed.proven || has_own {
@@ -186,7 +190,7 @@ impl Writer {
             if let Some(other) = wrong_host(&others, lists) {
                 let detail = format!("most sandboxes in the answer belong to {other}");
                 let failure = ProbeFailure::new(FailureKind::WrongHost, detail);
-                return self.failed(host, failure, &listing.auto_paused, now);
+                return self.failed(host, failure, &announced, now);
             }
         }
         let may_apply = match (host.status(), self.policy.is_strict()) {
@@ -199,7 +203,7 @@ impl Writer {
         let outdated = host.revision > probed.revision;
         if !may_apply || outdated {
             // For diagnosis only; but what an agent tells once must not be lost.
-            self.in_savepoint(|w| w.note_drained(host.id, &listing.auto_paused, now))?;
+            self.in_savepoint(|w| w.note_drained(host.id, &announced, now))?;
             let ask_again = if may_apply { AskAgain::AtOnce } else { AskAgain::AsUsual };
             return Ok(Applied { ask_again, ..Applied::nothing(host.id) });
         }
@@ -218,14 +222,14 @@ impl Writer {
         if !self.may_turn(host.id, turned + plan.again.len(), rows.len(), now) {
             let detail = format!("contradicts itself: {turned} sandboxes changed once more");
             let failure = ProbeFailure::new(FailureKind::Malformed, detail);
-            return self.failed(host, failure, &listing.auto_paused, now);
+            return self.failed(host, failure, &announced, now);
         }
         let last = LastObservation {
             asked_at: probed.asked_at,
             listed: listing.sandboxes.len(),
             own: listing.sandboxes.len() - unplaced.len(),
         };
-        self.apply(host, plan, listing, last, now)
+        self.apply(host, plan, (listing, &announced), last, now)
     }
 
     /// The host that these sandboxes belong to may have answered in place of another: what it
@@ -422,7 +426,7 @@ impl Writer {
         &mut self,
         host: &Host,
         mut plan: HostPlan,
-        listing: &Listing,
+        (listing, announced): (&Listing, &[SandboxId]),
         last: LastObservation,
         now: Now,
     ) -> Result<Applied, StoreError> {
@@ -439,7 +443,7 @@ impl Writer {
         let mut applied = Applied::nothing(host.id);
         applied.observed = true;
 
-        let drained = self.drained_to_keep(&plan, listing);
+        let drained = self.drained_to_keep(&plan, announced);
         self.foreign_notices(host.id, plan.foreign_notices);
         let news =
             plan.strangers.iter().any(|s| s.new) || !plan.departed.is_empty() || plan.hold_began;
@@ -478,10 +482,10 @@ impl Writer {
     }
 
     /// Announced ids that this very plan does not use up.
-    fn drained_to_keep(&self, plan: &HostPlan, listing: &Listing) -> Vec<SandboxId> {
+    fn drained_to_keep(&self, plan: &HostPlan, announced: &[SandboxId]) -> Vec<SandboxId> {
         let spent = |id: &SandboxId| plan.spent.binary_search(id).is_ok();
         let keep = |id: &&SandboxId| !spent(id) && !self.policy.is_strict();
-        listing.auto_paused.iter().filter(keep).copied().collect()
+        announced.iter().filter(keep).copied().collect()
     }
 
     /// Keeps auto-pause notices of a host about its own sandboxes; others are ignored.
