@@ -1,5 +1,6 @@
 //! Measures one full pass, `roost check`, over simulated hosts in another process: wall,
-//! CPU, peak memory, transactions, rows changed. One JSON object a line.
+//! CPU, peak memory, transactions, rows changed; and, where a case has one, the floor beside
+//! each pass: a program that does the same with nothing around it. One JSON object a line.
 //!
 //! Never: fails because something was slow; wrong results are what ends it with 1. The
 //! program measured is the one that ships: nothing runs inside this process.
@@ -8,10 +9,11 @@
 //! same cases, `-- --large` 10 000 hosts as well, `-- --case NAME` only what has NAME in it,
 //! `-- --repeat N` takes the median of so many passes.
 
+mod floor;
 mod stage;
 
 use roost::model::id::HostId;
-use roost::store::open::open_reader;
+use roost::store::open::{copy, open_reader};
 use rusqlite::Connection;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -26,6 +28,11 @@ use wait4::Wait4;
 
 /// Most memory of one pass over the table's fleets, in MiB.
 const PEAK_RSS_MIB_MAX: f64 = 16.0;
+
+/// Most CPU of a pass in which nothing changed, and of one that restores every sandbox, in
+/// times of the floor's.
+const STEADY_TIMES_MAX: f64 = 1.8;
+const RESTORED_TIMES_MAX: f64 = 1.25;
 
 /// Passes of one case when nobody says how many.
 const REPEAT: usize = 3;
@@ -85,6 +92,8 @@ struct Case {
     reference: Option<(f64, f64)>,
     /// Parts of the reference's wall and CPU that are to be reached.
     goal: (Option<f64>, Option<f64>),
+    /// Most that the CPU may be, in times of the floor's. `None`: there is no floor.
+    floor_goal: Option<f64>,
 }
 
 impl Case {
@@ -106,6 +115,7 @@ const fn case(name: &'static str, policy: &'static str, change: Change) -> Case 
         hang: None,
         reference: None,
         goal: (None, None),
+        floor_goal: None,
     }
 }
 
@@ -115,9 +125,9 @@ fn table() -> Vec<Case> {
     let fraction = (Some(1.0 / 8.0), Some(1.0 / 6.0));
     let wall = (Some(1.0 / 25.0), None);
     let mut cases = Vec::new();
-    for policy in ["default", "strict"] {
+    for (policy, floor_goal) in [("default", Some(STEADY_TIMES_MAX)), ("strict", None)] {
         let steady = case("steady", policy, Change::Nothing);
-        cases.push(Case { reference: Some((2.1, 1.9)), goal: quarter, ..steady });
+        cases.push(Case { reference: Some((2.1, 1.9)), goal: quarter, floor_goal, ..steady });
     }
     let late = case("steady, answers after 20 ms", "default", Change::Nothing);
     cases.push(Case { delay_ms: 20, reference: Some((23.5, 3.0)), goal: wall, ..late });
@@ -125,9 +135,9 @@ fn table() -> Vec<Case> {
     cases.push(Case { hang: Some(HANG), reference: Some((203.0, 2.9)), goal: wall, ..hung });
     let hung = case("restored, every tenth hangs", "default", Change::Restored);
     cases.push(Case { hang: Some(HANG), ..hung });
-    for policy in ["default", "strict"] {
+    for (policy, floor_goal) in [("default", Some(RESTORED_TIMES_MAX)), ("strict", None)] {
         let restored = case("restored", policy, Change::Restored);
-        cases.push(Case { reference: Some((7.1, 4.4)), goal: fraction, ..restored });
+        cases.push(Case { reference: Some((7.1, 4.4)), goal: fraction, floor_goal, ..restored });
     }
     for policy in ["default", "strict"] {
         let paused = case("auto-paused", policy, Change::AutoPaused);
@@ -211,6 +221,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some(floor::ARG) {
+        return floor::main(args).map(|()| true);
+    }
     let options = Options::from_args()?;
     let mut all_right = true;
     for case in options.cases() {
@@ -241,6 +255,12 @@ struct Line {
     reference_cpu_s: Option<f64>,
     wall_ratio: Option<f64>,
     cpu_ratio: Option<f64>,
+    /// The floor's, in the median of the pairs by the ratio of their CPU.
+    floor_wall_s: Option<f64>,
+    floor_cpu_s: Option<f64>,
+    /// CPU of each pass in times of that of the floor beside it, in order.
+    floor_pairs: Vec<f64>,
+    floor_ratio: Option<f64>,
     /// Which figures are not what proof.md asks for, where it asks.
     missed: Vec<&'static str>,
     /// Whether the pass did exactly what it should.
@@ -255,31 +275,71 @@ struct Pass {
     transactions: usize,
     rows_changed: usize,
     healthy_done: Option<Duration>,
+    /// Wall and CPU of the floor, where there is one.
+    floor: Option<(Duration, Duration)>,
     faults: Vec<String>,
+}
+
+impl Pass {
+    /// CPU in times of the floor's.
+    fn floor_ratio(&self) -> Option<f64> {
+        self.floor.map(|(_, cpu)| self.cpu.as_secs_f64() / cpu.as_secs_f64())
+    }
+}
+
+/// Which floor goes with a pass.
+#[derive(Clone, Copy)]
+struct Beside {
+    transactions: usize,
+    /// Before the pass or after it: who comes second finds a warmer machine.
+    first: bool,
 }
 
 fn measure(case: &Case, repeat: usize) -> Result<Line> {
     // The first pass warms the machine up and counts transactions, which slows it down.
-    let counted = pass(case, true)?;
-    let mut passes = (0..repeat).map(|_| pass(case, false)).collect::<Result<Vec<_>>>()?;
+    let counted = pass(case, true, None)?;
+    let transactions = counted.transactions;
+    let with_floor = |at: usize| Beside { transactions, first: at % 2 == 1 };
+    let beside = |at| case.floor_goal.map(|_| with_floor(at));
+    let passes = (0..repeat).map(|at| pass(case, false, beside(at)));
+    let mut passes = passes.collect::<Result<Vec<_>>>()?;
     let faults: Vec<_> = passes.iter().chain([&counted]).flat_map(|p| &p.faults).collect();
     for fault in &faults {
         let _ = writeln!(std::io::stderr(), "fleet: {} ({}): {fault}", case.name, case.policy);
     }
     let ok = faults.is_empty();
     let peak_rss_bytes = passes.iter().map(|pass| pass.peak_rss_bytes).max().unwrap_or(0);
+    let mut pairs = passes.iter().filter_map(Pass::floor_ratio).collect::<Vec<_>>();
+    let floor = median_floor(&passes);
     passes.sort_by_key(|pass| pass.wall);
     let median = passes.swap_remove(passes.len() / 2);
-    let figures = Pass { peak_rss_bytes, transactions: counted.transactions, ..median };
-    Ok(line(case, &figures, ok))
+    let figures = Pass { peak_rss_bytes, transactions, floor, ..median };
+    pairs.iter_mut().for_each(|ratio| *ratio = rounded(*ratio));
+    Ok(line(case, &figures, pairs, ok))
 }
 
-fn line(case: &Case, figures: &Pass, ok: bool) -> Line {
+/// The floor of the pair that is in the middle.
+fn median_floor(passes: &[Pass]) -> Option<(Duration, Duration)> {
+    let mut pairs: Vec<&Pass> = passes.iter().filter(|pass| pass.floor.is_some()).collect();
+    let ratio = |pass: &Pass| pass.floor_ratio().unwrap_or_default();
+    pairs.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+    pairs.get(pairs.len() / 2)?.floor
+}
+
+fn median(figures: &[f64]) -> Option<f64> {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+fn line(case: &Case, figures: &Pass, floor_pairs: Vec<f64>, ok: bool) -> Line {
     let (wall_s, cpu_s) = (figures.wall.as_secs_f64(), figures.cpu.as_secs_f64());
     let peak_rss_mib = figures.peak_rss_bytes as f64 / 1_048_576.0;
     let wall_ratio = case.reference.map(|(wall, _)| wall_s / wall);
     let cpu_ratio = case.reference.map(|(_, cpu)| cpu_s / cpu);
+    let floor_ratio = median(&floor_pairs);
     let limits = [
+        ("floor", floor_ratio, case.floor_goal),
         ("wall", wall_ratio, case.goal.0),
         ("cpu", cpu_ratio, case.goal.1),
         ("peak_rss", Some(peak_rss_mib), case.reference.map(|_| PEAK_RSS_MIB_MAX)),
@@ -302,25 +362,40 @@ fn line(case: &Case, figures: &Pass, ok: bool) -> Line {
         reference_cpu_s: case.reference.map(|(_, cpu)| cpu),
         wall_ratio: wall_ratio.map(rounded),
         cpu_ratio: cpu_ratio.map(rounded),
+        floor_wall_s: figures.floor.map(|(wall, _)| rounded(wall.as_secs_f64())),
+        floor_cpu_s: figures.floor.map(|(_, cpu)| rounded(cpu.as_secs_f64())),
+        floor_pairs,
+        floor_ratio,
         missed: missed.map(|(what, _, _)| what).collect(),
         ok,
     }
 }
 
-fn pass(case: &Case, count: bool) -> Result<Pass> {
+fn pass(case: &Case, count: bool, beside: Option<Beside>) -> Result<Pass> {
     let dir = tempfile::tempdir()?;
     let (fleet, db) = (dir.path().join("fleet.json"), dir.path().join("roost.db"));
     let _agents = Agents::start(&case.fleet(), &fleet)?;
     load(&fleet, &db)?;
+    let floor_db = dir.path().join("floor.db");
+    if beside.is_some() {
+        copy(&db, &floor_db)?;
+    }
+    let floor = |beside: Beside| floor::pass(&floor_db, beside.transactions);
+    let before = beside.filter(|beside| beside.first).map(floor).transpose()?;
     // With a reader in the way the log of writes is kept, and every commit in it.
     let reader = count.then(|| hold_open(&db)).transpose()?;
     let report = dir.path().join("report.json");
     let began = SystemTime::now();
     let (wall, used) = check(case, &db, &report)?;
     let transactions = reader.map_or(Ok(0), |reader| commits(&db, reader))?;
+    let after = beside.filter(|beside| !beside.first).map(floor).transpose()?;
     let done = Report::read(&report)?;
     let mut faults = done.faults(case);
     faults.extend(database_faults(case, &open_reader(&db)?)?);
+    if beside.is_some() {
+        let faults_of_floor = database_faults(case, &open_reader(&floor_db)?)?;
+        faults.extend(faults_of_floor.into_iter().map(|fault| format!("the floor: {fault}")));
+    }
     if !used.status.success() {
         faults.push(format!("check ended with {}", used.status));
     }
@@ -331,6 +406,7 @@ fn pass(case: &Case, count: bool) -> Result<Pass> {
         transactions,
         rows_changed: done.transitions.0 + done.host_transitions.0,
         healthy_done: healthy_done(case, &open_reader(&db)?, began)?,
+        floor: before.or(after),
         faults,
     })
 }

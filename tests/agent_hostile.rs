@@ -35,13 +35,13 @@ use Step::{Drip, Flood, Hold, Read, Send};
 type Case = (&'static str, Vec<Step>, Outcome);
 
 /// Enough for any answer that comes at once, however large, on a machine under load.
-const AMPLE: Duration = Duration::from_secs(20);
+const AMPLE: Duration = Duration::from_secs(60);
 /// The deadline where it is what ends the probe.
 const SHORT: Duration = Duration::from_millis(300);
 /// No probe may take longer than its deadline and this.
 const LEEWAY: Duration = Duration::from_secs(4);
 /// Nor longer than this, whatever its deadline.
-const BOUND: Duration = Duration::from_secs(10);
+const BOUND: Duration = Duration::from_secs(50);
 
 const A: &str = "cl-0000000001d7tmz9j2abdrls0";
 const SAVED: &str = r#""autoPausedSandboxIds":["cl-0000000001d7tmz9j2abdrls0"]"#;
@@ -236,6 +236,34 @@ fn large_answers_are_cut_off() {
         ),
     ];
     check(AMPLE, cases);
+}
+
+/// What this thread has spent.
+fn thread_cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(now).unwrap()
+}
+
+#[test]
+fn answers_that_cost_more_than_they_hold() {
+    let empty = gzip(b"");
+    let members = |member: &[u8]| member.repeat(LIMIT / member.len());
+    let cases = [
+        ("empty members", members(&empty)),
+        ("members of one byte", members(&gzip(b" "))),
+        ("empty members after a listing", [gzip(b"{}"), members(&empty)].concat()),
+    ];
+    let client = client(AMPLE);
+    for (name, packed) in cases {
+        let server = serve(after_request(gzipped(&packed[..packed.len().min(LIMIT)])));
+        let began = thread_cpu();
+        let probe = client.list_sandboxes(raw::host(), &server.address);
+        let spent = thread_cpu() - began;
+        let Probe::Failed(failure) = probe else { panic!("{name}: {probe:?}") };
+        assert_eq!(failure.to_string(), "malformed: gzip: more than 16 members", "{name}");
+        // A listing of as many bytes costs less than this, too.
+        assert!(spent < Duration::from_millis(200), "{name}: {spent:?}");
+    }
 }
 
 #[test]

@@ -582,13 +582,13 @@ fn what_the_wire_does_not_allow() {
         {"sandboxes":[{"sandboxId":"cl-0000000001d7tmz9j2abdrls0","createdAtUnix":"9223372036854775808"}]}
           not a listing: invalid value: string "9223372036854775808", expected an integer, or one in a string at line 1 column 95; drained []
         {"sandboxes":[{"sandboxId":"cl-0000000001d7tmz9j2abdrls0","metadata":[]}]}
-          not a listing: invalid type: sequence, expected an object of strings at line 1 column 71; drained []
+          not a listing: metadata: invalid type: sequence, expected an object of strings at line 1 column 73; drained []
         {"sandboxes":[{"sandboxId":"cl-0000000001d7tmz9j2abdrls0","metadata":"{}"}]}
-          not a listing: invalid type: string "{}", expected an object of strings at line 1 column 73; drained []
+          not a listing: metadata: invalid type: string "{}", expected an object of strings at line 1 column 75; drained []
         {"sandboxes":[{"sandboxId":"cl-0000000001d7tmz9j2abdrls0","metadata":{"a":1}}]}
-          not a listing: invalid type: integer `1`, expected a string at line 1 column 75; drained []
+          not a listing: metadata: invalid type: integer `1`, expected a string at line 1 column 78; drained []
         {"sandboxes":[{"sandboxId":"cl-0000000001d7tmz9j2abdrls0","metadata":{"a":null}}]}
-          not a listing: invalid type: null, expected a string at line 1 column 78; drained []
+          not a listing: metadata: invalid type: null, expected a string at line 1 column 81; drained []
         {"code":"unavailable","message":"sandbox host is shutting down"}
           a Connect error with status 200; drained []
         ﻿{}
@@ -746,7 +746,7 @@ fn any_listed() -> impl Strategy<Value = Listed> {
     let metadata = prop::collection::btree_map(any::<String>(), any::<String>(), 0..4);
     let parts = (any::<u128>(), any::<bool>(), any::<i64>(), "[0-9a-f.:]{0,40}", metadata);
     parts.prop_map(|(id, paused, created_at_unix, ip, metadata)| {
-        let json = serde_json::to_string(&metadata).unwrap().into_boxed_str();
+        let json = serde_json::to_string(&metadata).unwrap().into();
         let details = Details {
             host_ip: if ip.is_empty() { None } else { Some(ip.into()) },
             metadata: if metadata.is_empty() { None } else { Some(json) },

@@ -1,7 +1,6 @@
 //! Measures what proof.md asks for beside its table: ten thousand hosts, heartbeats under
-//! load, connections that stay open, the start on a large database, an idle server, the
-//! size of the binary, and what a bare loop needs for the same work. One JSON object a
-//! figure.
+//! load, connections that stay open, the start on a large database, an idle server, and the
+//! size of the binary. One JSON object a figure.
 //!
 //! Never: fails because something was slow; wrong results are what ends it with 1. The
 //! program measured is the one that ships, in a process of its own.
@@ -14,7 +13,6 @@ mod stage;
 
 mod beats;
 mod binary;
-mod bounds;
 mod connected;
 mod figure;
 mod idle;
@@ -39,14 +37,13 @@ type Run = fn(&mut Bench) -> Result<()>;
 
 /// In this order: a process starts out with its parent's peak of memory, so what needs much
 /// of it in this process comes last.
-const CASES: [(&str, Run); 7] = [
+const CASES: [(&str, Run); 6] = [
     ("binary", binary::run),
     ("scale", scale::run),
     ("start", start::run),
     ("heartbeats", connected::heartbeats),
     ("connections", connected::connections),
     ("idle", idle::run),
-    ("bounds", bounds::run),
 ];
 
 fn main() -> ExitCode {

@@ -18,13 +18,13 @@ use crate::model::UnknownWord;
 use crate::model::host::AgentAddress;
 use crate::model::id::{HostId, SandboxId, TeamId, TemplateId};
 use crate::model::networks::AgentNetworks;
-use crate::model::probe::{Details, FailureKind, Probe, ProbeFailure};
+use crate::model::probe::{Details, FailureKind, Listing, Probe, ProbeFailure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
 use ureq::http::{HeaderMap, HeaderName, Request};
 
@@ -223,7 +223,9 @@ impl AgentClient {
     /// Asks an agent what it has. The agent forgets the auto-paused ids by telling them,
     /// so the caller must keep what it gets, in a failure too.
     pub fn list_sandboxes(&self, host: HostId, at: &AgentAddress) -> Probe {
-        match self.exchange(host, at, Method::List, b"{}", self.probe_timeout, observed) {
+        let (began, deadline) = (Instant::now(), self.probe_timeout);
+        match self.exchange(host, at, Method::List, b"{}", deadline, observed) {
+            Ok(Probe::Listed(listing)) if began.elapsed() > deadline => too_late(listing, deadline),
             Ok(probe) => probe,
             Err(Failure { sent, kind, detail }) => failed(kind, &detail, sent, Vec::new()),
         }
@@ -407,12 +409,13 @@ impl AgentClient {
                 kind: FailureKind::Unreachable,
                 detail: format!("address: {e}"),
             })?;
+        let until = Instant::now() + deadline;
         let failure = |error| Failure::of(error, deadline);
         let http = self.http(host);
         let response = http.run(within(&http, deadline, request)).map_err(failure)?;
         let (head, body) = response.into_parts();
         let encoding = header(&head.headers, CONTENT_ENCODING);
-        self.bodies.receive(body, encoding, |body| {
+        self.bodies.receive((body, until), encoding, |body| {
             let body = body.map_err(|error| match error {
                 BodyError::Broken(error) => failure(error),
                 BodyError::Bad(detail) => {
@@ -522,6 +525,13 @@ fn observed(answer: &Answer<'_>) -> Probe {
     }
 }
 
+/// A listing that was not read in time is no observation, but it was read: nothing of what
+/// it announces is lost.
+fn too_late(listing: Listing, deadline: Duration) -> Probe {
+    let detail = format!("no whole answer within {deadline:?}: it took too long to read");
+    failed(FailureKind::TimedOut, &detail, false, listing.auto_paused)
+}
+
 fn failed(kind: FailureKind, detail: &str, sent: bool, drained: Vec<SandboxId>) -> Probe {
     let detail = one_line(detail, DETAIL_CHARS_MAX);
     let may_have_told = match kind {
@@ -583,6 +593,20 @@ fn header(headers: &HeaderMap, name: HeaderName) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listing_that_was_read_too_late_keeps_what_it_announces() {
+        let auto_paused = vec![SandboxId::from_u128(1)];
+        let listing = Listing { sandboxes: Vec::new(), auto_paused: auto_paused.clone() };
+        let deadline = Duration::from_secs(8);
+        let Probe::Failed(failure) = too_late(listing, deadline) else { panic!("listed") };
+        assert_eq!(failure.kind, FailureKind::TimedOut);
+        assert_eq!(failure.detail, "no whole answer within 8s: it took too long to read");
+        assert_eq!(failure.drained, auto_paused);
+        assert!(!failure.answer_lost);
+        let Probe::Failed(failure) = too_late(Listing::default(), deadline) else { panic!() };
+        assert!(!failure.answer_lost, "it announced nothing");
+    }
 
     #[test]
     fn a_line_is_one_line() {

@@ -5,16 +5,18 @@
 //! says is no observation, but the auto-paused ids in it are saved: the agent forgets
 //! them once it has told us. Called by `client` and `sim`.
 
-use super::wire::{ConnectCode, ErrorBody, ListSandboxesResponse, Metadata, SandboxInfo};
+use super::wire::{
+    ConnectCode, ErrorBody, ListSandboxesResponse, Metadata, SandboxInfo, int, object_only, text,
+};
 use crate::model::id::SandboxId;
 use crate::model::probe::{Details, Listed, ListedState, Listing};
 use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 /// Most sandboxes in one listing. Larger: a hostile agent makes one plan hold the writer
 /// for seconds. Smaller: a real machine with many small microVMs could not be watched.
@@ -89,21 +91,7 @@ struct Reading {
     auto_paused_sandbox_ids: Vec<SandboxId>,
 }
 
-impl<'de> Deserialize<'de> for Reading {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ObjectOnly;
-        impl<'de> Visitor<'de> for ObjectOnly {
-            type Value = Reading;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Reading, A::Error> {
-                Reading::deserialize(MapAccessDeserializer::new(map))
-            }
-        }
-        deserializer.deserialize_map(ObjectOnly)
-    }
-}
+object_only!(read Reading);
 
 fn sandboxes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Listed>, D::Error> {
     struct Entries;
@@ -113,12 +101,12 @@ fn sandboxes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Listed>, 
             f.write_str("a list of sandboxes")
         }
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut entries = Vec::new();
-            while let Some(info) = seq.next_element::<SandboxInfo<'de>>()? {
+            let (mut entries, mut known) = (Vec::new(), Known::default());
+            while let Some(entry) = seq.next_element::<Entry<'de>>()? {
                 if entries.len() == SANDBOXES_MAX {
                     return Err(A::Error::custom(format_args!("over {SANDBOXES_MAX} sandboxes")));
                 }
-                entries.push(listed(info).map_err(A::Error::custom)?);
+                entries.push(listed(entry, &mut known).map_err(A::Error::custom)?);
             }
             Ok(entries)
         }
@@ -126,22 +114,51 @@ fn sandboxes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Listed>, 
     deserializer.deserialize_seq(Entries)
 }
 
+/// What is read of [`SandboxInfo`].
+#[derive(Default, Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase", default)]
+struct Entry<'a> {
+    #[serde(borrow, alias = "sandbox_id", deserialize_with = "text")]
+    sandbox_id: Cow<'a, str>,
+    #[serde(borrow, deserialize_with = "text")]
+    status: Cow<'a, str>,
+    #[serde(borrow, alias = "host_ip", deserialize_with = "text")]
+    host_ip: Cow<'a, str>,
+    #[serde(alias = "created_at_unix", deserialize_with = "int")]
+    created_at_unix: i64,
+    /// As it was written.
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+}
+
+object_only!(read Entry<'de>);
+
+/// The metadata that was read last. The sandboxes of one host mostly say the same, and so
+/// it is read, and held in memory, once.
+#[derive(Default)]
+struct Known<'a> {
+    written: &'a str,
+    read: Option<Arc<str>>,
+}
+
+impl<'a> Known<'a> {
+    fn metadata(&mut self, raw: Option<&'a RawValue>) -> Result<Option<Arc<str>>, String> {
+        let Some(written) = raw.map(RawValue::get) else { return Ok(None) };
+        if written != self.written {
+            let read: Metadata<'_> = serde_json::from_str(written).map_err(|e| {
+                let (what, at) =
+                    (e.to_string(), format!(" at line {} column {}", e.line(), e.column()));
+                format!("metadata: {}", what.trim_end_matches(&at))
+            })?;
+            (self.written, self.read) = (written, read.into_compact());
+        }
+        Ok(self.read.clone())
+    }
+}
+
 /// One entry of the wire as one of the model.
-fn listed(info: SandboxInfo<'_>) -> Result<Listed, String> {
-    let SandboxInfo {
-        sandbox_id,
-        status,
-        template: _,
-        vcpus: _,
-        memory_mb: _,
-        host_ip,
-        created_at_unix,
-        last_active_at_unix: _,
-        timeout_sec: _,
-        team_id: _,
-        template_id: _,
-        metadata,
-    } = info;
+fn listed<'a>(entry: Entry<'a>, known: &mut Known<'a>) -> Result<Listed, String> {
+    let Entry { sandbox_id, status, host_ip, created_at_unix, metadata } = entry;
     Ok(Listed {
         id: sandbox(&sandbox_id)?,
         state: match &*status {
@@ -150,7 +167,7 @@ fn listed(info: SandboxInfo<'_>) -> Result<Listed, String> {
             _ => ListedState::Running,
         },
         created_at_unix,
-        details: details(&host_ip, metadata)?,
+        details: Details { host_ip: address(&host_ip)?, metadata: known.metadata(metadata)? },
     })
 }
 
@@ -160,11 +177,15 @@ fn sandbox(id: &str) -> Result<SandboxId, String> {
 
 /// What an agent says of a sandbox beyond its id, as the model keeps it.
 pub(super) fn details(host_ip: &str, metadata: Metadata<'_>) -> Result<Details, String> {
-    if host_ip.len() > HOST_IP_BYTES_MAX {
-        return Err(format!("a hostIp of {} bytes", host_ip.len()));
+    Ok(Details { host_ip: address(host_ip)?, metadata: metadata.into_compact() })
+}
+
+fn address(host_ip: &str) -> Result<Option<Box<str>>, String> {
+    match host_ip.len() {
+        0 => Ok(None),
+        1..=HOST_IP_BYTES_MAX => Ok(Some(host_ip.into())),
+        bytes => Err(format!("a hostIp of {bytes} bytes")),
     }
-    let host_ip = if host_ip.is_empty() { None } else { Some(host_ip.into()) };
-    Ok(Details { host_ip, metadata: metadata.into_compact() })
 }
 
 fn auto_paused<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SandboxId>, D::Error> {

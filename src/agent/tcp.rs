@@ -5,8 +5,14 @@
 //! Called by `transport`.
 
 use super::fence::TeamFence;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with, sockopt,
+};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use ureq::unversioned::transport::time::Duration as Span;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, NextTimeout, Transport};
@@ -32,33 +38,104 @@ pub(super) fn connect(
         let left = patience.map(|patience| patience.saturating_sub(began.elapsed()));
         let share = left.map(|left| if at + 1 < count { left / 2 } else { left }.max(TRY_MIN));
         match open(address, share) {
-            Ok(stream) => {
-                if details.config.no_delay() {
-                    stream.set_nodelay(true)?;
-                }
+            Ok(Some(socket)) => {
                 let config = details.config;
                 let (input, output) = (config.input_buffer_size(), config.output_buffer_size());
-                return Ok(Tcp { stream, held: Held::new(input, output) });
+                return Ok(Tcp { socket, held: Held::new(input, output), sends: 0 });
             }
-            Err(e) => last = named(e, ureq::Timeout::Connect),
+            Ok(None) => last = ureq::Error::Timeout(ureq::Timeout::Connect),
+            Err(errno) => last = io::Error::from(errno).into(),
         }
     }
     Err(last)
 }
 
-fn open(address: &SocketAddr, patience: Option<Duration>) -> io::Result<TcpStream> {
-    match patience {
-        Some(patience) => TcpStream::connect_timeout(address, patience),
-        None => TcpStream::connect(address),
+/// A connection; none within the patience.
+fn open(address: &SocketAddr, patience: Option<Duration>) -> Result<Option<OwnedFd>, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match net::connect(&socket, address) {
+        Ok(()) => return Ok(Some(socket)),
+        // A signal leaves it to go on by itself.
+        Err(Errno::INPROGRESS | Errno::INTR) => {}
+        Err(errno) => return Err(errno),
+    }
+    if !ready(&socket, PollFlags::OUT, patience)? {
+        return Ok(None);
+    }
+    sockopt::socket_error(&socket)??;
+    Ok(Some(socket))
+}
+
+/// Waits until something can be done with a socket; false when the patience is over.
+fn ready(socket: &OwnedFd, what: PollFlags, patience: Option<Duration>) -> Result<bool, Errno> {
+    let until = patience.map(|patience| Instant::now() + patience);
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.map(Timespec::try_from).transpose().unwrap_or(None);
+        match poll(&mut [PollFd::new(socket, what)], left.as_ref()) {
+            // Signals are for others.
+            Err(Errno::INTR) => {}
+            waited => return Ok(waited? > 0),
+        }
     }
 }
 
-fn named(error: io::Error, timeout: ureq::Timeout) -> ureq::Error {
-    let late = matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock);
-    if late { ureq::Error::Timeout(timeout) } else { error.into() }
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Tcp {
+    socket: OwnedFd,
+    held: Held,
+    /// How often something was sent.
+    sends: u32,
 }
 
-/// How long one system call may wait; an error when there is no time left.
+impl Tcp {
+    /// Does what a socket lets do only now and then, as soon as it does. It is tried at once
+    /// when it is likely to succeed.
+    fn eventually<T>(
+        &mut self,
+        timeout: NextTimeout,
+        (what, at_once): (PollFlags, bool),
+        mut act: impl FnMut(&mut Tcp) -> Result<T, Errno>,
+    ) -> Result<T, ureq::Error> {
+        let patience = left(timeout)?;
+        let mut waited = !at_once;
+        loop {
+            if waited && !ready(&self.socket, what, patience).map_err(io::Error::from)? {
+                return Err(ureq::Error::Timeout(timeout.reason));
+            }
+            match act(self) {
+                Err(Errno::AGAIN) => waited = true,
+                Err(Errno::INTR) => {}
+                done => return Ok(done.map_err(io::Error::from)?),
+            }
+        }
+    }
+
+    /// Sends what is to be sent.
+    fn send_pending(&mut self, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        if self.held.pending.is_empty() {
+            return Ok(());
+        }
+        // What goes out in one piece is not held back by the system, what follows might be.
+        if self.sends == 1 {
+            sockopt::set_tcp_nodelay(&self.socket, true).map_err(io::Error::from)?;
+        }
+        self.sends += 1;
+        let mut sent = 0;
+        while sent < self.held.pending.len() {
+            sent += self.eventually(timeout, (PollFlags::OUT, true), |tcp| {
+                net::send(&tcp.socket, &tcp.held.pending[sent..], SendFlags::NOSIGNAL)
+            })?;
+        }
+        self.held.pending.clear();
+        Ok(())
+    }
+}
+
+/// How long one wait may be; an error when there is no time left.
 fn left(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
     match timeout.after {
         Span::Exact(after) if after.is_zero() => Err(ureq::Error::Timeout(timeout.reason)),
@@ -67,49 +144,30 @@ fn left(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
     }
 }
 
-/// A connection.
-#[derive(Debug)]
-pub(super) struct Tcp {
-    stream: TcpStream,
-    held: Held,
-}
-
-impl Tcp {
-    /// Bytes of an answer as they come; zero at its end.
-    fn receive(&mut self) -> io::Result<usize> {
-        if self.held.input.is_empty() {
-            // Waits with nothing in hand.
-            uninterrupted(|| self.stream.peek(&mut [0]))?;
-        }
-        let into = self.held.input_append_buf();
-        uninterrupted(|| self.stream.read(into))
-    }
-}
-
-/// Signals are for others.
-fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
 impl Transport for Tcp {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.held
     }
 
+    /// Head and body come one after the other; they go out together, before the answer is
+    /// waited for.
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.stream.set_write_timeout(left(timeout)?)?;
-        let output = &self.held.output()[..amount];
-        self.stream.write_all(output).map_err(|e| named(e, timeout.reason))
+        if self.held.pending.len() + amount > self.held.output_bytes {
+            self.send_pending(timeout)?;
+        }
+        self.held.keep_output(amount);
+        Ok(())
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.stream.set_read_timeout(left(timeout)?)?;
-        let amount = self.receive().map_err(|e| named(e, timeout.reason))?;
+        self.send_pending(timeout)?;
+        // The first bytes of an answer take their time, and nothing is in hand for them
+        // before; the others mostly are there.
+        let at_once = !self.held.input.is_empty();
+        let amount = self.eventually(timeout, (PollFlags::IN, at_once), |tcp| {
+            let into = tcp.held.input_append_buf();
+            net::recv(&tcp.socket, into, RecvFlags::empty()).map(|(amount, _)| amount)
+        })?;
         self.held.input_appended(amount);
         Ok(amount > 0)
     }
@@ -117,6 +175,16 @@ impl Transport for Tcp {
     fn is_open(&mut self) -> bool {
         // Connections are not used twice.
         false
+    }
+}
+
+impl Drop for Tcp {
+    /// Last words, a TLS alert say, as far as they can go at once.
+    fn drop(&mut self) {
+        let pending = &self.held.pending;
+        if !pending.is_empty() {
+            let _ = net::send(&self.socket, pending, SendFlags::NOSIGNAL);
+        }
     }
 }
 
@@ -130,6 +198,8 @@ struct Held {
     start: usize,
     end: usize,
     output: Vec<u8>,
+    /// Output that is not sent yet.
+    pending: Vec<u8>,
     /// For bodies without a length.
     chunk: Vec<u8>,
     /// The last look at the input consumed some of it.
@@ -145,8 +215,20 @@ impl Held {
             start: 0,
             end: 0,
             output: Vec::new(),
+            pending: Vec::new(),
             chunk: Vec::new(),
             progress: false,
+        }
+    }
+
+    /// Output of so many bytes is to be sent.
+    fn keep_output(&mut self, amount: usize) {
+        if self.pending.is_empty() {
+            // Mostly the head, and what follows is short.
+            std::mem::swap(&mut self.pending, &mut self.output);
+            self.pending.truncate(amount);
+        } else {
+            self.pending.extend_from_slice(&self.output[..amount]);
         }
     }
 }

@@ -7,7 +7,6 @@
 //! read too), unknown fields are ignored. Called by `client`, `listing` and `sim`.
 
 use crate::model::vocabulary;
-use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// Path of the service; a method's name follows.
 pub const SERVICE_PATH: &str = "/hostagent.v1.HostAgentService/";
@@ -364,58 +364,43 @@ pub struct ListSandboxesResponse<'a> {
     pub auto_paused_sandbox_ids: Vec<Cow<'a, str>>,
 }
 
-/// One sandbox in a listing. What Roost has no use for is written, for simulated agents,
-/// but not read.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(remote = "Self", rename_all = "camelCase", default)]
+/// One sandbox in a listing. Only written here, for simulated agents too; Roost has no use
+/// for all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SandboxInfo<'a> {
     /// Its id.
-    #[serde(
-        borrow,
-        alias = "sandbox_id",
-        deserialize_with = "text",
-        skip_serializing_if = "str::is_empty"
-    )]
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub sandbox_id: Cow<'a, str>,
     /// `paused`, or anything else for running.
-    #[serde(borrow, deserialize_with = "text", skip_serializing_if = "str::is_empty")]
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub status: Cow<'a, str>,
     /// Name of the template; not read.
-    #[serde(skip_deserializing, skip_serializing_if = "str::is_empty")]
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub template: Cow<'a, str>,
     /// Virtual processors; not read.
-    #[serde(skip_deserializing, skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub vcpus: i32,
     /// Memory in MiB; not read.
-    #[serde(skip_deserializing, skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub memory_mb: i32,
     /// Address on the host's network.
-    #[serde(
-        borrow,
-        alias = "host_ip",
-        deserialize_with = "text",
-        skip_serializing_if = "str::is_empty"
-    )]
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub host_ip: Cow<'a, str>,
     /// When its microVM was made by the agent's clock, unix seconds.
-    #[serde(
-        alias = "created_at_unix",
-        deserialize_with = "int",
-        serialize_with = "int64",
-        skip_serializing_if = "is_zero"
-    )]
+    #[serde(serialize_with = "int64", skip_serializing_if = "is_zero")]
     pub created_at_unix: i64,
     /// When it was last used, unix seconds; not read.
-    #[serde(skip_deserializing, serialize_with = "int64", skip_serializing_if = "is_zero")]
+    #[serde(serialize_with = "int64", skip_serializing_if = "is_zero")]
     pub last_active_at_unix: i64,
     /// Idle time in seconds after which the agent pauses it; not read.
-    #[serde(skip_deserializing, skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub timeout_sec: i32,
     /// Team as a hyphenated UUID; not read.
-    #[serde(skip_deserializing, skip_serializing_if = "str::is_empty")]
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub team_id: Cow<'a, str>,
     /// Template as a hyphenated UUID; not read.
-    #[serde(skip_deserializing, skip_serializing_if = "str::is_empty")]
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub template_id: Cow<'a, str>,
     /// Versions and the like.
     #[serde(skip_serializing_if = "Metadata::is_empty")]
@@ -425,22 +410,30 @@ pub struct SandboxInfo<'a> {
 /// A message is a JSON object and nothing else. Serde's own reading would also take an
 /// array of the fields in order, and so `[]` for an agent that has nothing.
 macro_rules! object_only {
-    ($($message:ident),+ $(,)?) => {$(
-        impl<'de> Deserialize<'de> for $message<'de> {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    (read $message:ty) => {
+        impl<'de> serde::Deserialize<'de> for $message {
+            fn deserialize<D: serde::Deserializer<'de>>(
+                deserializer: D,
+            ) -> Result<Self, D::Error> {
                 struct ObjectOnly;
-                impl<'de> Visitor<'de> for ObjectOnly {
-                    type Value = $message<'de>;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                impl<'de> serde::de::Visitor<'de> for ObjectOnly {
+                    type Value = $message;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                         f.write_str("an object")
                     }
-                    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                        $message::deserialize(MapAccessDeserializer::new(map))
+                    fn visit_map<A: serde::de::MapAccess<'de>>(
+                        self,
+                        map: A,
+                    ) -> Result<Self::Value, A::Error> {
+                        <$message>::deserialize(serde::de::value::MapAccessDeserializer::new(map))
                     }
                 }
                 deserializer.deserialize_map(ObjectOnly)
             }
         }
+    };
+    ($($message:ident),+ $(,)?) => {$(
+        object_only!(read $message<'de>);
 
         impl Serialize for $message<'_> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -449,6 +442,8 @@ macro_rules! object_only {
         }
     )+};
 }
+
+pub(super) use object_only;
 
 object_only!(
     ErrorBody,
@@ -460,7 +455,6 @@ object_only!(
     CreateSnapshotRequest,
     TemplateRef,
     TemplateSize,
-    SandboxInfo,
 );
 
 /// A JSON object of strings, kept as compact JSON text; the empty object is no text.
@@ -479,8 +473,8 @@ impl<'a> Metadata<'a> {
     }
 
     /// The text, as the model keeps it.
-    pub fn into_compact(self) -> Option<Box<str>> {
-        if self.is_empty() { None } else { Some(self.0.into_owned().into_boxed_str()) }
+    pub fn into_compact(self) -> Option<Arc<str>> {
+        if self.is_empty() { None } else { Some(self.0.into()) }
     }
 }
 
@@ -558,7 +552,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'de, str>, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'de, str>, D::Error> {
     Ok(Option::<Text<'de>>::deserialize(deserializer)?.map_or(Cow::Borrowed(""), |text| text.0))
 }
 
@@ -571,7 +565,7 @@ where
 }
 
 /// An integer as a number or as a string of decimal digits; `null` is 0.
-fn int<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn int<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: TryFrom<i64>,

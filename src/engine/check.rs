@@ -25,17 +25,28 @@ use crate::store::open::{copy, open_writer};
 use crate::store::presence::Presence;
 use crate::store::read;
 use crate::store::writer::{Command, QUEUE_MAX, Writer, WriterHandle};
-use crossbeam_channel::{Receiver, Sender};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Times that one host is asked in one pass. More than two only while rows keep changing
 /// under the question.
 const LOOKS_MAX: u32 = 5;
+
+/// Longest wait for news while none is due by the clock.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Answers, and what came of them, that are handled together if they come within
+/// [`TOGETHER`]. Larger and probes wait for each other; smaller and threads are woken for
+/// every one.
+const TOGETHER_MAX: usize = 16;
+
+/// How long what has come waits for more. Larger and slow hosts are asked later; smaller as
+/// above.
+const TOGETHER: Duration = Duration::from_millis(1);
 
 /// What hosts say that they paused by themselves.
 type Notices = Vec<(HostId, Vec<SandboxId>)>;
@@ -182,7 +193,7 @@ struct Pass<'a> {
     thread: Option<JoinHandle<()>>,
     presence: Arc<Presence>,
     probes: Pool<Job>,
-    ended: Receiver<Ended>,
+    news: Arc<Inbox>,
     listened_until: Option<Wall>,
     drained: Arc<Mutex<Notices>>,
     report: CheckReport,
@@ -193,6 +204,47 @@ struct Ended {
     host: HostId,
     took: Duration,
     result: Result<Applied, StoreError>,
+}
+
+/// What happens while hosts are asked.
+enum News {
+    Answered(Box<Answered>),
+    Ended(Box<Ended>),
+}
+
+/// Takes news for the thread that makes the pass, and wakes it for many of them at a time.
+struct Inbox {
+    news: Mutex<Vec<News>>,
+    bell: Condvar,
+    enough: usize,
+}
+
+impl Inbox {
+    fn new(workers: usize) -> Inbox {
+        let enough = (workers / 2).clamp(1, TOGETHER_MAX);
+        Inbox { news: Mutex::default(), bell: Condvar::new(), enough }
+    }
+
+    fn push(&self, news: News) {
+        let mut all = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(news);
+        if all.len() == 1 || all.len() == self.enough {
+            self.bell.notify_one();
+        }
+    }
+
+    /// What has come; waits for the first of it at most so long.
+    fn take(&self, patience: Duration) -> Vec<News> {
+        let all = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = |all, patience, until: fn(&Inbox, usize) -> bool| {
+            let more = |all: &mut Vec<News>| !until(self, all.len());
+            let waited = self.bell.wait_timeout_while(all, patience, more);
+            waited.unwrap_or_else(PoisonError::into_inner).0
+        };
+        let all = wait(all, patience, |_, count| count > 0);
+        let mut all = wait(all, TOGETHER, |inbox, count| count == 0 || count >= inbox.enough);
+        std::mem::take(&mut *all)
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -211,9 +263,10 @@ impl<'a> Pass<'a> {
         let (queue, commands) = crossbeam_channel::bounded(QUEUE_MAX);
         let thread = spawn("writer", move || writer.run(&commands))?;
         let writer = WriterHandle::new(queue);
-        let (send, ended) = crossbeam_channel::unbounded();
+        let news = Arc::new(Inbox::new(options.workers));
         let drained = Arc::new(Mutex::new(Vec::new()));
-        let deliver = deliver(writer.clone(), send, Arc::clone(&drained));
+        let inbox = Arc::clone(&news);
+        let deliver = Box::new(move |answered| inbox.push(News::Answered(Box::new(answered))));
         let agent = fenced(AgentClient::new(options.client.clone()), &presence);
         let threads_max = Schedule::in_flight_max(options.workers);
         let probes = probes::pool(agent, Arc::clone(&clock), revision, threads_max, deliver);
@@ -226,7 +279,7 @@ impl<'a> Pass<'a> {
             thread,
             presence,
             probes,
-            ended,
+            news,
             listened_until,
             drained,
             report,
@@ -303,21 +356,13 @@ impl<'a> Pass<'a> {
         self.options.done.of.store(open, Ordering::Relaxed);
         while open > 0 {
             self.submit_due(&mut schedule, &hosts);
-            let Some(ended) = self.wait(&schedule) else { continue };
-            let mut applied = ended.result?;
-            let again = self.again(&applied, hosts.get_mut(&ended.host));
-            let now = self.clock.now().mono;
-            let answered = applied.observed;
-            let (host, took) = (ended.host, ended.took);
-            schedule.handle(now, Input::Done { host, answered, took, again });
-            if again == AskAgain::AsUsual {
-                schedule.handle(now, Input::Forget(host));
-                open -= 1;
-                self.options.done.hosts.fetch_add(1, Ordering::Relaxed);
-            }
-            self.report.moved(host, std::mem::take(&mut applied.transitions));
-            if let Some(asked) = hosts.get_mut(&host) {
-                asked.ended(applied);
+            for news in self.wait(&schedule) {
+                match news {
+                    News::Answered(answered) => self.apply(*answered),
+                    News::Ended(ended) => {
+                        open -= usize::from(self.ended(*ended, &mut schedule, &mut hosts)?);
+                    }
+                }
             }
         }
         self.summarize(hosts);
@@ -333,11 +378,46 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn wait(&self, schedule: &Schedule) -> Option<Ended> {
-        match schedule.next_wake() {
-            None => self.ended.recv().ok(),
-            Some(wake) => self.ended.recv_timeout(wake.since(self.clock.now().mono)).ok(),
+    fn wait(&self, schedule: &Schedule) -> Vec<News> {
+        let now = self.clock.now().mono;
+        self.news.take(schedule.next_wake().map_or(LONG, |wake| wake.since(now)))
+    }
+
+    /// Hands an answer to the writer, which tells what came of it.
+    fn apply(&self, answered: Answered) {
+        let notices = (answered.host, answered.probe.drained().to_vec());
+        self.drained.lock().unwrap_or_else(PoisonError::into_inner).push(notices);
+        let Answered { host, revision, asked_at, now, took, probe, proven } = answered;
+        let probed = Probed { host, revision, asked_at, age_cap: None, probe, proven };
+        let inbox = Arc::clone(&self.news);
+        let reply = Box::new(move |result| {
+            inbox.push(News::Ended(Box::new(Ended { host, took, result })));
+        });
+        self.writer.send(now, Command::Probed(Box::new(probed), reply));
+    }
+
+    /// Takes down what came of a look at a host; true when it was the last one.
+    fn ended(
+        &mut self,
+        ended: Ended,
+        schedule: &mut Schedule,
+        hosts: &mut HashMap<HostId, Asked>,
+    ) -> Result<bool, StoreError> {
+        let Ended { host, took, result } = ended;
+        let mut applied = result?;
+        let again = self.again(&applied, hosts.get_mut(&host));
+        let (now, answered) = (self.clock.now().mono, applied.observed);
+        schedule.handle(now, Input::Done { host, answered, took, again });
+        let done = again == AskAgain::AsUsual;
+        if done {
+            schedule.handle(now, Input::Forget(host));
+            self.options.done.hosts.fetch_add(1, Ordering::Relaxed);
         }
+        self.report.moved(host, std::mem::take(&mut applied.transitions));
+        if let Some(asked) = hosts.get_mut(&host) {
+            asked.ended(applied);
+        }
+        Ok(done)
     }
 
     /// Whether this pass looks at the host once more, and when.
@@ -401,27 +481,6 @@ impl Asked {
         let nothing = failure.is_none() && held.is_empty() && strangers.is_empty();
         self.left = (!nothing).then(|| Box::new(Left { failure, held, strangers }));
     }
-}
-
-/// Hands an answer to the writer, and what came of it to the pass.
-fn deliver(
-    writer: WriterHandle,
-    ended: Sender<Ended>,
-    drained: Arc<Mutex<Notices>>,
-) -> Box<dyn Fn(Answered) + Send + Sync> {
-    Box::new(move |answered: Answered| {
-        let told = answered.probe.drained();
-        let notices = (answered.host, told.to_vec());
-        drained.lock().unwrap_or_else(PoisonError::into_inner).push(notices);
-        let Answered { host, revision, asked_at, now, took, probe, proven } = answered;
-        let probed = Probed { host, revision, asked_at, age_cap: None, probe, proven };
-        let ended = ended.clone();
-        let reply = Box::new(move |result| {
-            // The pass may have ended with an error before.
-            let _ = ended.send(Ended { host, took, result });
-        });
-        writer.send(now, Command::Probed(Box::new(probed), reply));
-    })
 }
 
 /// Starts a thread, or says that the system gives none.

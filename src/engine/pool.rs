@@ -1,12 +1,13 @@
 //! Owns threads that carry out jobs which wait for somebody else: probes and operations.
 //!
 //! Never: knows what a job is. Threads are started when they are needed and end when
-//! they were idle for a while.
+//! they were idle for a while. Jobs that are quick share a few threads, none of which is
+//! woken for each of them; a job that waits is joined by others.
 
-use crossbeam_channel::{Receiver, Sender};
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Stack of a thread: HTTP, JSON and TLS need far less. Larger costs address space only
@@ -17,21 +18,72 @@ const STACK_BYTES: usize = 256 * 1024;
 /// stay; smaller and they are started anew for every round of probes.
 const IDLE_FOR: Duration = Duration::from_secs(10);
 
+/// Jobs that run at a time while all of them may yet be quick. Larger and threads take turns
+/// where fewer would do; smaller and processors idle while a job waits for an answer.
+const QUICK_AT_ONCE: usize = 4;
+
+/// A job that runs for longer waits for something, and another is begun beside it. Larger
+/// and many slow jobs are begun late; smaller and a busy machine starts threads for nothing.
+const QUICK: Duration = Duration::from_millis(2);
+
 struct Shared<J> {
+    name: &'static str,
+    threads_max: usize,
     run: Box<dyn Fn(J) + Send + Sync>,
-    jobs: Receiver<J>,
-    threads: AtomicUsize,
+    state: Mutex<State<J>>,
+    bell: Condvar,
     /// Jobs given and not yet done.
     open: AtomicUsize,
 }
 
-/// See the head of this file.
-pub(super) struct Pool<J> {
-    name: &'static str,
-    queue: Sender<J>,
-    shared: Arc<Shared<J>>,
-    threads_max: usize,
+struct State<J> {
+    queue: VecDeque<J>,
+    threads: usize,
+    /// Threads that wait for a job.
+    idle: usize,
+    /// One of them is there to begin a job as soon as those that run are not quick. There
+    /// always is one while jobs are queued, unless every thread that may be has a job.
+    watched: bool,
+    /// When the jobs that run were begun.
+    running: Vec<Instant>,
 }
+
+/// What a thread without a job does.
+enum Next<J> {
+    Begin(J, Instant),
+    /// Looks again after this time.
+    Watch(Duration),
+    Idle,
+}
+
+impl<J> State<J> {
+    fn next(&mut self, now: Instant) -> Next<J> {
+        if self.queue.is_empty() {
+            return Next::Idle;
+        }
+        let left = |begun: &Instant| QUICK.checked_sub(now.duration_since(*begun));
+        let quick = || self.running.iter().filter_map(left);
+        if quick().count() >= QUICK_AT_ONCE {
+            return Next::Watch(quick().min().unwrap_or_default());
+        }
+        match self.queue.pop_front() {
+            Some(job) => {
+                self.running.push(now);
+                Next::Begin(job, now)
+            }
+            None => Next::Idle,
+        }
+    }
+
+    fn ended(&mut self, begun: Instant) {
+        if let Some(at) = self.running.iter().position(|other| *other == begun) {
+            self.running.swap_remove(at);
+        }
+    }
+}
+
+/// See the head of this file.
+pub(super) struct Pool<J>(Arc<Shared<J>>);
 
 impl<J: Send + 'static> Pool<J> {
     /// A pool of at most `threads_max` threads. `run` is called on them, once for every
@@ -41,37 +93,23 @@ impl<J: Send + 'static> Pool<J> {
         threads_max: usize,
         run: Box<dyn Fn(J) + Send + Sync>,
     ) -> Pool<J> {
-        let (queue, jobs) = crossbeam_channel::unbounded();
-        let (threads, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { run, jobs, threads, open });
-        Pool { name, queue, shared, threads_max }
+        let (queue, running) = (VecDeque::new(), Vec::new());
+        let state = Mutex::new(State { queue, threads: 0, idle: 0, watched: false, running });
+        let (bell, open) = (Condvar::new(), AtomicUsize::new(0));
+        Pool(Arc::new(Shared { name, threads_max, run, state, bell, open }))
     }
 
     /// Carries a job out soon. The caller bounds how many are open.
     pub(super) fn submit(&self, job: J) {
-        let open = self.shared.open.fetch_add(1, Ordering::SeqCst) + 1;
-        // Cannot fail: `shared` keeps the receiver.
-        let _ = self.queue.send(job);
-        let threads = self.shared.threads.load(Ordering::SeqCst);
-        if threads < open && threads < self.threads_max {
-            self.start();
-        }
-    }
-
-    fn start(&self) {
-        self.shared.threads.fetch_add(1, Ordering::SeqCst);
-        let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(STACK_BYTES);
-        if let Err(error) = thread.spawn(move || shared.work()) {
-            // Others will take the job; with none at all the next submit tries again.
-            self.shared.threads.fetch_sub(1, Ordering::SeqCst);
-            log::error!("could not start a {} thread: {error}", self.name);
-        }
+        self.0.open.fetch_add(1, Ordering::SeqCst);
+        let mut state = self.0.locked();
+        state.queue.push_back(job);
+        self.0.see_to_queue(&mut state);
     }
 
     /// Jobs that are open.
     pub(super) fn open(&self) -> usize {
-        self.shared.open.load(Ordering::SeqCst)
+        self.0.open.load(Ordering::SeqCst)
     }
 
     /// Waits until nothing is open or the patience is over; true when all were done.
@@ -84,18 +122,61 @@ impl<J: Send + 'static> Pool<J> {
     }
 }
 
-impl<J> Shared<J> {
-    fn work(&self) {
+impl<J: Send + 'static> Shared<J> {
+    /// What is counted stays true when a thread panics.
+    fn locked(&self) -> MutexGuard<'_, State<J>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that somebody looks after the jobs that are queued.
+    fn see_to_queue(self: &Arc<Self>, state: &mut State<J>) {
+        if state.queue.is_empty() || state.watched {
+            return;
+        }
+        let on_its_way = state.threads - state.idle - state.running.len();
+        if state.idle > 0 {
+            self.bell.notify_one();
+        } else if on_its_way == 0 && state.threads < self.threads_max {
+            state.threads += 1;
+            self.start(state);
+        }
+    }
+
+    fn start(self: &Arc<Self>, state: &mut State<J>) {
+        let shared = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(STACK_BYTES);
+        if let Err(error) = thread.spawn(move || shared.work()) {
+            // Others will take the job; with none at all the next submit tries again.
+            state.threads -= 1;
+            log::error!("could not start a {} thread: {error}", self.name);
+        }
+    }
+
+    fn work(self: &Arc<Self>) {
+        let (mut state, mut idle_since) = (self.locked(), Instant::now());
         loop {
-            match self.jobs.recv_timeout(IDLE_FOR) {
-                Ok(job) => self.carry_out(job),
-                Err(_) => {
-                    self.threads.fetch_sub(1, Ordering::SeqCst);
-                    // A job that came meanwhile would otherwise wait for the next one.
-                    let Ok(job) = self.jobs.try_recv() else { return };
-                    self.threads.fetch_add(1, Ordering::SeqCst);
+            let patience = match state.next(Instant::now()) {
+                Next::Begin(job, begun) => {
+                    self.see_to_queue(&mut state);
+                    drop(state);
                     self.carry_out(job);
+                    (state, idle_since) = (self.locked(), Instant::now());
+                    state.ended(begun);
+                    continue;
                 }
+                Next::Watch(left) if !state.watched => Some(left),
+                Next::Watch(_) | Next::Idle => None,
+            };
+            let watches = patience.is_some();
+            state.watched |= watches;
+            state.idle += 1;
+            let waited = self.bell.wait_timeout(state, patience.unwrap_or(IDLE_FOR));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.idle -= 1;
+            state.watched &= !watches;
+            if state.queue.is_empty() && idle_since.elapsed() >= IDLE_FOR {
+                state.threads -= 1;
+                return;
             }
         }
     }
@@ -128,5 +209,18 @@ mod tests {
         let threads: std::collections::HashSet<_> = seen.iter().map(|(_, id)| *id).collect();
         assert_eq!(seen.len(), 100);
         assert!(threads.len() <= 3);
+    }
+
+    #[test]
+    fn jobs_that_wait_are_joined_by_others() {
+        let jobs = 5 * QUICK_AT_ONCE;
+        let barrier = Arc::new(std::sync::Barrier::new(jobs));
+        let run = move |_: usize| drop(barrier.wait());
+        let pool = Pool::new("test", jobs, Box::new(run));
+        (0..jobs).for_each(|n| pool.submit(n));
+        assert!(pool.drain(Duration::from_secs(20)), "{} jobs wait for each other", pool.open());
+        (0..jobs).for_each(|n| pool.submit(n));
+        assert!(pool.drain(Duration::from_secs(20)), "the threads that are there, too");
+        assert_eq!(pool.0.locked().threads, jobs);
     }
 }

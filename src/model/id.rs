@@ -10,6 +10,8 @@ use std::str::FromStr;
 /// Base36 digits in an id: the fewest that can say every 128-bit value.
 pub const DIGITS: usize = 25;
 
+const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
 /// Digits that fit a `u64` without overflow (36^12 < 2^63), so that only two 128-bit
 /// multiplications are needed for one id.
 const CHUNK: usize = 12;
@@ -97,35 +99,60 @@ impl<K: Kind> Id<K> {
     }
 
     fn digits(self) -> [u8; DIGITS] {
-        const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        // A division of 128 bits costs more than all the others.
+        let high = self.0 / CHUNK_SCALE;
+        let last = (self.0 - high * CHUNK_SCALE) as u64;
+        let first = high / CHUNK_SCALE;
+        let middle = (high - first * CHUNK_SCALE) as u64;
         let mut out = [b'0'; DIGITS];
-        let mut high = self.0;
-        let mut end = DIGITS;
-        while end > 0 {
-            let mut low = (high % CHUNK_SCALE) as u64;
-            high /= CHUNK_SCALE;
-            let start = end.saturating_sub(CHUNK);
-            for slot in out[start..end].iter_mut().rev() {
-                *slot = ALPHABET[(low % 36) as usize];
-                low /= 36;
-            }
-            end = start;
-        }
+        out[0] = ALPHABET[first as usize];
+        write_chunk(&mut out[1..=CHUNK], middle);
+        write_chunk(&mut out[CHUNK + 1..], last);
         out
     }
 }
 
-fn chunk(bytes: &[u8]) -> Result<u64, IdError> {
-    let mut value = 0u64;
-    for &b in bytes {
-        let digit = match b {
-            b'0'..=b'9' => b - b'0',
-            b'a'..=b'z' => b - b'a' + 10,
-            _ => return Err(IdError::Digit),
-        };
-        value = value * 36 + u64::from(digit);
+/// Two digits for each number that has no more.
+const PAIRS: [[u8; 2]; 36 * 36] = {
+    let mut pairs = [[b'0'; 2]; 36 * 36];
+    let mut number = 0;
+    while number < pairs.len() {
+        pairs[number] = [ALPHABET[number / 36], ALPHABET[number % 36]];
+        number += 1;
     }
-    Ok(value)
+    pairs
+};
+
+fn write_chunk(out: &mut [u8], mut number: u64) {
+    for pair in out.rchunks_exact_mut(2) {
+        pair.copy_from_slice(&PAIRS[(number % 1296) as usize]);
+        number /= 1296;
+    }
+}
+
+/// What a character says as a digit; `NO_DIGIT` when it is none.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 36 {
+        values[ALPHABET[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
+
+/// No digit has this bit.
+const NO_DIGIT: u8 = 0x80;
+
+fn chunk(bytes: &[u8]) -> Result<u64, IdError> {
+    // Ids are read by the hundred thousand: without a decision for each digit.
+    let (mut value, mut seen) = (0u64, 0);
+    for &b in bytes {
+        let digit = VALUES[usize::from(b)];
+        seen |= digit;
+        value = value.wrapping_mul(36).wrapping_add(u64::from(digit));
+    }
+    if seen & NO_DIGIT == 0 { Ok(value) } else { Err(IdError::Digit) }
 }
 
 impl<K: Kind> FromStr for Id<K> {

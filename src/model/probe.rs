@@ -6,6 +6,7 @@ use super::id::SandboxId;
 use super::time::{Mono, Wall};
 use super::vocabulary;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What one probe found out.
@@ -75,8 +76,9 @@ pub enum ListedState {
 pub struct Details {
     /// Address on the host's network, as the agent wrote it.
     pub host_ip: Option<Box<str>>,
-    /// A compact JSON object of strings, for example kernel and agent versions.
-    pub metadata: Option<Box<str>>,
+    /// A compact JSON object of strings, for example kernel and agent versions; the
+    /// sandboxes of one host share it.
+    pub metadata: Option<Arc<str>>,
 }
 
 /// What the last probe of a host brought, for people to see.

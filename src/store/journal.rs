@@ -141,6 +141,17 @@ pub(super) struct Journal<'a> {
     random: &'a mut Random,
     now: Wall,
     actor: &'a Actor,
+    /// Those that were written last; mostly the next entry has the same.
+    host: Option<(HostId, IdText)>,
+    team: Option<(TeamId, IdText)>,
+}
+
+/// The text of an id that may be the one of before.
+fn text_of<K: Kind>(last: &mut Option<(Id<K>, IdText)>, id: Id<K>) -> IdText {
+    match last {
+        Some((known, text)) if *known == id => *text,
+        Some(_) | None => last.insert((id, id.text())).1,
+    }
 }
 
 impl<'a> Journal<'a> {
@@ -160,7 +171,8 @@ impl<'a> Journal<'a> {
              resource_type, resource_id, action, scope, status, metadata, created_at) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'team', ?9, ?10, ?11)",
         )?;
-        Ok(Journal { events, audit_logs, revision, random, now, actor })
+        let (host, team) = (None, None);
+        Ok(Journal { events, audit_logs, revision, random, now, actor, host, team })
     }
 
     /// The revision that the next event takes.
@@ -172,13 +184,15 @@ impl<'a> Journal<'a> {
     pub(super) fn event(&mut self, event: &Event<'_>) -> Result<u64, StoreError> {
         *self.revision += 1;
         let sandbox = event.sandbox.map(|id| id.text());
+        let (host, team) =
+            (text_of(&mut self.host, event.host), text_of(&mut self.team, event.team));
         self.events.execute(params![
             *self.revision as i64,
             self.now.0,
             event.kind.as_str(),
-            event.host.text().as_str(),
+            host.as_str(),
             sandbox.as_ref().map(IdText::as_str),
-            event.team.text().as_str(),
+            team.as_str(),
             event.from,
             event.to,
             event.reason.as_str(),
@@ -191,9 +205,10 @@ impl<'a> Journal<'a> {
     /// Writes an audit entry.
     pub(super) fn audit(&mut self, audit: &Audit<'_>) -> Result<LogId, StoreError> {
         let id: LogId = self.random.id();
+        let team = text_of(&mut self.team, audit.team);
         self.audit_logs.execute(params![
             id.text().as_str(),
-            audit.team.text().as_str(),
+            team.as_str(),
             self.actor.kind.as_str(),
             self.actor.id,
             self.actor.name,
