@@ -202,13 +202,19 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut places = lock(&self.shared.places);
         places.taken -= 1;
-        let Some(key) = self.key else { return };
-        let left = places.by_key.get_mut(&key).map(|own| {
+        let is_last = places.taken == 0;
+        if let Some(key) = self.key
+            && let Some(own) = places.by_key.get_mut(&key)
+        {
             *own -= 1;
-            *own
-        });
-        if left == Some(0) {
-            places.by_key.remove(&key);
+            if *own == 0 {
+                places.by_key.remove(&key);
+            }
+        }
+        drop(places);
+        // No stream is left that could be reading it.
+        if is_last {
+            *lock(&self.shared.past) = Past::default();
         }
     }
 }
