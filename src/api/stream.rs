@@ -17,7 +17,7 @@ use crate::store::acceptance::is_undone;
 use crate::store::keys::Keys;
 use crate::store::read::{self, OwnReader, Readers};
 use crate::store::writer::Revision;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,10 @@ const COMMENT_EVERY: Duration = Duration::from_secs(15);
 /// Events read at a time for a stream that is behind.
 const PAGE: u32 = 64;
 
+/// Pages that are kept for the next who asks. Larger: up to 16 KiB each; smaller: more reads
+/// when many resume at once.
+const PAGES_MAX: usize = 64;
+
 /// Revisions looked at for one page: a filter that lets little through must not occupy the
 /// thread that serves all streams that are behind.
 const WINDOW: u64 = 20_000;
@@ -53,7 +57,7 @@ struct Shared {
     keys: Arc<Keys>,
     tail: Mutex<Tail>,
     /// For what is older than the tail.
-    past: Mutex<Option<OwnReader>>,
+    past: Mutex<Past>,
     places: Mutex<Places>,
     listening: Arc<Chunk>,
     comment: Arc<Chunk>,
@@ -127,6 +131,31 @@ fn is_gone(readers: &Readers, seen: u64) -> Result<Option<u64>, StoreError> {
     Ok(oldest.filter(|oldest| seen + 1 < *oldest))
 }
 
+/// What reads the past, and what it read last: clients that lost their connection at the
+/// same moment resume from the same place.
+#[derive(Default)]
+struct Past {
+    reader: Option<OwnReader>,
+    pages: VecDeque<((View, u64), Page)>,
+}
+
+/// Where a page ends, and what it shows.
+type Page = (u64, Option<Arc<Chunk>>);
+
+impl Past {
+    fn known(&self, place: (View, u64)) -> Option<Page> {
+        let known = self.pages.iter().rev().find(|(of, _)| *of == place);
+        known.map(|(_, page)| page.clone())
+    }
+
+    fn remember(&mut self, place: (View, u64), page: Page) {
+        self.pages.push_back((place, page));
+        if self.pages.len() > PAGES_MAX {
+            self.pages.pop_front();
+        }
+    }
+}
+
 /// How many listen, by key; the admin key has none.
 #[derive(Default)]
 struct Places {
@@ -173,13 +202,19 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut places = lock(&self.shared.places);
         places.taken -= 1;
-        let Some(key) = self.key else { return };
-        let left = places.by_key.get_mut(&key).map(|own| {
+        let is_last = places.taken == 0;
+        if let Some(key) = self.key
+            && let Some(own) = places.by_key.get_mut(&key)
+        {
             *own -= 1;
-            *own
-        });
-        if left == Some(0) {
-            places.by_key.remove(&key);
+            if *own == 0 {
+                places.by_key.remove(&key);
+            }
+        }
+        drop(places);
+        // No stream is left that could be reading it.
+        if is_last {
+            *lock(&self.shared.past) = Past::default();
         }
     }
 }
@@ -231,7 +266,12 @@ impl Listener {
     fn read_page(&mut self) -> Result<Option<Arc<Chunk>>, StoreError> {
         let shared = &self.place.shared;
         let mut past = lock(&shared.past);
-        let reader = match past.take() {
+        let place = (self.view, self.seen);
+        if let Some((upto, chunk)) = past.known(place) {
+            self.seen = upto;
+            return Ok(chunk);
+        }
+        let reader = match past.reader.take() {
             Some(reader) => reader,
             None => shared.readers.own()?,
         };
@@ -239,8 +279,7 @@ impl Listener {
         let page = read::events_between(&reader, self.seen, upto, &self.view.filter(PAGE))?;
         // After the page was read: what is gone now may have been missing in it.
         let oldest = read::oldest_event(&reader)?;
-        *past = Some(reader);
-        drop(past);
+        past.reader = Some(reader);
         if oldest.is_some_and(|oldest| self.seen + 1 < oldest) {
             // A client that comes back gets 410, and where to go on.
             return Err(StoreError::Sqlite("events were pruned before they were sent".to_owned()));
@@ -251,7 +290,9 @@ impl Listener {
         let last = page.last().filter(|_| full).map(|event| event.revision);
         // What the filter left out is seen too.
         self.seen = cut.or(last).unwrap_or(upto);
-        Ok((!text.is_empty()).then(|| Chunk::new(text.as_bytes())))
+        let chunk = (!text.is_empty()).then(|| Chunk::new(text.as_bytes()));
+        past.remember(place, (self.seen, chunk.clone()));
+        Ok(chunk)
     }
 }
 
