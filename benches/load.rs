@@ -147,6 +147,7 @@ fn database(dir: &Path, hosts: usize, rows: usize, ended: usize, status: &str) -
     let mut conn = open_writer(&dir.join(DB), true, NOW.wall)?;
     let fleet = fixture::parse(&json!({"hosts": hosts}).to_string(), NOW.wall)?;
     fixture::load(&mut conn, &fleet)?;
+    conn.execute_batch("PRAGMA cache_size = -131072; PRAGMA synchronous = OFF")?;
     let tx = conn.transaction()?;
     for n in 0..rows + ended {
         let status = if n < rows { "running" } else { "stopped" };

@@ -295,7 +295,7 @@ impl Writer {
         Ok(rows)
     }
 
-    /// Without the ended ones of which nobody speaks, of which the plan decides nothing.
+    /// Without the ended ones that nothing names, of which the plan decides nothing.
     fn alive_or_named(&self, host: &str, listing: &Listing) -> Result<Vec<Row>, StoreError> {
         let sql = format!("{ROW} INDEXED BY sandboxes_by_host WHERE host_id = ?1 AND ended = 0");
         let mut select = self.conn.prepare_cached(&sql)?;

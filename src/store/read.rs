@@ -327,13 +327,15 @@ pub fn newest_sandboxes(
     after: Option<ListPlace>,
     limit: u32,
 ) -> Result<Page<Sandbox>, StoreError> {
+    // One moment, over several statements.
+    let _snapshot = conn.unchecked_transaction()?;
     if let Some(status) = filter.status {
         let hosts = hosts_with(conn, status, filter.host)?;
         if hosts.iter().map(|(_, count)| count).sum::<i64>() <= FEW {
             return few_sandboxes(conn, filter, after, limit, &hosts);
         }
     }
-    let sql = newest_first(filter, after, limit + 1);
+    let sql = newest_first(rows::SANDBOX, filter, after, limit + 1);
     let mut select = conn.prepare(&sql)?;
     page_of(select.query([])?, limit)
 }
@@ -360,18 +362,35 @@ fn few_sandboxes(
     limit: u32,
     hosts: &[(HostId, i64)],
 ) -> Result<Page<Sandbox>, StoreError> {
-    let mut rows = Vec::new();
+    let mut keys: Vec<(Reverse<Wall>, SandboxId)> = Vec::new();
     for (host, _) in hosts {
         let of_host = SandboxFilter { host: Some(*host), ..filter.clone() };
-        let mut select = conn.prepare(&newest_first(&of_host, after, u32::MAX))?;
-        rows.extend(collect(select.query([])?, rows::sandbox)?);
+        let sql = newest_first("created_at, id", &of_host, after, u32::MAX);
+        let mut select = conn.prepare(&sql)?;
+        keys.extend(collect(select.query([])?, |row| {
+            Ok((Reverse(rows::wall(row, 0)?), rows::id(row, 1)?))
+        })?);
     }
-    rows.sort_unstable_by_key(|row: &Sandbox| (Reverse(row.created_at), row.id));
-    Ok(Page::cut(rows, i64::from(limit)))
+    keys.sort_unstable();
+    let mut page = PageOf::new(limit);
+    for (_, id) in keys {
+        if page.is_full() {
+            return Ok(Page { rows: page.rows, more: true });
+        }
+        if let Some(row) = sandbox(conn, id)? {
+            page.push(row);
+        }
+    }
+    Ok(Page { rows: page.rows, more: false })
 }
 
 /// Walks an index; what is no part of it is only asked of what it names.
-fn newest_first(filter: &SandboxFilter, after: Option<ListPlace>, limit: u32) -> String {
+fn newest_first(
+    columns: &str,
+    filter: &SandboxFilter,
+    after: Option<ListPlace>,
+    limit: u32,
+) -> String {
     let index = match (filter.host, filter.team) {
         (Some(_), _) => "sandboxes_by_host",
         (None, Some(_)) => "sandboxes_by_team",
@@ -388,7 +407,7 @@ fn newest_first(filter: &SandboxFilter, after: Option<ListPlace>, limit: u32) ->
     let conditions: String =
         filter.conditions().iter().map(|condition| format!(" AND {condition}")).collect();
     let part = |ended: &u8| {
-        let of = format!("SELECT {} FROM sandboxes INDEXED BY {index}", rows::SANDBOX);
+        let of = format!("SELECT {columns} FROM sandboxes INDEXED BY {index}");
         let range = |range: &String| format!("{of} WHERE ended = {ended}{range}{conditions}");
         ranges.iter().map(range).collect::<Vec<_>>()
     };
@@ -400,18 +419,38 @@ fn newest_first(filter: &SandboxFilter, after: Option<ListPlace>, limit: u32) ->
 /// each client at once; smaller: more reads for the same list.
 const PAGE_BYTES_MAX: usize = 256 * 1024;
 
-fn page_of(mut cursor: rusqlite::Rows<'_>, limit: u32) -> Result<Page<Sandbox>, StoreError> {
-    let (mut rows, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = cursor.next()? {
-        if rows.len() == limit as usize || bytes >= PAGE_BYTES_MAX {
-            return Ok(Page { rows, more: true });
-        }
-        let row = rows::sandbox(row)?;
-        let texts = [&row.metadata, &row.status_detail, &row.default_env, &row.template];
-        bytes += texts.into_iter().flatten().map(String::len).sum::<usize>();
-        rows.push(row);
+/// A page that is being filled.
+struct PageOf {
+    rows: Vec<Sandbox>,
+    limit: usize,
+    bytes: usize,
+}
+
+impl PageOf {
+    fn new(limit: u32) -> PageOf {
+        PageOf { rows: Vec::new(), limit: limit as usize, bytes: 0 }
     }
-    Ok(Page { rows, more: false })
+
+    fn is_full(&self) -> bool {
+        self.rows.len() >= self.limit || self.bytes >= PAGE_BYTES_MAX
+    }
+
+    fn push(&mut self, row: Sandbox) {
+        let texts = [&row.metadata, &row.status_detail, &row.default_env, &row.template];
+        self.bytes += texts.into_iter().flatten().map(String::len).sum::<usize>();
+        self.rows.push(row);
+    }
+}
+
+fn page_of(mut cursor: rusqlite::Rows<'_>, limit: u32) -> Result<Page<Sandbox>, StoreError> {
+    let mut page = PageOf::new(limit);
+    while let Some(row) = cursor.next()? {
+        if page.is_full() {
+            return Ok(Page { rows: page.rows, more: true });
+        }
+        page.push(rows::sandbox(row)?);
+    }
+    Ok(Page { rows: page.rows, more: false })
 }
 
 /// One sandbox.
@@ -602,7 +641,7 @@ mod tests {
                 for status in [None, Some(SandboxStatus::Running), Some(SandboxStatus::Error)] {
                     for (all, after) in [(false, None), (true, None), (true, Some(place))] {
                         let filter = SandboxFilter { team, host, status, all };
-                        let sql = newest_first(&filter, after, 10);
+                        let sql = newest_first(rows::SANDBOX, &filter, after, 10);
                         let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
                         let steps = plan.query_map([], |row| row.get::<_, String>(3)).unwrap();
                         let steps: Vec<String> = steps.map(Result::unwrap).collect();

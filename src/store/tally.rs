@@ -1,4 +1,4 @@
-//! Owns what is counted of the database for whoever watches it.
+//! Owns what is counted of the database for metrics.
 //!
 //! Never: asks the writer, reads sandboxes (what the writer keeps of each host says how many
 //! there are), writes, says what a count is called (`api::metrics` does).
@@ -15,8 +15,8 @@ use crate::model::time::Wall;
 use rusqlite::{Connection, Row};
 use std::time::Duration;
 
-/// How long whoever counts waits for a connection. Larger: a scrape that
-/// finds a busy database misses its own deadline; smaller: it goes without for no need.
+/// How long a count waits for a connection. Larger: a scrape that finds a busy database misses
+/// its own deadline; smaller: it goes without for no need.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const STATUSES: usize = SandboxStatus::ALL.len();
