@@ -118,7 +118,7 @@ fn prepared_names_lead_nowhere() {
     let names = ["admin.new", "host-token.new", "ca.key.new", "ca.pem.new", "served"];
     let check = |prepare: &dyn Fn(&Path)| {
         std::fs::write(&victim, "precious").unwrap();
-        names.map(|name| prepare(&home.path(name)));
+        names.iter().for_each(|name| prepare(&home.path(name)));
         home.serve(&["--agent-tls", "mtls"]).stop();
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
         for made in ["admin.key", "host-token.key", "ca.key", "ca.pem"] {
@@ -127,7 +127,7 @@ fn prepared_names_lead_nowhere() {
             assert_eq!(mode(&path), 0o600, "{made}");
             std::fs::remove_file(path).unwrap();
         }
-        names.map(|name| drop(std::fs::remove_file(home.path(name))));
+        names.iter().for_each(|name| drop(std::fs::remove_file(home.path(name))));
     };
     check(&|path| symlink(&victim, path).unwrap());
     check(&|path| symlink(home.path("nowhere"), path).unwrap());
@@ -324,7 +324,9 @@ fn another_database_than_the_one_that_was_served_waits_for_an_operator() {
         for end in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(home.path(&format!("roost.db{end}")));
         }
-        from.map(|from| std::fs::copy(from, home.path("roost.db")).unwrap());
+        if let Some(from) = from {
+            std::fs::copy(from, home.path("roost.db")).unwrap();
+        }
     };
     let other = foreign.path("roost.db");
     for (from, words) in [

@@ -133,7 +133,7 @@ fn a_standby_takes_over_within_a_minute_and_nothing_is_lost() {
         (hosts.as_array().unwrap().iter().filter(up).count() == 2).then_some(())
     });
     let [running, paused] = [(); 2].map(|()| create(&serving));
-    [&running, &paused].map(|id| settled(&serving, id, "running"));
+    [&running, &paused].iter().for_each(|id| settled(&serving, id, "running"));
     let snapshot = serving.post("/v1/snapshots", &json!({"sandbox_id": running, "name": "kept"}));
     assert!([201, 202].contains(&snapshot.status), "{snapshot:?}");
     settled(&serving, &running, "running");
