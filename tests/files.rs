@@ -324,7 +324,9 @@ fn another_database_than_the_one_that_was_served_waits_for_an_operator() {
         for end in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(home.path(&format!("roost.db{end}")));
         }
-        from.map(|from| std::fs::copy(from, home.path("roost.db")).unwrap());
+        if let Some(from) = from {
+            std::fs::copy(from, home.path("roost.db")).unwrap();
+        }
     };
     let other = foreign.path("roost.db");
     for (from, words) in [
