@@ -196,7 +196,7 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
     },
     KeyInfo {
         key: Key::HeartbeatFlush,
-        default: "70s",
+        default: "80s",
         // Nearly all that is written while nothing happens: two pages and those of the log's
         // index each time, 27 MB a day. Larger: a strict `roost check` beside a server, which
         // reads what is older by this and an interval of heartbeats, takes more hosts for
