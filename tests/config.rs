@@ -79,7 +79,7 @@ fn defaults_are_the_policy_of_the_model() {
     assert_eq!(config.policy(), Policy::default());
     assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
     assert_eq!((config.workers, config.probe_timeout), (32, Duration::from_secs(8)));
-    assert_eq!(config.heartbeat_flush, Duration::from_secs(40));
+    assert_eq!(config.heartbeat_flush, Duration::from_secs(80));
     assert!(config.warnings().is_empty());
     assert_eq!(config.file(), None);
 }
@@ -381,7 +381,7 @@ fn effective_settings_for_people_and_scripts() {
         confirm_delay 3s default
         policy strict ROOST_POLICY
         zombies report default
-        heartbeat_flush 40s default
+        heartbeat_flush 80s default
         mass_guard_max 5m default
         memory_overcommit 1 default
         cpu_overcommit 8 default

@@ -164,7 +164,7 @@ pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Pro
     register_now(ready, host, Registration { resolved, ..registration }, refresh_token)
 }
 
-/// Whoever is on the way could command an agent that is spoken to plainly, although the
+/// An attacker on the path could command an agent that is spoken to plainly, although the
 /// setting says that none is.
 fn refuse_plain(ready: &Ready, address: &AgentAddress) -> Result<(), Problem> {
     match address.is_plain() && !ready.plain_agents {

@@ -200,10 +200,11 @@ pub const KEYS: [KeyInfo; Key::ALL.len()] = [
     },
     KeyInfo {
         key: Key::HeartbeatFlush,
-        default: "40s",
-        // Two pages each time, and nearly all that is written while nothing happens: 27 MB a
-        // day. Larger: `roost check` beside a server may take a host for silent, since what it
-        // reads is older by this and an interval of heartbeats; smaller wears out an SD card.
+        default: "80s",
+        // Nearly all that is written while nothing happens: two pages and those of the log's
+        // index each time, 27 MB a day. Larger: a strict `roost check` beside a server, which
+        // reads what is older by this and an interval of heartbeats, takes more hosts for
+        // silent; smaller wears out an SD card.
         rule: Rule::Span { min: ms(100), max: min(5), field: |c| &mut c.heartbeat_flush },
         live: true,
         about: "Time between two writes of the heartbeats kept in memory.",
