@@ -221,12 +221,7 @@ impl Decoder {
             let room = BODY_BYTES_MAX + 1 - plain.len() as u64;
             let member = self.0.by_ref().take(room).read_to_end(plain);
             rest = self.0.reset(Packed::none());
-            member.map_err(|e| match e.kind() {
-                ErrorKind::TimedOut => {
-                    BodyError::Broken(ureq::Error::Timeout(ureq::Timeout::RecvBody))
-                }
-                _ => BodyError::Bad(format!("gzip: {e}")),
-            })?;
+            member.map_err(not_unpacked)?;
             if plain.len() as u64 > BODY_BYTES_MAX {
                 return Err(too_large());
             }
@@ -237,6 +232,13 @@ impl Decoder {
         }
         Err(BodyError::Bad(format!("gzip: more than {MEMBERS_MAX} members")))
     }
+}
+
+fn not_unpacked(error: io::Error) -> BodyError {
+    if error.kind() == ErrorKind::TimedOut {
+        return BodyError::Broken(ureq::Error::Timeout(ureq::Timeout::RecvBody));
+    }
+    BodyError::Bad(format!("gzip: {error}"))
 }
 
 fn broken(error: ureq::Error) -> BodyError {

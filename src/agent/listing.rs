@@ -134,7 +134,7 @@ struct Entry<'a> {
 object_only!(read Entry<'de>);
 
 /// The metadata that was read last. The sandboxes of one host mostly say the same, and so
-/// it is read, and held in memory, once.
+/// it is read, and kept in memory, once.
 #[derive(Default)]
 struct Known<'a> {
     written: &'a str,

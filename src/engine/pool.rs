@@ -1,4 +1,4 @@
-//! Owns threads that carry out jobs which wait for somebody else: probes and operations.
+//! Owns threads that carry out jobs which wait for others: probes and operations.
 //!
 //! Never: knows what a job is. Threads are started when they are needed and end when
 //! they were idle for a while. Jobs that are quick share a few threads, none of which is
@@ -128,7 +128,7 @@ impl<J: Send + 'static> Shared<J> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that somebody looks after the jobs that are queued.
+    /// Makes sure that a thread looks after the jobs that are queued.
     fn see_to_queue(self: &Arc<Self>, state: &mut State<J>) {
         if state.queue.is_empty() || state.watched {
             return;
