@@ -8,6 +8,7 @@
 //! server, not the other tests.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stdout, reason = "figures, with --nocapture")]
 
 mod support;
 

@@ -96,12 +96,7 @@ const ROUTES: &[Route] = &[
     (Read, Get, "metrics", Open(|ready, _| Ok(metrics::metrics(ready)))),
     (Vital, Post, "v1/hosts/register", Open(agents::register)),
     (Vital, Post, "v1/hosts/auth/refresh", Open(agents::refresh)),
-    (
-        Vital,
-        Post,
-        "v1/hosts/{id}/heartbeat",
-        Now(|ready, request, id| agents::heartbeat(ready, request, id)),
-    ),
+    (Vital, Post, "v1/hosts/{id}/heartbeat", Now(agents::heartbeat)),
     (Vital, Post, "v1/hosts/sandbox-events", Report),
     (Read, Get, "v1/hosts", Key(|a| hosts::list(a.ready, &a.caller, a.request))),
     (Write, Post, "v1/hosts", Admin(|a| hosts::create(a.ready, a.request))),
