@@ -154,7 +154,11 @@ impl Making {
         drop(counted);
         match connection.complete(response, exchange, &shared.service) {
             Next::Stream(start) => worker::begin_stream(&shared, place, connection, start, slot),
-            next @ (Next::Readable | Next::Writable | Next::Deferred(_) | Next::Close) => {
+            next @ (Next::Readable
+            | Next::Writable
+            | Next::Feed(_)
+            | Next::Deferred(_)
+            | Next::Close) => {
                 worker::follow(&shared, place, connection, next);
             }
         }

@@ -89,7 +89,9 @@ fn case() -> impl Strategy<Value = Case> {
 fn probe(writer: &mut Writer, cases: &[Case]) -> Applied {
     let (tell, told) = channel();
     let reply = Box::new(move |result| tell.send(result).unwrap());
-    let command = Command::Probed(Box::new(answer(cases)), reply);
+    // The question is newer than what the answers before it changed.
+    let asked = Probed { revision: writer.revision, ..answer(cases) };
+    let command = Command::Probed(Box::new(asked), reply);
     writer.execute(vec![Envelope { now: NOW, command }]);
     told.recv().unwrap().unwrap()
 }

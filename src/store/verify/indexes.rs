@@ -6,7 +6,7 @@
 
 use super::StoreError;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row, Statement};
+use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// An index beside the rows themselves.
@@ -105,8 +105,8 @@ fn of_table(
         None => "1".to_owned(),
     });
     let all = columns.chain(conditions).collect::<Vec<_>>().join(", ");
-    let mut select: Statement<'_> =
-        conn.prepare(&format!("SELECT {all} FROM {table} NOT INDEXED"))?;
+    let how = by_rows(conn, table)?;
+    let mut select: Statement<'_> = conn.prepare(&format!("SELECT {all} FROM {table} {how}"))?;
     let place = |name: &String| names.binary_search(&name).unwrap_or_default();
     let places: Vec<Vec<usize>> =
         indexes.iter().map(|index| index.columns.iter().map(place).collect()).collect();
@@ -120,6 +120,20 @@ fn of_table(
         }
     }
     Ok(entries)
+}
+
+/// How to read the rows themselves. In a table without rowids `NOT INDEXED` allows another
+/// index that has all that is asked for, which would be compared with itself.
+fn by_rows(conn: &Connection, table: &str) -> Result<String, StoreError> {
+    let key = conn
+        .query_row(
+            "SELECT i.name FROM pragma_table_list t, pragma_index_list(t.name) i \
+             WHERE t.schema = 'main' AND t.name = ?1 AND t.wr AND i.origin = 'pk'",
+            [table],
+            |row| row.get::<_, String>(0),
+        )
+        .optional()?;
+    Ok(key.map_or_else(|| "NOT INDEXED".to_owned(), |key| format!("INDEXED BY {key}")))
 }
 
 fn entry(row: &Row<'_>, places: &[usize], hasher: &RandomState) -> Result<u64, StoreError> {

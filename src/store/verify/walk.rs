@@ -30,7 +30,8 @@ pub(super) fn walk(conn: &Connection) -> Result<Vec<(&'static str, String)>, Sto
     };
     let mut select = conn.prepare(
         "SELECT host_id, id, team_id, status, revision, coalesce(vcpus, 0), \
-         coalesce(memory_mb, 0) FROM sandboxes NOT INDEXED",
+         coalesce(memory_mb, 0) FROM sandboxes \
+         INDEXED BY sqlite_autoindex_sandboxes_1",
     )?;
     let mut cursor = select.query([])?;
     let (mut host, mut on_host) = (String::new(), OnHost::default());
