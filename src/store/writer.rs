@@ -26,6 +26,7 @@ use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
+pub use super::ticket::{Ticket, Waits};
 use super::usage::Usage;
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::logging::seldom;
@@ -40,7 +41,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -189,44 +190,6 @@ pub enum Command {
     IfWanted(Arc<Ticket>, Box<Command>),
     /// No more commands come; the writer ends.
     Stop,
-}
-
-/// Who waits for what comes of a command.
-pub trait Waits: Send + Sync {
-    /// Asked right before the command is begun: false when it must not be, because no client
-    /// waits any more. Once this was true, what comes of it is waited for.
-    fn begin(&self) -> bool;
-}
-
-/// Whether a command that waits is still wanted.
-pub struct Ticket {
-    state: AtomicU8,
-    waits: Arc<dyn Waits>,
-}
-
-const WAITING: u8 = 0;
-const BEGUN: u8 = 1;
-const GIVEN_UP: u8 = 2;
-
-impl Ticket {
-    /// Of a command that this client waits for.
-    pub fn new(waits: Arc<dyn Waits>) -> Ticket {
-        Ticket { state: AtomicU8::new(WAITING), waits }
-    }
-
-    /// Whether the command is to be begun; it is then not given up any more.
-    fn begin(&self) -> bool {
-        self.turn(BEGUN) && self.waits.begin()
-    }
-
-    /// Gives the command up, unless it was begun.
-    pub fn give_up(&self) -> bool {
-        self.turn(GIVEN_UP)
-    }
-
-    fn turn(&self, to: u8) -> bool {
-        self.state.compare_exchange(WAITING, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
 }
 
 /// A command and when it was given.
