@@ -7,10 +7,10 @@
 //! helped by a renewal right now, and everybody else hears `503`.
 
 use super::body::Fields;
+use super::lanes::holder_at;
 use super::token::{self, Claims};
-use super::waiting::{Holder, deferred};
 use super::{Problem, Ready, Wake, json, secret};
-use crate::http::{Request, Response};
+use crate::http::{Holder, Request, Response};
 use crate::model::endpoint::{Endpoint, Resolved};
 use crate::model::host::{AgentAddress, Host};
 use crate::model::id::{HostId, SandboxId};
@@ -81,7 +81,7 @@ fn certificates(ready: &Ready, host: &Host, now: Wall) -> Option<Certificates> {
 
 /// `POST /v1/hosts/register`. Waits for the name service where an address is a name; so the
 /// token is looked at first.
-pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response, Problem> {
+pub(super) fn register(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     let fields = Fields::read(request)?;
     let token = secret::hash(&fields.required("token")?);
     let address: AgentAddress = fields.parsed("address")?;
@@ -102,10 +102,8 @@ pub(super) fn register(ready: &Arc<Ready>, request: &Request) -> Result<Response
     if wanted.is_empty() {
         return register_now(ready, registration, refresh_token);
     }
-    deferred(ready, Holder::Agents, move |ready, _| {
-        let resolved = resolve(ready, wanted);
-        register_now(ready, Registration { resolved, ..registration }, refresh_token)
-    })
+    let resolved = resolve(ready, wanted);
+    register_now(ready, Registration { resolved, ..registration }, refresh_token)
 }
 
 fn bad_registration_token() -> Problem {
@@ -269,38 +267,54 @@ fn beat(ready: &Ready, request: &Request, id: &str) -> Result<Response, Problem>
     }
 }
 
-/// `POST /v1/hosts/sandbox-events`. `may_go_on`: whether anything may change now.
+/// `POST /v1/hosts/sandbox-events`
 pub(super) fn sandbox_event(
     ready: &Ready,
     request: &Request,
-    may_go_on: impl FnOnce() -> Result<(), Problem>,
+    report: UnacceptedReport,
 ) -> Result<Response, Problem> {
-    let report = UnacceptedReport { ready, request };
-    let answer = may_go_on().and_then(|()| take_report(ready, request));
+    let answer = take_report(ready, request);
     let status = answer.as_ref().map_or_else(|problem| problem.status, |answer| answer.status);
     if matches!(status, 204 | 400 | 403) {
-        std::mem::forget(report);
+        report.accept();
     }
     answer
 }
 
-/// A report that was not accepted: when it is dropped, also because of a panic, the host that
-/// a genuine token names has a contact gap. Its agent gives up after three tries.
-struct UnacceptedReport<'a> {
-    ready: &'a Ready,
-    request: &'a Request,
+/// A report that was not accepted: when it is dropped, also because its turn did not come or
+/// of a panic, the host that a genuine token names has a contact gap. Its agent gives up after
+/// three tries.
+pub(super) struct UnacceptedReport {
+    ready: Arc<Ready>,
+    claims: Option<Claims>,
 }
 
-impl Drop for UnacceptedReport<'_> {
-    fn drop(&mut self) {
-        let UnacceptedReport { ready, request } = self;
+impl UnacceptedReport {
+    /// A report that has just arrived.
+    pub(super) fn new(ready: &Arc<Ready>, request: &Request) -> UnacceptedReport {
         let token = request.headers.get("x-host-token");
-        let Some(claims) = token.and_then(|token| token::read(&ready.tokens, token)) else {
-            return;
-        };
+        let claims = token.and_then(|token| token::read(&ready.tokens, token));
+        let claims = claims.filter(|claims| claims.genuine);
+        UnacceptedReport { ready: Arc::clone(ready), claims }
+    }
+
+    /// Whose share it takes: its host's, if it proves to be of one.
+    pub(super) fn holder(&self, request: &Request) -> Holder {
+        let address = || holder_at(request.peer.ip());
+        self.claims.as_ref().map_or_else(address, |claims| Holder::Other(claims.host.as_u128()))
+    }
+
+    fn accept(mut self) {
+        self.claims = None;
+    }
+}
+
+impl Drop for UnacceptedReport {
+    fn drop(&mut self) {
+        let Some(claims) = &self.claims else { return };
         // A machine that is no longer this host says nothing of it.
-        if claims.genuine && !ready.presence.is_superseded(claims.host, claims.registration) {
-            ready.presence.report_refused(claims.host, ready.now().mono);
+        if !self.ready.presence.is_superseded(claims.host, claims.registration) {
+            self.ready.presence.report_refused(claims.host, self.ready.now().mono);
         }
     }
 }

@@ -7,7 +7,6 @@ use super::body::Fields;
 use super::query::Query;
 use super::templates::unknown_template;
 use super::view::CapsuleView;
-use super::waiting::deferred;
 use super::when_done::{self, Accepted};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::agent::client::CallError;
@@ -202,7 +201,7 @@ pub(super) fn ping(ready: &Arc<Ready>, caller: &Caller, id: &str) -> Result<Resp
     if sandbox.status != SandboxStatus::Running {
         return Err(invalid_state("ping", sandbox.status));
     }
-    deferred(ready, caller.into(), move |ready, _| ping_agent(ready, &sandbox))
+    ping_agent(ready, &sandbox)
 }
 
 fn ping_agent(ready: &Ready, sandbox: &Sandbox) -> Result<Response, Problem> {

@@ -5,7 +5,7 @@
 use super::access::{Caller, operator};
 use super::body::Fields;
 use super::view::{HostView, ProbeView, UnknownHostView};
-use super::waiting::{Ended, NOTICE, deferred, still_needed};
+use super::waiting::{Ended, NOTICE, still_needed};
 use super::{Problem, Ready, Wake, json, secret};
 use crate::http::{Caller as Client, Request, Response};
 use crate::model::host::{Host, HostStatus, Intent};
@@ -17,7 +17,6 @@ use crate::store::read;
 use crate::store::unknown::UnknownHost;
 use crate::store::writer::Command;
 use serde::Serialize;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long whoever asks for a probe waits for it: two of the usual deadline, one that is
@@ -71,13 +70,9 @@ struct Probed {
 }
 
 /// `POST /v1/hosts/{id}/probe`
-pub(super) fn probe(ready: &Arc<Ready>, caller: &Caller, id: &str) -> Result<Response, Problem> {
-    let id = host_id(id)?;
-    probed_as(ready, id)?;
-    deferred(ready, caller.into(), move |ready, client| probe_now(ready, client, id))
-}
-
-fn probe_now(ready: &Ready, client: &mut Client, host_id: HostId) -> Result<Response, Problem> {
+pub(super) fn probe(ready: &Ready, client: &mut Client, id: &str) -> Result<Response, Problem> {
+    let host_id = host_id(id)?;
+    probed_as(ready, host_id)?;
     match observe(ready, client, host_id, PROBE_PATIENCE)? {
         Some(probe) => {
             let status = probed_as(ready, host_id)?;

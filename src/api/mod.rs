@@ -14,6 +14,7 @@ mod database;
 pub mod history;
 mod hosts;
 mod keys;
+mod lanes;
 pub mod metrics;
 mod missing;
 pub mod notify;
@@ -27,14 +28,16 @@ mod stream;
 mod templates;
 pub mod token;
 pub mod view;
-pub mod waiting;
+mod waiting;
 mod when_done;
 
 use crate::agent::authority::Authority;
 use crate::agent::client::AgentClient;
 use crate::clock::Clock;
 use crate::figures::{Counter, Counters, Histogram};
-use crate::http::{Handler, HttpFigures, Request, Response};
+use crate::http::{
+    Caller as Client, Claim, Handler, Holder, HttpFigures, Method, Request, Response, Slot,
+};
 use crate::model::event::Event;
 use crate::model::id::HostId;
 use crate::model::probe::FailureKind;
@@ -45,12 +48,13 @@ use crate::store::keys::Keys;
 use crate::store::lifecycle::Work;
 use crate::store::presence::Presence;
 use crate::store::read::{self, HistoryFilter, Reader, Readers};
-use crate::store::writer::{Command, Reply, Revision, WriterFigures, WriterHandle};
+use crate::store::writer::{Command, Reply, Revision, Waits, WriterFigures, WriterHandle};
+use lanes::{Lane, Lanes};
 pub use routes::routes;
 use secret::{AdminKey, TokenKey};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use waiting::Waiters;
 
 /// What the scheduler must look at because of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,12 +112,14 @@ impl Pulse {
     pub const NOT_JUDGED: u64 = u64::MAX;
 }
 
-/// Everything a request can need once the database is open.
-pub struct Ready {
+/// Everything that requests can need once the database is open.
+pub struct Plane {
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Read-only connections.
     pub readers: Readers,
+    /// The same for agents only.
+    pub vital_readers: Readers,
     /// The way to the writer.
     pub writer: WriterHandle,
     /// The newest committed revision.
@@ -134,8 +140,8 @@ pub struct Ready {
     pub history: history::History,
     /// Everybody else's keys.
     pub keys: Arc<Keys>,
-    /// Who waits for an answer.
-    pub waiters: Arc<Waiters>,
+    /// Whether lifecycle requests that say nothing of it are answered when they are done.
+    pub answers_when_done: Arc<AtomicBool>,
     /// Whether the database was restored, and accepted since.
     pub acceptance: Arc<Acceptance>,
     /// The engine's pulse.
@@ -150,20 +156,82 @@ pub struct Ready {
     pub wake: Box<dyn Fn(Wake) + Send + Sync>,
 }
 
-impl Ready {
+impl Plane {
     fn now(&self) -> Now {
         self.clock.now()
     }
+}
 
+/// What one request works with: everything, in its lane, for the client that waits.
+struct Ready {
+    plane: Arc<Plane>,
+    lanes: Arc<Lanes>,
+    lane: Lane,
+    /// `None`: it is answered at once.
+    claim: Option<Arc<Claim>>,
+}
+
+impl Deref for Ready {
+    type Target = Plane;
+
+    fn deref(&self) -> &Plane {
+        &self.plane
+    }
+}
+
+impl Ready {
     fn read(&self) -> Result<Reader, Problem> {
-        self.readers.get().map_err(Problem::from)
+        let readers = match self.lane {
+            Lane::Vital => &self.vital_readers,
+            Lane::Write | Lane::Read | Lane::Conversation => &self.readers,
+        };
+        readers.get().map_err(Problem::from)
     }
 
+    /// Has the writer do this, and waits for what comes of it: within the patience of the
+    /// lane it is begun, or it never is.
     fn write<T: Send + 'static>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, Problem> {
-        self.writer.call(self.now(), command).map_err(Problem::from)
+        let written = match &self.claim {
+            Some(claim) => {
+                let waits = Arc::new(Waiting(Arc::clone(claim)));
+                self.writer.call_for(waits, self.lane.patience(), self.now(), command)
+            }
+            None => self.writer.call(self.now(), command),
+        };
+        written.map_err(Problem::from)
+    }
+
+    /// A place in a lane; 503 when there is none for this holder.
+    fn place(&self, lane: Lane, holder: Holder) -> Result<Slot, Problem> {
+        self.lanes.take(lane, holder).ok_or_else(|| {
+            Problem::unavailable("too many requests wait for an answer already; try again")
+        })
+    }
+
+    /// The answer that `work` makes on a thread of this lane, in which there is a place.
+    fn in_lane(
+        &self,
+        lane: Lane,
+        slot: Slot,
+        work: impl FnOnce(&Arc<Ready>, &mut Client) -> Result<Response, Problem> + Send + 'static,
+    ) -> Response {
+        let (plane, lanes) = (Arc::clone(&self.plane), Arc::clone(&self.lanes));
+        Response::in_lane(slot, move |client| {
+            let ready = Arc::new(Ready { plane, lanes, lane, claim: Some(client.claim()) });
+            routes::settled(&ready, work(&ready, client))
+        })
+    }
+}
+
+/// A client that waits for the writer.
+struct Waiting(Arc<Claim>);
+
+impl Waits for Waiting {
+    fn begin(&self) -> bool {
+        self.0.begin()
     }
 }
 
@@ -180,7 +248,9 @@ impl Api {
     }
 
     /// Begins to answer. Only the first call counts.
-    pub fn open(&self, ready: Ready) {
+    pub fn open(&self, plane: Plane) {
+        let (plane, lanes) = (Arc::new(plane), Arc::new(Lanes::new()));
+        let ready = Ready { plane, lanes, lane: Lane::Vital, claim: None };
         if self.ready.set(Arc::new(ready)).is_err() {
             log::error!("the API was opened twice; keeping the first");
         }
@@ -190,9 +260,13 @@ impl Api {
 impl Handler for Api {
     fn handle(&self, request: Request) -> Response {
         match self.ready.get() {
-            Some(ready) => routes::answer(ready, &request),
+            Some(ready) => routes::answer(ready, request),
             None => routes::answer_while_opening(&request),
         }
+    }
+
+    fn body_bytes_max(&self, method: Method, path: &str) -> usize {
+        routes::body_bytes_max(method, path)
     }
 }
 
@@ -243,6 +317,12 @@ impl Problem {
 /// Whatever ails the database, the client did nothing wrong and may try again.
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
+        if error == StoreError::GivenUp {
+            return Problem::unavailable(
+                "not begun: the disk, or another process that has the database, keeps it \
+                 waiting; nothing was changed; try again",
+            );
+        }
         log::error!("could not answer from the database: {error}");
         let problem = Problem::unavailable("the database cannot be used right now; try again");
         let is_damage = matches!(error, StoreError::Damaged(_));

@@ -3,11 +3,10 @@
 //! Never: ends an agent that is not proved to be the host's; waits for one without a bound;
 //! takes a host for empty without an observation newer than the request.
 
-use super::access::{Caller, operator};
+use super::access::operator;
 use super::hosts::{PROBE_PATIENCE, host_id, observe};
 use super::query::Query;
 use super::view::HostView;
-use super::waiting::deferred;
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Caller as Client, Request, Response};
 use crate::model::host::{AgentAddress, Host, HostStatus, Liveness};
@@ -17,7 +16,6 @@ use crate::store::deletion::{Deleted, Deletion, may_exist};
 use crate::store::read::{self, SandboxFilter};
 use crate::store::writer::Command;
 use serde::Serialize;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the agent of a deleted host may take to say that it ends. Larger: the operator
@@ -58,16 +56,16 @@ fn in_the_way(ready: &Ready, id: HostId) -> Result<(Host, Vec<SandboxId>), Probl
 
 /// `DELETE /v1/hosts/{id}[?force=true]`
 pub(super) fn delete(
-    ready: &Arc<Ready>,
-    caller: &Caller,
+    ready: &Ready,
+    client: &mut Client,
     id: &str,
     request: &Request,
 ) -> Result<Response, Problem> {
     let (id, force) = (host_id(id)?, forced(&request.query)?);
-    deferred(ready, caller.into(), move |ready, client| match force {
+    match force {
         true => by_force(ready, client, id),
         false => when_empty(ready, client, id),
-    })
+    }
 }
 
 fn forced(query: &str) -> Result<bool, Problem> {

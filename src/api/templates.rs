@@ -5,13 +5,15 @@
 use super::access::{Caller, operator};
 use super::body::Fields;
 use super::capsules::{WIRE_NUMBER_MAX, host_away, invalid_state};
+use super::lanes::Lane;
 use super::query::Query;
 use super::view::{CapsuleView, TemplateView};
-use super::waiting::{NOTICE, deferred, still_needed};
+use super::waiting::{NOTICE, still_needed};
 use super::{Problem, Ready, Wake, json};
 use crate::http::{Caller as Client, Request, Response};
 use crate::model::id::{HostId, OpId, PLATFORM_TEAM, SandboxId, TemplateId};
 use crate::model::template::{Template, TemplateName};
+use crate::store::lifecycle::Work;
 use crate::store::read;
 use crate::store::snapshots::{NewSnapshot, SnapshotBegun, SnapshotOutcome, snapshot_outcome};
 use crate::store::templates::{
@@ -215,29 +217,32 @@ pub(super) fn snapshot(
         overwrite: Query::read(&request.query)?.flag("overwrite")?,
         actor: caller.actor(),
     };
-    deferred(ready, caller.into(), move |ready, client| snapshot_now(ready, client, new))
+    let slot = ready.place(Lane::Conversation, caller.into())?;
+    let work = begin_snapshot(ready, new)?;
+    Ok(ready.in_lane(Lane::Conversation, slot, move |ready, client| {
+        wait_for_snapshot(ready, client, work.sandbox, work.op)
+    }))
 }
 
-fn snapshot_now(ready: &Ready, client: &mut Client, new: NewSnapshot) -> Result<Response, Problem> {
-    let work = match ready.write(|reply| Command::Snapshot(Box::new(new), reply))? {
+fn begin_snapshot(ready: &Ready, new: NewSnapshot) -> Result<Box<Work>, Problem> {
+    match ready.write(|reply| Command::Snapshot(Box::new(new), reply))? {
         SnapshotBegun::Started(_, work) => {
             (ready.wake)(Wake::Work(work.clone()));
-            work
+            Ok(work)
         }
-        SnapshotBegun::Already(_, work) => work,
-        SnapshotBegun::InvalidState(status) => return Err(invalid_state("snapshot", status)),
-        SnapshotBegun::HostAway(status) => return Err(host_away(status)),
-        SnapshotBegun::NotFound => return Err(Problem::not_found("capsule")),
+        SnapshotBegun::Already(_, work) => Ok(work),
+        SnapshotBegun::InvalidState(status) => Err(invalid_state("snapshot", status)),
+        SnapshotBegun::HostAway(status) => Err(host_away(status)),
+        SnapshotBegun::NotFound => Err(Problem::not_found("capsule")),
         SnapshotBegun::NameTaken(name) => {
-            return Err(name_taken(&name, "a snapshot is replaced with ?overwrite=true"));
+            Err(name_taken(&name, "a snapshot is replaced with ?overwrite=true"))
         }
         SnapshotBegun::Platform(name) => {
             let message = format!("{name} is the platform's; replacing it needs the admin key");
-            return Err(Problem::forbidden(message));
+            Err(Problem::forbidden(message))
         }
-        SnapshotBegun::TooMany => return Err(too_many()),
-    };
-    wait_for_snapshot(ready, client, work.sandbox, work.op)
+        SnapshotBegun::TooMany => Err(too_many()),
+    }
 }
 
 /// The template when it is made in time; else the capsule as it is then.

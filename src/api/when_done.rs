@@ -5,8 +5,9 @@
 //! answered 202.
 
 use super::access::Caller;
+use super::lanes::Lane;
 use super::view::CapsuleView;
-use super::waiting::{NOTICE, deferred_in, pass, still_needed};
+use super::waiting::{NOTICE, pass, still_needed};
 use super::{Problem, Ready, json};
 use crate::http::{Caller as Client, Headers, Request, Response};
 use crate::model::id::SandboxId;
@@ -15,6 +16,7 @@ use crate::model::sandbox::Sandbox;
 use crate::model::time::Mono;
 use crate::store::read;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Longest wait that a request may ask for. Larger: clients and proxies between give up
@@ -55,17 +57,20 @@ pub(super) fn answer(
     kind: OperationKind,
     begin: impl FnOnce(&Ready) -> Result<Accepted, Problem> + Send + 'static,
 ) -> Result<Response, Problem> {
-    let wait = wait(lines(&request.headers), ready.waiters.when_done());
+    let wait = wait(lines(&request.headers), ready.answers_when_done.load(Ordering::Relaxed));
     let Some(wait) = wait.filter(|wait| !wait.limit.is_zero()) else {
         return accepted(begin(ready)?, wait);
     };
-    match ready.waiters.take(caller.into()) {
-        Some(slot) => Ok(deferred_in(slot, ready, move |ready, client| match begin(ready)? {
-            Accepted::InFlight(sandbox) => at_rest(ready, client, kind, *sandbox, wait),
-            Accepted::NothingToDo => accepted(Accepted::NothingToDo, Some(wait)),
-        })),
+    let slot = ready.lanes.take(Lane::Conversation, caller.into());
+    match (begin(ready)?, slot) {
+        (Accepted::InFlight(sandbox), Some(slot)) => {
+            Ok(ready.in_lane(Lane::Conversation, slot, move |ready, client| {
+                at_rest(ready, client, kind, *sandbox, wait)
+            }))
+        }
+        (Accepted::NothingToDo, Some(_)) => accepted(Accepted::NothingToDo, Some(wait)),
         // Too many wait already.
-        None => accepted(begin(ready)?, None),
+        (begun, None) => accepted(begun, None),
     }
 }
 

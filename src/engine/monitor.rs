@@ -24,6 +24,10 @@ use std::time::Duration;
 /// machine was stopped in a way that no clock tells.
 const OVERSLEPT: Duration = Duration::from_secs(5);
 
+/// The shortest time without hearing that counts. Larger and hosts with a short
+/// `unreachable_after` are judged by what could not be heard; smaller and nothing is gained.
+const DEAF_MIN: Duration = Duration::from_secs(1);
+
 /// How long to wait before a write that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -115,6 +119,8 @@ pub struct Monitor {
     wake_at: Option<Mono>,
     /// Hosts on which the verdict is held; `None` until anybody could be judged.
     held: Option<usize>,
+    /// Agents could not be heard when it was last looked.
+    is_deaf: bool,
 }
 
 /// Milliseconds of a probe interval; a round is due at least so often.
@@ -148,6 +154,7 @@ impl Monitor {
             begun: Vec::new(),
             wake_at: None,
             held: None,
+            is_deaf: false,
             presence,
         };
         let mut hosts = monitor.presence.active();
@@ -209,6 +216,20 @@ impl Monitor {
             log::warn!("did not listen for {} s; listening anew", away.as_secs());
             self.listen_anew(now, away >= CONTACT_GAP);
         }
+    }
+
+    /// The longest time, since this was said last, in which no agent could be heard: silence
+    /// in it was ours. Call before [`Monitor::effects`].
+    pub fn could_not_hear(&mut self, now: Mono, span: Duration) {
+        let counts = DEAF_MIN.max(OVERSLEPT.min(self.policy.unreachable_after / 2));
+        if span < counts {
+            self.is_deaf = false;
+            return;
+        }
+        if !std::mem::replace(&mut self.is_deaf, true) {
+            log::warn!("agents could not be heard for {} s; listening anew", span.as_secs());
+        }
+        self.listen_anew(now, span >= CONTACT_GAP);
     }
 
     fn clock_moved(&mut self, now: Mono, span: Duration, suspect: bool) {
@@ -487,6 +508,29 @@ mod tests {
         };
         let now = Now { mono: Mono(1_000_000), wall: Wall(1_000_000_000) };
         Presence::load(&[host], [], None, false, now)
+    }
+
+    #[test]
+    fn silence_that_could_not_be_heard_judges_no_host() {
+        let begin = Mono(1_000_000);
+        let (policy, presence) =
+            (Policy::default(), Arc::new(one_host("127.0.0.1:1".parse().unwrap())));
+        let mut monitor =
+            Monitor::new(policy.clone(), presence, 4, Duration::from_secs(10), 0, begin);
+        let mut is_judged = |at: Mono, deaf_s| {
+            monitor.could_not_hear(at, Duration::from_secs(deaf_s));
+            let effects = monitor.effects(Now { mono: at, wall: Wall(0) });
+            effects.iter().any(|effect| matches!(effect, Effect::MarkDown(_)))
+        };
+        let second = Duration::from_secs(1);
+        let late = begin.after(policy.unreachable_after + second);
+        assert!(!is_judged(late, 6));
+        let later = late.after(policy.unreachable_after);
+        assert!(!is_judged(later, 0), "as after a start");
+        assert!(!is_judged(later.after(second), 90), "it goes on");
+        assert!(!is_judged(later.after(second * 2), 0));
+        let last = later.after(policy.unreachable_after + second * 3);
+        assert!(is_judged(last, 4), "a moment is no matter");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::pool::Pool;
 use super::probes::{Answered, Job};
 use crate::api::Pulse;
 use crate::clock::{Clock, Reading};
+use crate::http::Hearing;
 use crate::model::sandbox::StrangerKind;
 use crate::model::time::Now;
 use crate::plan::observation::Stranger;
@@ -45,6 +46,8 @@ pub(super) struct Scheduler {
     pub(super) writer: WriterHandle,
     pub(super) probes: Pool<Job>,
     pub(super) operations: Sender<OpMail>,
+    /// Whether agents can be heard.
+    pub(super) hearing: Hearing,
     pub(super) mail: Receiver<Mail>,
     pub(super) post: Sender<Mail>,
     pub(super) pulse: Arc<Pulse>,
@@ -60,6 +63,7 @@ impl Scheduler {
             let reading = Reading::of(&*self.clock);
             let now = reading.now;
             self.monitor.tick(reading);
+            self.monitor.could_not_hear(now.mono, self.hearing.take_deaf());
             for effect in self.monitor.effects(now) {
                 self.carry_out(effect, now);
             }

@@ -16,7 +16,6 @@ use crate::agent::authority::{Authority, CaError, CaFiles};
 use crate::agent::client::ClientConfig;
 use crate::agent::trust::Trust;
 use crate::api::Pulse;
-use crate::api::waiting::Waiters;
 use crate::clock::Clock;
 use crate::config::{AgentTls, Answers, Config, Paths};
 use crate::http::Server;
@@ -29,7 +28,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -112,7 +111,7 @@ pub struct Running {
     notify_thread: JoinHandle<()>,
     clock: Arc<dyn Clock>,
     pulse: Arc<Pulse>,
-    waiters: Arc<Waiters>,
+    answers_when_done: Arc<AtomicBool>,
     revision: Arc<Revision>,
     _lock: Lock,
 }
@@ -132,7 +131,7 @@ pub fn serve(
     let (writer, writer_thread) = start_writer(writer)?;
     let (parts, mail) = Parts::new(clock, writer, &door, &core);
     parts.begin_pulse(config, &door);
-    parts.waiters.answer_when_done(config.answers == Answers::WhenDone);
+    parts.answers_when_done.store(config.answers == Answers::WhenDone, Ordering::Relaxed);
     let held = core.is_held();
     let unfinished = std::mem::take(&mut core.unfinished);
     let gate = Gate::new();
@@ -140,7 +139,7 @@ pub fn serve(
     let operations_thread = parts.start_operations(unfinished, mail.operations, held, &gate)?;
     let erasures_thread = parts.start_erasures(mail.erasures, &gate)?;
     let (notify, desk, notify_thread) = parts.start_notifications(config, mail.bell, &gate)?;
-    door.api.open(parts.ready(core, &door, desk));
+    door.api.open(parts.plane(core, &door, desk));
     // Only now: whoever is asked first takes the processor from the start.
     gate.open();
     Ok(Running {
@@ -159,7 +158,7 @@ pub fn serve(
         notify_thread,
         clock: parts.clock,
         pulse: parts.pulse,
-        waiters: parts.waiters,
+        answers_when_done: parts.answers_when_done,
         revision: parts.revision,
         _lock: lock,
     })
@@ -241,7 +240,7 @@ impl Running {
             https.reload();
             self.pulse.certificate_expires_s.store(https.expires_s(), Ordering::Relaxed);
         }
-        self.waiters.answer_when_done(config.answers == Answers::WhenDone);
+        self.answers_when_done.store(config.answers == Answers::WhenDone, Ordering::Relaxed);
         let (policy, flush_every) = (config.policy(), config.heartbeat_flush);
         self.writer.send(self.clock.now(), Command::Decide(policy.clone()));
         drop(self.scheduler.send(Mail::input(Input::Decide { policy, flush_every })));

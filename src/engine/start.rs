@@ -19,11 +19,10 @@ use crate::agent::client::AgentClient;
 use crate::api::history::History;
 use crate::api::metrics::Scraped;
 use crate::api::secret::{AdminKey, TokenKey};
-use crate::api::waiting::Waiters;
-use crate::api::{Api, Pulse, Ready, Wake};
+use crate::api::{Api, Plane, Pulse, Wake};
 use crate::clock::Clock;
 use crate::config::{AgentTls, Config, Paths};
-use crate::http::{Server, ServerConfig};
+use crate::http::{Hearing, Server, ServerConfig};
 use crate::plan::schedule::Schedule;
 use crate::store::StoreError;
 use crate::store::acceptance::Acceptance;
@@ -36,7 +35,7 @@ use crate::store::writer::{QUEUE_MAX, Revision, Writer, WriterFigures, WriterHan
 use crossbeam_channel::{Receiver, Sender};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -128,6 +127,7 @@ impl Door {
 pub(super) struct Core {
     presence: Arc<Presence>,
     readers: Readers,
+    vital_readers: Readers,
     revision: Arc<Revision>,
     figures: Arc<WriterFigures>,
     keys: Arc<Keys>,
@@ -181,6 +181,7 @@ impl Core {
         let core = Core {
             presence,
             readers: Readers::open(&paths.db)?,
+            vital_readers: Readers::few(&paths.db)?,
             revision: writer.published(),
             figures: writer.figures(),
             keys: writer.keys(),
@@ -227,11 +228,12 @@ pub(super) struct Parts {
     pub(super) scheduler: Sender<Mail>,
     pub(super) operations: Sender<OpMail>,
     pub(super) erasures: Sender<EraseMail>,
-    pub(super) waiters: Arc<Waiters>,
+    pub(super) answers_when_done: Arc<AtomicBool>,
     presence: Arc<Presence>,
     acceptance: Arc<Acceptance>,
     readers: Readers,
     agent: AgentClient,
+    hearing: Hearing,
     /// Wakes who announces.
     bell: Sender<()>,
 }
@@ -264,11 +266,12 @@ impl Parts {
             scheduler,
             operations,
             erasures,
-            waiters: Arc::new(Waiters::new(ServerConfig::default().deferred_max)),
+            answers_when_done: Arc::default(),
             presence: Arc::clone(&core.presence),
             acceptance: Arc::clone(&core.acceptance),
             readers: core.readers.clone(),
             agent: door.agent.clone(),
+            hearing: door.http.hearing(),
             bell,
         };
         let mail = Mailboxes {
@@ -318,6 +321,7 @@ impl Parts {
         Scheduler {
             monitor,
             probes: self.probe_pool(workers),
+            hearing: self.hearing,
             mail,
             clock: self.clock,
             writer: self.writer,
@@ -412,10 +416,11 @@ impl Parts {
     }
 
     /// What the API opens with.
-    pub(super) fn ready(&self, core: Core, door: &Door, desk: Desk) -> Ready {
-        Ready {
+    pub(super) fn plane(&self, core: Core, door: &Door, desk: Desk) -> Plane {
+        Plane {
             clock: Arc::clone(&self.clock),
             readers: core.readers,
+            vital_readers: core.vital_readers,
             writer: self.writer.clone(),
             revision: core.revision,
             figures: core.figures,
@@ -426,7 +431,7 @@ impl Parts {
             admin: core.admin,
             history: History::default(),
             keys: core.keys,
-            waiters: Arc::clone(&self.waiters),
+            answers_when_done: Arc::clone(&self.answers_when_done),
             acceptance: core.acceptance,
             pulse: Arc::clone(&self.pulse),
             agent: self.agent.clone(),

@@ -4,8 +4,10 @@
 //! `worker` when its socket is ready, by `reaper` when its deadline is due.
 
 use super::buffer::Buffer;
-use super::deferred::DeferredStart;
-use super::limits::{LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig};
+use super::deferred::{Claim, DeferredStart, Presence};
+use super::limits::{
+    BEGUN_GRACE_MS, HANG_UP_GRACE_MS, LINGER_BYTES_MAX, READ_BYTES, REQUESTS_PER_TURN, ServerConfig,
+};
 use super::parse::{Parsed, Parser, Stage, Step, Version};
 use super::reject::Reject;
 use super::request::{Method, Request};
@@ -16,6 +18,7 @@ use super::transport::Transport;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One accepted connection, from its first byte to its last.
@@ -28,6 +31,8 @@ pub(super) struct Connection {
     /// Read and not yet understood, kept here between turns.
     saved: Vec<u8>,
     out: Option<Box<Outgoing>>,
+    /// The answer that another thread makes.
+    promised: Option<Box<Promised>>,
     /// Bytes still to be forgotten, when refused or closing.
     lingering: Option<usize>,
     /// Requests begun so far, so that two waits for two requests are not taken for one.
@@ -57,6 +62,8 @@ pub(super) enum Waiting {
     Head,
     /// For the rest of a body.
     Body,
+    /// For an answer that another thread makes.
+    Answer,
     /// For the peer to read.
     Writing,
     /// For the peer to read the last response and close.
@@ -85,6 +92,23 @@ pub(super) struct Exchange {
     keep_alive: bool,
     /// Nothing had arrived beyond the request.
     all_read: bool,
+}
+
+/// An answer that another thread makes.
+#[derive(Debug)]
+struct Promised {
+    claim: Arc<Claim>,
+    /// Given up when the client hangs up.
+    presence: Option<Presence>,
+    exchange: Exchange,
+    patience: Option<Duration>,
+}
+
+impl Drop for Promised {
+    fn drop(&mut self) {
+        // What has begun goes on without a client.
+        self.claim.give_up();
+    }
 }
 
 /// A streaming response that has not begun.
@@ -129,6 +153,7 @@ impl Connection {
             parser: Parser::new(body_bytes_max),
             saved: Vec::new(),
             out: None,
+            promised: None,
             lingering: None,
             served: 0,
             wait: None,
@@ -155,12 +180,70 @@ impl Connection {
                 self.refuse(Reject::Timeout.into());
                 self.advance(input, service)
             }
+            Waiting::Answer => match self.end_wait() {
+                Some(exchange) => self.complete(service.counted(too_late()), exchange, service),
+                None => Next::Close,
+            },
             Waiting::Handshake
             | Waiting::First
             | Waiting::Idle
             | Waiting::Writing
             | Waiting::Lingering => Next::Close,
         }
+    }
+
+    /// Waits for an answer that another thread makes; with whose claim.
+    pub(super) fn promise(&mut self, exchange: Exchange, patience: Option<Duration>) -> Arc<Claim> {
+        let (claim, presence) = Claim::open();
+        let presence = Some(presence);
+        self.promised =
+            Some(Box::new(Promised { claim: Arc::clone(&claim), presence, exchange, patience }));
+        claim
+    }
+
+    /// Whether it waits for an answer that another thread makes.
+    pub(super) fn is_promised(&self) -> bool {
+        self.promised.is_some()
+    }
+
+    /// Whether it waits for the answer to this claim.
+    pub(super) fn is_promised_to(&self, claim: &Arc<Claim>) -> bool {
+        self.promised.as_ref().is_some_and(|promised| Arc::ptr_eq(&promised.claim, claim))
+    }
+
+    /// Waits for no answer any more; how one is to be sent.
+    pub(super) fn end_wait(&mut self) -> Option<Exchange> {
+        Some(self.promised.take()?.exchange)
+    }
+
+    /// Its client hung up while it waits for an answer. One that only has nothing more to say
+    /// may yet want it, so what takes a moment is done; gives the deadline of the wait.
+    pub(super) fn hang_up(&mut self, now_ms: u64) -> u64 {
+        let Some(promised) = &mut self.promised else { return self.deadline_ms() };
+        promised.presence = None;
+        let has_deadline = promised.patience.is_some();
+        if let Some(wait) = self.wait.as_mut().filter(|_| has_deadline) {
+            wait.deadline_ms = wait.deadline_ms.min(now_ms + HANG_UP_GRACE_MS);
+        }
+        self.deadline_ms()
+    }
+
+    /// When it has waited for too long, judged at `now_ms`: what has begun for its client is
+    /// waited for.
+    pub(super) fn judge(&mut self, now_ms: u64) -> u64 {
+        if let (Some(promised), Some(wait)) = (&self.promised, &mut self.wait)
+            && wait.deadline_ms <= now_ms
+            && !promised.claim.give_up()
+        {
+            wait.deadline_ms = now_ms + BEGUN_GRACE_MS;
+        }
+        self.deadline_ms()
+    }
+
+    /// Gives up what has arrived of a request.
+    pub(super) fn forget_request(&mut self) {
+        self.saved = Vec::new();
+        self.parser = self.parser.anew();
     }
 
     /// Puts an answer of ours in the stead of the handler's; the connection ends after it.
@@ -172,6 +255,9 @@ impl Connection {
     pub(super) fn waiting(&self) -> Waiting {
         if self.lingering.is_some() {
             return Waiting::Lingering;
+        }
+        if self.promised.is_some() {
+            return Waiting::Answer;
         }
         if self.out.is_some() {
             return Waiting::Writing;
@@ -206,7 +292,11 @@ impl Connection {
     pub(super) fn is_untouched(&self) -> bool {
         match self.waiting() {
             Waiting::Handshake | Waiting::First | Waiting::Idle => self.saved.is_empty(),
-            Waiting::Head | Waiting::Body | Waiting::Writing | Waiting::Lingering => false,
+            Waiting::Head
+            | Waiting::Body
+            | Waiting::Answer
+            | Waiting::Writing
+            | Waiting::Lingering => false,
         }
     }
 
@@ -214,7 +304,11 @@ impl Connection {
     pub(super) fn hurry(&mut self, deadline_ms: u64) {
         let partial = match self.waiting() {
             Waiting::Head | Waiting::Body | Waiting::Lingering => true,
-            Waiting::Handshake | Waiting::First | Waiting::Idle | Waiting::Writing => false,
+            Waiting::Handshake
+            | Waiting::First
+            | Waiting::Idle
+            | Waiting::Answer
+            | Waiting::Writing => false,
         };
         if let Some(wait) = self.wait.as_mut().filter(|_| partial) {
             wait.deadline_ms = wait.deadline_ms.min(deadline_ms);
@@ -260,6 +354,9 @@ impl Connection {
             Waiting::First | Waiting::Head => config.head_deadline,
             Waiting::Idle => config.idle_timeout,
             Waiting::Body => config.body_deadline,
+            Waiting::Answer => {
+                self.promised.as_ref().and_then(|p| p.patience).unwrap_or(Duration::MAX)
+            }
             Waiting::Writing => {
                 let bytes = self.out.as_ref().map_or(0, |out| out.body.len()) as u64;
                 let pace = config.write_bytes_per_second_min.max(1);
@@ -292,7 +389,7 @@ impl Connection {
             if self.served >= last {
                 return Ok(Next::Writable);
             }
-            match self.parser.step(input) {
+            match self.parser.step(input, &|method, path| service.body_bytes_max(method, path)) {
                 Step::Complete(parsed) => {
                     if let Some(next) = self.answer(*parsed, input, service) {
                         return Ok(next);
@@ -395,7 +492,9 @@ impl Connection {
             (false, false) | (_, true) => After::Linger,
         };
         match body {
-            Body::Deferred(run) => return Some(Next::Deferred(DeferredStart { run, exchange })),
+            Body::Deferred(run, slot) => {
+                return Some(Next::Deferred(DeferredStart { run, slot, exchange }));
+            }
             Body::Stream(run) => {
                 let start = StreamStart::new(status, &headers, version, run);
                 if method != Method::Head {
@@ -414,7 +513,7 @@ impl Connection {
     fn respond(&mut self, response: Response, version: Version, after: After, method: Method) {
         let body = match response.body {
             Body::Bytes(bytes) => bytes,
-            Body::Empty | Body::Stream(_) | Body::Deferred(_) | Body::Cut => Vec::new(),
+            Body::Empty | Body::Stream(_) | Body::Deferred(..) | Body::Cut => Vec::new(),
         };
         let bodiless = is_bodiless(response.status);
         let end = if bodiless { BodyEnd::Nothing } else { BodyEnd::Length(body.len()) };
@@ -450,6 +549,13 @@ impl StreamStart {
         };
         StreamStart { head: head(status, headers, end, version, false), chunked, run }
     }
+}
+
+/// In the stead of an answer that was not made in time.
+fn too_late() -> Response {
+    let message = "not begun: the disk or other requests keep it waiting; nothing was changed; \
+                   try again";
+    Response::error(503, "unavailable", message).with_header("retry-after", "5")
 }
 
 /// None for what cannot be done without waiting.

@@ -54,6 +54,11 @@ pub(super) const ACCEPTS_PER_TURN: usize = 64;
 /// can fetch large listings at once.
 pub(super) const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// When more is held, so much of `HELD_BYTES_MAX` is taken from those that hold most for
+/// longest. Larger: more uploads are refused at once; smaller: more looks over all
+/// connections under a flood.
+pub(super) const HELD_BYTES_EVICTED: usize = HELD_BYTES_MAX / 16;
+
 /// A connection that holds no more than this is not dropped for `HELD_BYTES_MAX`. Larger:
 /// the bound above is less of a bound; smaller: heads and heartbeats fall victim to a
 /// hostile client's bodies.
@@ -96,6 +101,23 @@ pub(super) const JOIN_GRACE: Duration = Duration::from_millis(500);
 /// Stack of a worker and of a thread for one stream or one deferred response. Larger: address space; smaller: a deep
 /// handler overflows it, which ends the process.
 pub(super) const STACK_BYTES: usize = 512 * 1024;
+
+/// Workers that are all at one thing for so long do not hear. Larger: a pause of several
+/// seconds goes unnoticed; smaller: a busy machine looks deaf.
+pub(super) const STUCK_AFTER_MS: u64 = 1000;
+
+/// A thread of a lane that had nothing to do for so long ends. Larger: threads of one bad hour
+/// stay; smaller: they are started anew for every burst.
+pub(super) const LANE_IDLE_FOR: Duration = Duration::from_secs(10);
+
+/// A client that hangs up while it waits for an answer is answered for so long yet. Larger:
+/// work is begun for clients that are gone; smaller: a client that only closes its sending side
+/// is refused on a busy server.
+pub(super) const HANG_UP_GRACE_MS: u64 = 1000;
+
+/// How often it is looked whether an answer past its deadline, for which something has begun,
+/// still has to be waited for. Larger: nothing; smaller: more looks.
+pub(super) const BEGUN_GRACE_MS: u64 = 1000;
 
 /// What one server may use and how patient it is.
 #[derive(Debug, Clone)]

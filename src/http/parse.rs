@@ -54,11 +54,16 @@ pub(super) enum Stage {
     Body,
 }
 
+/// Bytes of body that a request of this method and path may have.
+pub(super) type BodyLimit<'a> = dyn Fn(Method, &str) -> usize + 'a;
+
 /// Reads one connection's requests, one after another.
 #[derive(Debug)]
 pub(super) struct Parser {
     state: State,
+    /// Of any request, and of the one under way.
     body_bytes_max: usize,
+    body_bytes_max_now: usize,
     /// Unread bytes known not to end a head.
     scanned: usize,
     /// RFC 9112 section 2.2: one empty line before a request is to be ignored.
@@ -88,7 +93,18 @@ enum Framing {
 impl Parser {
     /// At a connection's start. Bodies over `body_bytes_max` bytes are refused.
     pub(super) fn new(body_bytes_max: usize) -> Parser {
-        Parser { state: State::Head, body_bytes_max, scanned: 0, blank_skipped: false }
+        Parser {
+            state: State::Head,
+            body_bytes_max,
+            body_bytes_max_now: body_bytes_max,
+            scanned: 0,
+            blank_skipped: false,
+        }
+    }
+
+    /// The same at the same limit, as if nothing had arrived.
+    pub(super) fn anew(&self) -> Parser {
+        Parser::new(self.body_bytes_max)
     }
 
     /// How far the request under way has come.
@@ -115,22 +131,27 @@ impl Parser {
         }
     }
 
-    /// Goes on with what has arrived.
-    pub(super) fn step(&mut self, input: &mut Buffer) -> Step {
-        match self.try_step(input) {
+    /// Goes on with what has arrived. `limit` says how many bytes of body a request of this
+    /// method and path may have, if less than others.
+    pub(super) fn step(&mut self, input: &mut Buffer, limit: &BodyLimit<'_>) -> Step {
+        match self.try_step(input, limit) {
             Ok(step) => step,
             Err(reject) => Step::Reject(reject),
         }
     }
 
-    fn try_step(&mut self, input: &mut Buffer) -> Result<Step, Reject> {
+    fn try_step(&mut self, input: &mut Buffer, limit: &BodyLimit<'_>) -> Result<Step, Reject> {
         if let State::Head = self.state {
             self.skip_blank_line(input);
             let Some(head_bytes) = self.find_head(input.unread())? else {
                 return Ok(Step::More);
             };
             let head = input.unread().get(..head_bytes).unwrap_or_default();
-            self.state = State::Body(Box::new(parse_head(head, self.body_bytes_max)?));
+            let body_bytes_max = self.body_bytes_max;
+            let max = |method, path: &str| body_bytes_max.min(limit(method, path));
+            let (pending, max) = parse_head(head, &max)?;
+            self.state = State::Body(Box::new(pending));
+            self.body_bytes_max_now = max;
             input.consume(head_bytes);
             self.scanned = 0;
         }
@@ -175,7 +196,7 @@ impl Parser {
                 *left -= input.move_to(body, *left);
                 if *left == 0 { Progress::Done } else { Progress::More }
             }
-            Framing::Chunked(chunked) => chunked.step(input, body, self.body_bytes_max)?,
+            Framing::Chunked(chunked) => chunked.step(input, body, self.body_bytes_max_now)?,
         };
         match progress {
             Progress::Done => Ok(self.complete()),
@@ -209,7 +230,7 @@ fn head_end(bytes: &[u8], scanned: usize) -> Option<usize> {
     breaks.map(|(at, _)| scanned + at).find(|&at| ends(at)).map(|at| at + 1)
 }
 
-fn parse_head(head: &[u8], body_bytes_max: usize) -> Result<Pending, Reject> {
+fn parse_head(head: &[u8], limit: &BodyLimit<'_>) -> Result<(Pending, usize), Reject> {
     require_line_breaks(head)?;
     let mut slots = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut raw = httparse::Request::new(&mut slots);
@@ -223,6 +244,7 @@ fn parse_head(head: &[u8], body_bytes_max: usize) -> Result<Pending, Reject> {
     let (path, query) = split_target(raw.path.unwrap_or_default())?;
     let facts = Facts::gather(raw.headers)?;
     facts.require_host(version)?;
+    let body_bytes_max = limit(method, path);
     let framing = facts.framing(version, body_bytes_max)?;
     let continue_due = facts.continue_due(version)?;
     let mut headers = Headers::with_room(head.len(), raw.headers.len());
@@ -236,7 +258,7 @@ fn parse_head(head: &[u8], body_bytes_max: usize) -> Result<Pending, Reject> {
         version,
         keep_alive: facts.keep_alive(version),
     };
-    Ok(Pending { parsed, framing, continue_due })
+    Ok((Pending { parsed, framing, continue_due }, body_bytes_max))
 }
 
 /// httparse takes a bare line feed for a line break; others do not, so nobody may send one.

@@ -19,7 +19,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         for (place, mut connection) in due {
             shared.unhold(&connection);
             let next = connection.expire(&mut input, &shared.service);
-            worker::follow(shared, place, connection, next, &mut input);
+            worker::follow(shared, place, connection, next);
         }
         if let Some(next_ms) = next_ms {
             shared.timer.look_at(next_ms);

@@ -22,6 +22,8 @@ pub(super) enum Reject {
     Version,
     /// Did not arrive in time.
     Timeout,
+    /// Others hold less, or send faster.
+    NoRoom,
 }
 
 impl Reject {
@@ -36,6 +38,7 @@ impl Reject {
             Reject::Coding => 501,
             Reject::Version => 505,
             Reject::Timeout => 408,
+            Reject::NoRoom => 503,
         }
     }
 
@@ -50,6 +53,7 @@ impl Reject {
             Reject::Coding => "not_implemented",
             Reject::Version => "version_not_supported",
             Reject::Timeout => "timeout",
+            Reject::NoRoom => "unavailable",
         }
     }
 
@@ -64,6 +68,9 @@ impl Reject {
             Reject::Coding => "the only transfer coding supported is chunked",
             Reject::Version => "the versions supported are HTTP/1.0 and HTTP/1.1",
             Reject::Timeout => "request did not arrive in time",
+            Reject::NoRoom => {
+                "too many unfinished requests are held and this one is slow; send it faster, or later"
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Never: writes to a socket. Made by handlers, sent by `connection` and `stream`.
 
 use super::deferred::{Caller, Deferred};
+use super::lane::Slot;
 use super::parse::Version;
 use super::reject::Reject;
 use super::stream::StreamWriter;
@@ -33,7 +34,7 @@ pub enum Body {
     Stream(Box<dyn FnOnce(&mut StreamWriter) + Send>),
     /// A whole response, its own status and headers included, that takes time to make; see
     /// [`Response::deferred`].
-    Deferred(Deferred),
+    Deferred(Deferred, Option<Slot>),
     /// No answer at all: the connection closes, status and headers are not sent. For
     /// simulated agents whose answers get lost.
     Cut,
@@ -45,7 +46,7 @@ impl fmt::Debug for Body {
             Body::Empty => f.write_str("Empty"),
             Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
             Body::Stream(_) => f.write_str("Stream"),
-            Body::Deferred(_) => f.write_str("Deferred"),
+            Body::Deferred(..) => f.write_str("Deferred"),
             Body::Cut => f.write_str("Cut"),
         }
     }
@@ -86,7 +87,17 @@ impl Response {
     /// is gone or the server stops.
     pub fn deferred(run: impl FnOnce(&mut Caller) -> Response + Send + 'static) -> Response {
         let run: Deferred = Box::new(run);
-        Response { status: 500, headers: Vec::new(), body: Body::Deferred(run) }
+        Response { status: 500, headers: Vec::new(), body: Body::Deferred(run, None) }
+    }
+
+    /// The same on a thread of the lane in which this is a place. When its turn does not come
+    /// within the lane's patience, the client gets 503 and `run` is dropped.
+    pub fn in_lane(
+        slot: Slot,
+        run: impl FnOnce(&mut Caller) -> Response + Send + 'static,
+    ) -> Response {
+        let run: Deferred = Box::new(run);
+        Response { status: 500, headers: Vec::new(), body: Body::Deferred(run, Some(slot)) }
     }
 
     /// In the stead of a response that a handler should have made.
@@ -103,7 +114,11 @@ impl Response {
 
 impl From<Reject> for Response {
     fn from(reject: Reject) -> Response {
-        Response::error(reject.status(), reject.code(), reject.message())
+        let response = Response::error(reject.status(), reject.code(), reject.message());
+        match reject.status() {
+            503 => response.with_header("retry-after", "5"),
+            _ => response,
+        }
     }
 }
 

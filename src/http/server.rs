@@ -2,15 +2,19 @@
 //!
 //! Never: reads or writes a connection itself. Called by `engine`, `sim` and tests.
 
-use super::connection::Connection;
+use super::buffer::Buffer;
+use super::connection::{Connection, Waiting};
+use super::deferred::Claim;
+use super::ears::{Ears, Hearing};
 use super::figures::{Counts, HttpFigures};
 use super::limits::{
-    ACCEPT_PAUSE, EVICT_ONE_IN, HELD_BYTES_FREE, HELD_BYTES_MAX, JOIN_GRACE, SAY_FULL_EVERY,
-    SHUTDOWN_READ_GRACE, STACK_BYTES, ServerConfig,
+    ACCEPT_PAUSE, EVICT_ONE_IN, HELD_BYTES_EVICTED, HELD_BYTES_FREE, HELD_BYTES_MAX, JOIN_GRACE,
+    SAY_FULL_EVERY, SHUTDOWN_READ_GRACE, STACK_BYTES, ServerConfig,
 };
+use super::reject::Reject;
 use super::service::{Handler, Service};
 use super::stop::StopSignal;
-use super::table::{Place, Table, lock};
+use super::table::{Found, Place, Table, lock};
 use super::timer::Timer;
 use super::token::Token;
 use super::{reaper, worker};
@@ -18,7 +22,7 @@ use rustix::event::epoll::{self, EventFlags};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -42,7 +46,8 @@ impl Server {
         let mut server = Server { shared, threads: Vec::with_capacity(workers + 1) };
         server.start_thread("http-reaper".to_owned(), reaper::run)?;
         for number in 0..workers {
-            server.start_thread(format!("http-{number}"), worker::run)?;
+            let run = move |shared: &Arc<Shared>| worker::run(shared, number);
+            server.start_thread(format!("http-{number}"), run)?;
         }
         for listener in 0..server.shared.listeners.len() {
             server.shared.watch_listener(listener)?;
@@ -53,6 +58,11 @@ impl Server {
     /// Connections that are open now.
     pub fn connections(&self) -> usize {
         self.shared.table.len()
+    }
+
+    /// Whether clients can be heard.
+    pub fn hearing(&self) -> Hearing {
+        Hearing::new(&self.shared)
     }
 
     /// What is counted here; counts on after the server has ended.
@@ -84,7 +94,11 @@ impl Server {
         self.stop(deadline)
     }
 
-    fn start_thread(&mut self, name: String, run: fn(&Arc<Shared>)) -> io::Result<()> {
+    fn start_thread(
+        &mut self,
+        name: String,
+        run: impl FnOnce(&Arc<Shared>) + Send + 'static,
+    ) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         self.threads.push(Shared::spawn(&shared.clone(), name, move || run(&shared))?);
         Ok(())
@@ -110,7 +124,7 @@ impl Server {
             log::warn!("a handler or stream did not return in time; its thread is left behind");
         }
         // A thread left behind keeps what is shared; the connections must not stay open too.
-        drop(self.shared.table.take_due(u64::MAX));
+        drop(self.shared.table.take_all());
         self.threads.clear();
         ended
     }
@@ -140,8 +154,8 @@ pub(super) struct Shared {
     pub(super) stop: Arc<StopSignal>,
     /// Workers leave.
     pub(super) exit: StopSignal,
-    /// The last attempt to accept failed, and it was said.
-    pub(super) cannot_accept: AtomicBool,
+    /// Whether clients can be heard.
+    pub(super) ears: Ears,
     threads: ThreadCount,
     held_bytes: AtomicUsize,
     said_full_ms: Mutex<Option<u64>>,
@@ -166,7 +180,7 @@ impl Shared {
             stop,
             exit: StopSignal::new()?,
             threads: ThreadCount::default(),
-            cannot_accept: AtomicBool::new(false),
+            ears: Ears::new(config.workers.max(1)),
             held_bytes: AtomicUsize::new(0),
             said_full_ms: Mutex::default(),
             config,
@@ -222,7 +236,7 @@ impl Shared {
     /// Puts a connection to sleep until its socket is ready for `flags` or its deadline is
     /// due.
     pub(super) fn park(
-        &self,
+        self: &Arc<Shared>,
         place: Place,
         mut connection: Box<Connection>,
         flags: EventFlags,
@@ -237,9 +251,10 @@ impl Shared {
             return self.close(place, connection);
         }
         if !self.hold(&connection) {
-            log::warn!("dropped {}: too much is held for waiting clients", connection.peer());
-            self.counts.dropped.count();
-            return self.close(place, connection);
+            self.evict_holders();
+            if !self.hold(&connection) {
+                return self.evict(place, connection);
+            }
         }
         let deadline_ms = connection.deadline_ms();
         let token = Token::Connection(place).encode();
@@ -264,9 +279,22 @@ impl Shared {
         }
     }
 
-    /// Takes a parked connection out.
-    pub(super) fn unpark(&self, place: Place) -> Option<Box<Connection>> {
-        let connection = self.table.take(place)?;
+    /// Takes a parked connection out because of an event of its socket.
+    pub(super) fn unpark_for_event(&self, place: Place) -> Found {
+        let found = self.table.take_for_event(place, self.timer.now_ms());
+        if let Found::Ready(connection) = &found {
+            self.unhold(connection);
+        }
+        found
+    }
+
+    /// Takes out a connection that waits for the answer to this claim.
+    pub(super) fn unpark_waiting(
+        &self,
+        place: Place,
+        claim: &Arc<Claim>,
+    ) -> Option<Box<Connection>> {
+        let connection = self.table.take_promised(place, claim)?;
         self.unhold(&connection);
         Some(connection)
     }
@@ -291,14 +319,57 @@ impl Shared {
         any
     }
 
+    /// Takes room for bytes from those that hold most for longest: the newcomer is not
+    /// the one to blame.
+    fn evict_holders(self: &Arc<Shared>) {
+        let now_ms = self.timer.now_ms();
+        let taken = self.table.take_holders(HELD_BYTES_EVICTED, HELD_BYTES_FREE, now_ms);
+        if !taken.is_empty() && self.may_say() {
+            let count = taken.len();
+            log::warn!("too much is held for slow clients: refused {count} that hold most");
+        }
+        for (place, connection) in taken {
+            self.unhold(&connection);
+            self.evict(place, connection);
+        }
+    }
+
+    /// Ends a connection that holds too much, with an answer where one can be read.
+    fn evict(self: &Arc<Shared>, place: Place, mut connection: Box<Connection>) {
+        self.counts.dropped.count();
+        match connection.waiting() {
+            Waiting::Head | Waiting::Body => {
+                connection.forget_request();
+                self.service.refused(Reject::NoRoom);
+                connection.refuse(Reject::NoRoom.into());
+                let next = connection.advance(&mut Buffer::default(), &self.service);
+                worker::follow(self, place, connection, next);
+            }
+            Waiting::Handshake
+            | Waiting::First
+            | Waiting::Idle
+            | Waiting::Answer
+            | Waiting::Writing
+            | Waiting::Lingering => self.close(place, connection),
+        }
+    }
+
     /// A flood of connections must not become a flood of log lines.
     fn say_seldom(&self, dropped: usize) {
-        let now_ms = self.timer.now_ms();
-        let mut said_ms = lock(&self.said_full_ms);
-        if said_ms.is_none_or(|said_ms| now_ms >= said_ms + millis(SAY_FULL_EVERY)) {
-            *said_ms = Some(now_ms);
+        if self.may_say() {
             log::warn!("out of room for connections: dropped {dropped} that waited longest");
         }
+    }
+
+    /// Whether it was not said for a while that there is no room.
+    pub(super) fn may_say(&self) -> bool {
+        let now_ms = self.timer.now_ms();
+        let mut said_ms = lock(&self.said_full_ms);
+        let may = said_ms.is_none_or(|said_ms| now_ms >= said_ms + millis(SAY_FULL_EVERY));
+        if may {
+            *said_ms = Some(now_ms);
+        }
+        may
     }
 
     /// Counts what a waiting connection holds; false when that is too much.
@@ -326,6 +397,10 @@ impl Shared {
         }
         self.stop.raise();
         self.table.for_each_parked(|place, connection| {
+            // Its answer is on its way, or its deadline.
+            if connection.is_promised() {
+                return;
+            }
             let token = Token::Connection(place).encode();
             if let Err(error) = epoll::modify(&self.epoll, &*connection, token, AT_ONCE) {
                 log::error!("could not wake a connection: {error}");
@@ -382,7 +457,7 @@ mod tests {
     #[test]
     fn a_connection_parked_idle_after_the_stop_is_looked_at_at_once() {
         let shared = Shared::new(Vec::new(), Arc::new(Echo), ServerConfig::default());
-        let shared = shared.expect("starts");
+        let shared = Arc::new(shared.expect("starts"));
         let place = shared.table.claim().expect("a place");
         let (connection, _client) = connected();
         shared.stop.raise();
@@ -397,7 +472,7 @@ mod tests {
     #[test]
     fn nothing_is_parked_after_the_end() {
         let shared = Shared::new(Vec::new(), Arc::new(Echo), ServerConfig::default());
-        let shared = shared.expect("starts");
+        let shared = Arc::new(shared.expect("starts"));
         let place = shared.table.claim().expect("a place");
         shared.exit.raise();
         shared.park(place, Box::new(connected().0), EventFlags::IN, true);

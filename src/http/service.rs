@@ -4,7 +4,7 @@
 
 use super::figures::Counts;
 use super::reject::Reject;
-use super::request::Request;
+use super::request::{Method, Request};
 use super::response::{Body, Response};
 use super::stop::StopSignal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +15,12 @@ pub trait Handler: Send + Sync + 'static {
     /// The answer to one request. Occupies a worker for as long as it takes, so an answer
     /// that has to wait for an agent, or for another client, is [`Response::deferred`].
     fn handle(&self, request: Request) -> Response;
+
+    /// Bytes of body that a request of this method to this path needs at most; asked before
+    /// any of it is read. The server's limit counts too.
+    fn body_bytes_max(&self, _method: Method, _path: &str) -> usize {
+        usize::MAX
+    }
 }
 
 /// A handler with what protects the server from it.
@@ -39,6 +45,13 @@ impl Service {
         self.stop.is_raised()
     }
 
+    /// Bytes of body that a request of this method to this path may have.
+    pub(super) fn body_bytes_max(&self, method: Method, path: &str) -> usize {
+        // What panics here panics again when it is asked for an answer.
+        let asked = || self.handler.body_bytes_max(method, path);
+        catch_unwind(AssertUnwindSafe(asked)).unwrap_or(usize::MAX)
+    }
+
     /// Counts an answer that the transport gave by itself.
     pub(super) fn refused(&self, reject: Reject) {
         self.counts.answered(reject.status());
@@ -58,7 +71,7 @@ impl Service {
     /// Counts an answer; a deferred one when it is made.
     pub(super) fn counted(&self, answer: Response) -> Response {
         match answer.body {
-            Body::Deferred(_) => {}
+            Body::Deferred(..) => {}
             Body::Empty | Body::Bytes(_) | Body::Stream(_) | Body::Cut => {
                 self.counts.answered(answer.status);
             }

@@ -4,7 +4,8 @@
 //! in the hands of exactly one thread. Called by `worker`, `reaper` and `server`.
 
 use super::connection::Connection;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use super::deferred::Claim;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A fixed number of places.
@@ -31,6 +32,19 @@ pub(super) struct Place {
 
 /// Connections taken out, each with its place.
 pub(super) type Taken = Vec<(Place, Box<Connection>)>;
+
+/// What an event of a place's socket comes to.
+pub(super) enum Found {
+    /// It is to be advanced.
+    Ready(Box<Connection>),
+    /// It waits for an answer and its client hung up: it waits until then at the latest.
+    HungUp {
+        /// Milliseconds on the server's timer.
+        deadline_ms: u64,
+    },
+    /// The connection is gone, or in other hands.
+    Nothing,
+}
 
 impl Table {
     /// With this many places.
@@ -78,17 +92,52 @@ impl Table {
         }
     }
 
-    /// The connection of this place, if it is parked and still the same.
-    pub(super) fn take(&self, place: Place) -> Option<Box<Connection>> {
+    /// The connection of this place for an event of its socket, if it is parked and still the
+    /// same. One that waits for an answer stays.
+    pub(super) fn take_for_event(&self, place: Place, now_ms: u64) -> Found {
+        let Some(slot) = self.slots.get(place.index as usize) else { return Found::Nothing };
+        let mut slot = lock(slot);
+        if slot.generation != place.generation {
+            return Found::Nothing;
+        }
+        match slot.parked.take() {
+            Some(mut waiting) if waiting.is_promised() => {
+                let deadline_ms = waiting.hang_up(now_ms);
+                slot.parked = Some(waiting);
+                Found::HungUp { deadline_ms }
+            }
+            Some(connection) => Found::Ready(connection),
+            None => Found::Nothing,
+        }
+    }
+
+    /// The connection of this place, if it waits for the answer to this claim.
+    pub(super) fn take_promised(
+        &self,
+        place: Place,
+        claim: &Arc<Claim>,
+    ) -> Option<Box<Connection>> {
         let mut slot = lock(self.slots.get(place.index as usize)?);
-        if slot.generation == place.generation { slot.parked.take() } else { None }
+        let parked = slot.parked.as_ref().filter(|_| slot.generation == place.generation);
+        if parked?.is_promised_to(claim) { slot.parked.take() } else { None }
+    }
+
+    /// Takes out every one.
+    pub(super) fn take_all(&self) -> Taken {
+        let mut taken = Vec::new();
+        self.for_each_slot(|index, slot| {
+            let place = Place { index, generation: slot.generation };
+            taken.extend(slot.parked.take().map(|connection| (place, connection)));
+        });
+        taken
     }
 
     /// Takes out all whose deadline is due at `now_ms`; also says when the next will be.
+    /// What has begun for a client that waits for an answer is waited for.
     pub(super) fn take_due(&self, now_ms: u64) -> (Taken, Option<u64>) {
         let (mut due, mut next) = (Vec::new(), None);
         self.for_each_slot(|index, slot| {
-            let Some(deadline_ms) = slot.parked.as_ref().map(|parked| parked.deadline_ms()) else {
+            let Some(deadline_ms) = slot.parked.as_mut().map(|parked| parked.judge(now_ms)) else {
                 return;
             };
             if deadline_ms > now_ms {
@@ -105,15 +154,48 @@ impl Table {
     pub(super) fn take_longest_waiting(&self, one_in: usize) -> Taken {
         let mut parked = Vec::new();
         self.for_each_slot(|index, slot| {
-            if let Some(connection) = &slot.parked {
+            if let Some(connection) = slot.parked.as_ref().filter(|parked| !parked.is_promised()) {
                 let place = Place { index, generation: slot.generation };
                 parked.push((connection.waiting_since_ms(), place));
             }
         });
         parked.sort_unstable_by_key(|&(since_ms, place)| (since_ms, place.index));
         parked.truncate((parked.len() / one_in).max(1));
-        let places = parked.into_iter().map(|(_, place)| place);
-        places.filter_map(|place| Some((place, self.take(place)?))).collect()
+        self.take_those(parked.into_iter().map(|(_, place)| place))
+    }
+
+    /// Takes out those that hold much for long, the worst by bytes and milliseconds first,
+    /// until `bytes` are given up; none that holds `bytes_free` or less.
+    pub(super) fn take_holders(&self, bytes: usize, bytes_free: usize, now_ms: u64) -> Taken {
+        let mut holders = Vec::new();
+        self.for_each_slot(|index, slot| {
+            let Some(parked) = slot.parked.as_ref().filter(|parked| !parked.is_promised()) else {
+                return;
+            };
+            let held = parked.held_bytes();
+            if held > bytes_free {
+                let waited_ms = now_ms.saturating_sub(parked.waiting_since_ms());
+                let cost = (held as u64).saturating_mul(waited_ms.saturating_add(1));
+                holders.push((cost, held, Place { index, generation: slot.generation }));
+            }
+        });
+        holders.sort_unstable_by_key(|&(cost, _, place)| (std::cmp::Reverse(cost), place.index));
+        let mut left = bytes;
+        self.take_those(holders.into_iter().map_while(|(_, held, place)| {
+            let needed = left > 0;
+            left = left.saturating_sub(held);
+            needed.then_some(place)
+        }))
+    }
+
+    fn take_those(&self, places: impl Iterator<Item = Place>) -> Taken {
+        let take = |place| {
+            let mut slot = lock(self.slots.get(place_index(place))?);
+            let is_same = slot.generation == place.generation;
+            let free = slot.parked.as_ref().is_some_and(|parked| !parked.is_promised());
+            if is_same && free { Some((place, slot.parked.take()?)) } else { None }
+        };
+        places.filter_map(take).collect()
     }
 
     /// Shows every parked connection.
@@ -146,6 +228,10 @@ impl Table {
     }
 }
 
+fn place_index(place: Place) -> usize {
+    place.index as usize
+}
+
 /// What a lock guards stays valid when a thread panics: every change is one assignment.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -165,6 +251,13 @@ mod tests {
         place
     }
 
+    fn take(table: &Table, place: Place) -> Option<Box<Connection>> {
+        match table.take_for_event(place, 0) {
+            Found::Ready(connection) => Some(connection),
+            Found::HungUp { .. } | Found::Nothing => None,
+        }
+    }
+
     fn places(taken: &Taken) -> Vec<Place> {
         taken.iter().map(|(place, _)| *place).collect()
     }
@@ -174,13 +267,13 @@ mod tests {
         let table = Table::new(1);
         let first = park(&table, 0);
         assert!(table.claim().is_none());
-        assert!(table.take(first).is_some());
-        assert!(table.take(first).is_none());
+        assert!(take(&table, first).is_some());
+        assert!(take(&table, first).is_none());
         table.release(first);
         let second = park(&table, 0);
         assert_eq!(first.index, second.index);
-        assert!(table.take(first).is_none());
-        assert!(table.take(second).is_some());
+        assert!(take(&table, first).is_none());
+        assert!(take(&table, second).is_some());
     }
 
     #[test]
@@ -209,7 +302,7 @@ mod tests {
         let place = table.claim().expect("a place");
         let parked = table.park(place, Box::new(connected().0), |_| Err("no"));
         assert!(matches!(parked, Err((_, "no"))));
-        assert!(table.take(place).is_none());
+        assert!(take(&table, place).is_none());
         assert!(!table.wait_empty(Duration::ZERO));
         table.release(place);
         assert!(table.wait_empty(Duration::ZERO));

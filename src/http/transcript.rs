@@ -47,7 +47,7 @@ pub fn read<'p>(
         input.push(piece);
         arrived += piece.len();
         loop {
-            match parser.step(&mut input) {
+            match parser.step(&mut input, &|_, _| usize::MAX) {
                 Step::More => break,
                 Step::Continue => {}
                 Step::Complete(parsed) => messages.push(Message {

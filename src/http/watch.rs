@@ -1,7 +1,7 @@
 //! Owns the wait of a thread that has a connection to itself: for the peer, the server's
 //! stop, or a moment.
 //!
-//! Never: reads or writes. Called by `stream` and `deferred`.
+//! Never: reads or writes. Called by `stream`.
 
 use super::stop::StopSignal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -42,11 +42,6 @@ pub(super) fn wait(peer: &impl AsFd, stop: &StopSignal, timeout: Duration) -> io
             return Ok(Waited::TimedOut);
         }
     }
-}
-
-/// Whether the peer has closed its side of the connection; does not wait.
-pub(super) fn is_gone(peer: &impl AsFd) -> io::Result<bool> {
-    Ok(watch(peer, PollFlags::RDHUP, None, Instant::now())?.peer)
 }
 
 /// One wait until `wanted` is so of the peer, the server stops, or it is `until`; may end

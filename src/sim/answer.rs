@@ -222,7 +222,7 @@ fn halved(response: Response) -> Response {
             bytes.truncate(bytes.len() / 2);
             Body::Bytes(bytes)
         }
-        Body::Empty | Body::Stream(_) | Body::Deferred(_) | Body::Cut => body,
+        Body::Empty | Body::Stream(_) | Body::Deferred(..) | Body::Cut => body,
     };
     Response { status, headers, body }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why the database could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub enum StoreError {
     Moved(PathBuf),
     /// Another process is writing and did not stop in time.
     Busy,
+    /// A write has been waiting for so long: its disk hangs, or another process is writing.
+    Stalled(Duration),
     /// A file could not be read or written.
     Io {
         /// Which file.
@@ -71,6 +74,8 @@ pub enum StoreError {
     Sqlite(String),
     /// The writer has stopped; nothing was written.
     Stopped,
+    /// The command was not begun in time, or its client is gone; nothing was written.
+    GivenUp,
 }
 
 impl StoreError {
@@ -87,6 +92,7 @@ impl StoreError {
             | StoreError::CannotOpen(_)
             | StoreError::Moved(_)
             | StoreError::Busy
+            | StoreError::Stalled(_)
             | StoreError::Io { .. } => true,
             StoreError::Missing(_)
             | StoreError::NoFile(_)
@@ -99,7 +105,8 @@ impl StoreError {
             | StoreError::Held { .. }
             | StoreError::BadRow(_)
             | StoreError::Sqlite(_)
-            | StoreError::Stopped => false,
+            | StoreError::Stopped
+            | StoreError::GivenUp => false,
         }
     }
 
@@ -172,11 +179,18 @@ impl fmt::Display for StoreError {
                 path.display()
             ),
             StoreError::Busy => f.write_str("another process keeps the database locked; try again"),
+            StoreError::Stalled(span) => write!(
+                f,
+                "a write has been waiting for {} s: its disk does not answer, or another process \
+                 keeps the database locked",
+                span.as_secs()
+            ),
             StoreError::Io { path, message } => write!(f, "{}: {message}", path.display()),
             StoreError::BadRow(what) => {
                 write!(f, "the database holds what roost never writes ({what})")
             }
             StoreError::Sqlite(what) => write!(f, "the database refused: {what}"),
+            StoreError::GivenUp => f.write_str("not begun in time, or its client is gone"),
             StoreError::Stopped => f.write_str("the writer has stopped"),
         }
     }

@@ -32,6 +32,7 @@ pub mod snapshots;
 pub mod strangers;
 pub mod tally;
 pub mod templates;
+mod ticket;
 pub mod timeline;
 mod transition;
 pub mod unknown;

@@ -20,9 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Readers at a time. Larger and each costs a page cache; smaller and one long listing
-/// holds up the next reader.
-const POOL_MAX: u32 = 4;
+/// Readers at a time, twice as many as long lists that are made at a time. Larger and each
+/// costs a page cache; smaller and lists hold up who reads a row.
+const POOL_MAX: u32 = 8;
+
+/// Readers of a pool for few.
+const FEW: u32 = 2;
 
 /// How long a reader waits for a connection.
 const POOL_WAIT: Duration = Duration::from_secs(5);
@@ -47,6 +50,15 @@ pub type Reader = r2d2::PooledConnection<SqliteConnectionManager>;
 impl Readers {
     /// A pool on an existing database of the current schema.
     pub fn open(path: &Path) -> Result<Readers, StoreError> {
+        Readers::at_most(POOL_MAX, path)
+    }
+
+    /// The same for those who read a row now and then, and must not wait for others.
+    pub fn few(path: &Path) -> Result<Readers, StoreError> {
+        Readers::at_most(FEW, path)
+    }
+
+    fn at_most(max: u32, path: &Path) -> Result<Readers, StoreError> {
         drop(open_reader(path)?);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(|conn| {
@@ -54,7 +66,7 @@ impl Readers {
             conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)
         });
         let pool = r2d2::Pool::builder()
-            .max_size(POOL_MAX)
+            .max_size(max)
             .min_idle(Some(0))
             .test_on_check_out(false)
             .idle_timeout(None)

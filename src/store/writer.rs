@@ -14,6 +14,7 @@ use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Placed, Said, Wish, Work};
 use super::notify::{Lookout, Maintenance, Noticed};
+use super::open::BUSY_TIMEOUT;
 use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
@@ -22,6 +23,7 @@ use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
 use super::tally::{Tallied, Tally};
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
+pub use super::ticket::{Ticket, Waits};
 use crate::figures::{Counter, Counters, Histogram, Stopwatch};
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
@@ -30,7 +32,7 @@ use crate::model::policy::Policy;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
 use crate::plan::operation;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +46,11 @@ const BATCH_MAX: usize = 256;
 /// Commands that may wait. Larger and a slow disk hides for longer; smaller and bursts
 /// of a healthy fleet block their senders.
 pub const QUEUE_MAX: usize = 256;
+
+/// How long the writer waits for another process that has kept it from a batch already.
+/// Larger: each batch that is queued waits so long after the one before; smaller: more
+/// attempts while it lasts.
+const BUSY_AGAIN: Duration = Duration::from_millis(250);
 
 /// Called once, on the writer's thread, after the commit or its failure. Must not block.
 pub type Reply<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
@@ -173,6 +180,8 @@ pub enum Command {
     Echo(Reply<()>),
     /// Decisions are made with other numbers from now on.
     Decide(Policy),
+    /// A command that is begun only if it is still waited for.
+    IfWanted(Arc<Ticket>, Box<Command>),
     /// No more commands come; the writer ends.
     Stop,
 }
@@ -274,13 +283,29 @@ pub struct WriterFigures {
     /// How sandboxes moved.
     pub tallied: Tallied,
     trouble: Mutex<Option<StoreError>>,
+    /// Runs while a batch is carried out.
+    at_work: Mutex<Option<Stopwatch>>,
 }
+
+/// A batch that takes longer waits for its disk. Larger: agents are sent to renew tokens that
+/// cannot be renewed; smaller: a slow commit looks like trouble.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 
 impl WriterFigures {
     /// Why the database cannot be relied on: what the last transaction that wrote, or tried
-    /// to, failed of. Damage that was found is never over.
+    /// to, failed of, or that the present one does not get on. Damage that was found is never
+    /// over.
     pub fn trouble(&self) -> Option<StoreError> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.or_else(|| {
+            let at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+            let span = (*at_work)?.elapsed();
+            (span >= STALLED_AFTER).then_some(StoreError::Stalled(span))
+        })
+    }
+
+    fn set_at_work(&self, at_work: Option<Stopwatch>) {
+        *self.at_work.lock().unwrap_or_else(PoisonError::into_inner) = at_work;
     }
 
     /// Notes what ails the database.
@@ -321,6 +346,8 @@ pub struct Writer {
     published: Arc<Revision>,
     figures: Arc<WriterFigures>,
     full_sync: bool,
+    /// Another process kept the last batch from being written.
+    is_busy: bool,
     /// What must be told to others once the transaction is committed, or taken back.
     pub(super) after: Vec<After>,
     /// Announcements that a failed transaction could not keep.
@@ -403,6 +430,7 @@ impl Writer {
             published,
             figures: Arc::default(),
             full_sync: false,
+            is_busy: false,
             after: Vec::new(),
             owed: Owed::default(),
             noticed: None,
@@ -457,6 +485,7 @@ impl Writer {
     /// Carries out a batch in one transaction and answers every command.
     pub fn execute(&mut self, batch: Vec<Envelope>) {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
+        self.figures.set_at_work(Some(Stopwatch::start()));
         let tasks: Vec<Task> = batch.into_iter().map(Task::of).collect();
         let durable = tasks.iter().any(|task| task.durable);
         self.figures.commands.add(tasks.len() as u64);
@@ -465,6 +494,7 @@ impl Writer {
         let rows_before = self.rows_written();
         let mut answers: Vec<Answer> = Vec::with_capacity(tasks.len());
         let mut tasks = tasks.into_iter();
+        let mut unwanted = Vec::new();
         let owed = std::mem::take(&mut self.owed);
         let result = self.begin(durable).and_then(|()| {
             // Announcements that an earlier transaction could not keep.
@@ -472,7 +502,10 @@ impl Writer {
                 self.note_drained(host, &ids, began)?;
             }
             for task in tasks.by_ref() {
-                answers.push((task.run)(Ok(self)));
+                match task.is_wanted() {
+                    true => answers.push((task.run)(Ok(self))),
+                    false => unwanted.push(task),
+                }
             }
             self.commit(before)
         });
@@ -480,12 +513,17 @@ impl Writer {
         if failed.is_some() {
             self.owed = owed;
             told.into_iter().for_each(|told| self.owe(told));
+        } else {
+            let told = unwanted.iter_mut().filter_map(|task| task.told.take());
+            told.for_each(|told| self.owe(told));
         }
         let rows = self.rows_written() - rows_before;
+        self.figures.set_at_work(None);
         self.settle(before, failed.as_ref(), rows);
         for answer in answers {
             answer(failed.as_ref());
         }
+        unwanted.into_iter().for_each(|task| task.refuse(&StoreError::GivenUp));
         // Not begun: every command that was not carried out is told why.
         let failed = failed.unwrap_or(StoreError::Stopped);
         tasks.for_each(|task| task.refuse(&failed));
@@ -504,8 +542,21 @@ impl Writer {
             )?;
             self.full_sync = durable;
         }
-        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.lock()?;
         self.place.as_ref().map_or(Ok(()), Place::check)
+    }
+
+    /// Keeps every other process from writing. One that has kept us from it once is waited for
+    /// less: what is queued must hear so in time.
+    fn lock(&mut self) -> Result<(), StoreError> {
+        let locked = self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([]);
+        let locked = locked.map(drop).map_err(StoreError::from);
+        let is_busy = locked == Err(StoreError::Busy);
+        if is_busy != self.is_busy {
+            self.conn.busy_timeout(if is_busy { BUSY_AGAIN } else { BUSY_TIMEOUT })?;
+            self.is_busy = is_busy;
+        }
+        locked
     }
 
     /// Keeps auto-pause notices that cannot be written now. An observation or a report that
@@ -678,6 +729,8 @@ struct Task {
     durable: bool,
     /// What an agent said with it and will not say again.
     told: Option<Told>,
+    /// Whether it is still waited for; `None`: it is done in any case.
+    ticket: Option<Arc<Ticket>>,
     /// Does it, or hears why it cannot be done.
     run: Run,
 }
@@ -792,8 +845,16 @@ impl Task {
                 w.policy = policy;
                 Ok(())
             }),
+            Command::IfWanted(ticket, command) => {
+                let task = Task::of(Envelope { now, command: *command });
+                Task { ticket: Some(ticket), ..task }
+            }
             Command::Stop => Task::quick(Box::new(drop), |_| Ok(())),
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.ticket.as_ref().is_none_or(|ticket| ticket.begin())
     }
 
     /// An agent whose report is refused may give up: what we could not take is a contact gap.
@@ -825,7 +886,7 @@ impl Task {
             // What a command found counts only when its transaction is committed.
             Box::new(move |failed| reply(failed.map_or(result, |error| Err(error.clone()))))
         });
-        Task { durable: false, told: None, run }
+        Task { durable: false, told: None, ticket: None, run }
     }
 
     /// What must survive power loss once it is answered.
@@ -870,6 +931,37 @@ impl WriterHandle {
     /// Commands that wait.
     pub fn queued(&self) -> usize {
         self.commands.len()
+    }
+
+    /// Queues a command for this client and waits for its commit: for `patience` to get into
+    /// the queue, for `patience` to be begun, and then until it is over.
+    /// [`StoreError::GivenUp`]: it was not begun, and will not be.
+    pub fn call_for<T: Send + 'static>(
+        &self,
+        waits: Arc<dyn Waits>,
+        patience: Duration,
+        now: Now,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, StoreError> {
+        let (tx, rx) = crossbeam_channel::bounded(1);
+        let reply: Reply<T> = Box::new(move |result| {
+            // The caller has given it up.
+            let _ = tx.send(result);
+        });
+        let ticket = Arc::new(Ticket::new(waits));
+        let command = Command::IfWanted(Arc::clone(&ticket), Box::new(command(reply)));
+        match self.commands.send_timeout(Envelope { now, command }, patience) {
+            Ok(()) => {}
+            Err(SendTimeoutError::Timeout(_)) => return Err(StoreError::GivenUp),
+            Err(SendTimeoutError::Disconnected(_)) => return Err(StoreError::Stopped),
+        }
+        let stopped = Err(StoreError::Stopped);
+        match rx.recv_timeout(patience) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) if ticket.give_up() => Err(StoreError::GivenUp),
+            Err(RecvTimeoutError::Timeout) => rx.recv().unwrap_or(stopped),
+            Err(RecvTimeoutError::Disconnected) => stopped,
+        }
     }
 
     /// Queues a command and waits for its commit.

@@ -312,7 +312,7 @@ fn attacks(home: &Home) -> Vec<(&'static str, Vec<u8>, Vec<u16>)> {
         (
             "a deep body",
             {
-                let body = "[".repeat(1_000_000);
+                let body = "[".repeat(60_000);
                 post("/v1/hosts/register", &format!("Content-Length: {}\r\n", body.len()), &body)
             },
             vec![400],

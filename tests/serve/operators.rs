@@ -219,15 +219,20 @@ fn secrets_are_for_their_owner_only() {
 }
 
 #[test]
-fn a_body_may_not_be_larger_than_a_mebibyte() {
+fn a_body_may_not_be_larger_than_its_route_needs() {
     let home = Home::new();
     let serving = home.serve(&[]);
     let body = |bytes: usize| format!("{{\"type\": \"{}\"}}", "x".repeat(bytes - 12));
-    let post = |bytes: usize| {
-        serving.ask("POST", "/v1/hosts", &[("X-API-Key", serving.key())], &body(bytes))
+    let post = |path: &str, bytes: usize| {
+        serving.ask("POST", path, &[("X-API-Key", serving.key())], &body(bytes)).refusal()
     };
-    assert_eq!(post(1024 * 1024).refusal(), (400, "invalid_request".to_owned()), "too long a type");
-    assert_eq!(post(1024 * 1024 + 1).refusal(), (413, "payload_too_large".to_owned()));
+    let (invalid, too_large) =
+        ((400, "invalid_request".to_owned()), (413, "payload_too_large".to_owned()));
+    assert_eq!(post("/v1/hosts", 64 * 1024), invalid, "too long a type");
+    assert_eq!(post("/v1/hosts", 64 * 1024 + 1), too_large);
+    assert_eq!(post("/v1/nothing", 64 * 1024 + 1), too_large, "whatever it asks for");
+    assert_eq!(post("/v1/templates", 1024 * 1024), invalid, "a list of many hosts fits");
+    assert_eq!(post("/v1/templates", 1024 * 1024 + 1), too_large);
 }
 
 #[test]

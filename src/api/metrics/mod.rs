@@ -248,7 +248,7 @@ fn word_of(trouble: &StoreError) -> &'static str {
         StoreError::Disk(_) => "disk",
         StoreError::CannotOpen(_) => "cannot_open",
         StoreError::Moved(_) => "moved",
-        StoreError::Busy => "busy",
+        StoreError::Busy | StoreError::Stalled(_) => "busy",
         StoreError::Missing(_)
         | StoreError::NoFile(_)
         | StoreError::Exists(_)
@@ -261,7 +261,8 @@ fn word_of(trouble: &StoreError) -> &'static str {
         | StoreError::Io { .. }
         | StoreError::BadRow(_)
         | StoreError::Sqlite(_)
-        | StoreError::Stopped => "other",
+        | StoreError::Stopped
+        | StoreError::GivenUp => "other",
     }
 }
 
@@ -269,7 +270,7 @@ fn transported(ready: &Ready, out: &mut Scrape) {
     out.each(&f::ANSWERS, ready.http.answers());
     out.one(&f::CONNECTIONS, ready.http.connections());
     out.one(&f::DROPPED, ready.http.dropped());
-    out.one(&f::WAITING, ready.http.deferred());
+    out.one(&f::WAITING, ready.lanes.conversations());
     out.one(&f::STREAMS, ready.http.streams());
     out.one(&f::STREAMS_CUT, ready.http.streams_cut());
 }

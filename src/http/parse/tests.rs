@@ -21,7 +21,7 @@ fn run<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> (Vec<Seen>, Stage) {
     for piece in pieces {
         input.push(piece);
         loop {
-            match parser.step(&mut input) {
+            match parser.step(&mut input, &|_, _| usize::MAX) {
                 Step::More => break,
                 Step::Continue => {}
                 Step::Complete(parsed) => seen.push(Seen::Request(parsed)),
@@ -210,7 +210,7 @@ fn continue_is_asked_for_once_and_only_when_the_body_is_missing() {
         let mut asked = 0;
         for piece in pieces {
             input.push(piece.as_bytes());
-            while let Step::Continue = parser.step(&mut input) {
+            while let Step::Continue = parser.step(&mut input, &|_, _| usize::MAX) {
                 asked += 1;
             }
         }
