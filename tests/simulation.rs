@@ -96,7 +96,7 @@ struct Named(u64);
 impl Drop for Named {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("while seed {} was played", self.0);
+            println!("while seed {} was played", self.0);
         }
     }
 }

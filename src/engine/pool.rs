@@ -215,7 +215,9 @@ mod tests {
     fn jobs_that_wait_are_joined_by_others() {
         let jobs = 5 * QUICK_AT_ONCE;
         let barrier = Arc::new(std::sync::Barrier::new(jobs));
-        let run = move |_: usize| drop(barrier.wait());
+        let run = move |_: usize| {
+            barrier.wait();
+        };
         let pool = Pool::new("test", jobs, Box::new(run));
         (0..jobs).for_each(|n| pool.submit(n));
         assert!(pool.drain(Duration::from_secs(20)), "{} jobs wait for each other", pool.open());
