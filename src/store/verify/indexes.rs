@@ -104,7 +104,13 @@ fn of_table(
         Some(condition) => format!("({condition}) IS TRUE"),
         None => "1".to_owned(),
     });
-    let all = columns.chain(conditions).collect::<Vec<_>>().join(", ");
+    // SQLite would read an index that has all that is asked for, `NOT INDEXED` or not: one
+    // column that no index has makes it read the table.
+    let mut others = conn.prepare("SELECT name FROM pragma_table_info(?1)")?;
+    let others = others.query_map([table], |row| row.get::<_, String>(0))?;
+    let others = others.collect::<rusqlite::Result<Vec<_>>>()?;
+    let unindexed = others.into_iter().find(|name| names.binary_search(&name).is_err());
+    let all = columns.chain(conditions).chain(unindexed).collect::<Vec<_>>().join(", ");
     let mut select: Statement<'_> =
         conn.prepare(&format!("SELECT {all} FROM {table} NOT INDEXED"))?;
     let place = |name: &String| names.binary_search(&name).unwrap_or_default();
