@@ -37,7 +37,7 @@ fn fleet() -> Home {
         let age = if n < OF_ONE_AGE { 0 } else { n % 90 };
         let created_at = format!("2026-01-01T00:{:02}:{:02}Z", age / 60, age % 60);
         json!({"id": sandbox(n), "host_id": host(n % 3 + 1), "status": status,
-            "team_id": team(u128::from(n % 5 == 0)), "created_at": created_at})
+            "team_id": team(u128::from(n.is_multiple_of(5))), "created_at": created_at})
     };
     let sandboxes: Vec<Value> = (0..ALIVE + 40).map(row).collect();
     Home::with(&json!({"hosts": hosts, "sandboxes": sandboxes}))
