@@ -345,7 +345,9 @@ fn list(bench: &mut Bench) -> Result<()> {
     let (mut firsts, mut alls, mut plain) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..5 {
         let (first, all, body) = fetched(&server, &key, path, false)?;
-        (plain = body, firsts.push(first), alls.push(all));
+        plain = body;
+        firsts.push(first);
+        alls.push(all);
     }
     let rows: Vec<Value> = serde_json::from_slice(&plain)?;
     bench.sink.expects(rows.len() == bench.rows(), &format!("{} rows", rows.len()));

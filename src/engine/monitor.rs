@@ -44,7 +44,7 @@ const PRUNE_NEXT: Duration = Duration::from_millis(50);
 /// Time until the next look once nothing was left to give up; one that finds nothing reads
 /// next to nothing. Larger: a history that is kept by number grows beyond it meanwhile;
 /// smaller: an idle database is searched for nothing.
-const PRUNE_AGAIN: Duration = Duration::from_secs(60);
+const PRUNE_AGAIN: Duration = Duration::from_secs(300);
 
 /// What can happen.
 #[derive(Debug)]
