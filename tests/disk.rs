@@ -539,7 +539,7 @@ fn damage_that_a_write_finds_sends_no_agent_to_renew() {
 
 #[test]
 fn damage_that_a_look_finds_sends_no_agent_to_renew() {
-    let (home, serving, _) = with_damage(&["sandboxes", "sandboxes_by_id"]);
+    let (home, serving, _) = with_damage(&["sandboxes", "sandboxes_by_id", "sandboxes_by_age"]);
     unavailable(&serving.get("/v1/capsules"));
     damage_is_told(&home, serving);
 }

@@ -56,6 +56,7 @@ mod world;
 
 use defect::Defect;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use tally::{Fault, STATUSES, WISHES};
@@ -96,7 +97,8 @@ struct Named(u64);
 impl Drop for Named {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("while seed {} was played", self.0);
+            // A failed write to stderr can be told to no one.
+            let _ = writeln!(std::io::stderr(), "while seed {} was played", self.0);
         }
     }
 }

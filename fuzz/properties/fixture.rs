@@ -7,7 +7,6 @@
 use roost::model::time::Wall;
 use roost::store::{fixture, open, verify};
 use serde_json::Value;
-use std::path::Path;
 
 /// Any moment will do.
 const NOW: Wall = Wall(1_779_000_000_000);
@@ -29,7 +28,7 @@ fn round(text: &str) -> Option<Value> {
             return None;
         }
     };
-    let mut conn = open::open_writer(Path::new(":memory:"), true, NOW).expect("made");
+    let mut conn = open::open_in_memory(NOW).expect("made");
     assert!(fixture::load(&mut conn, &fleet).expect("what is read can be loaded"));
     assert_eq!(verify::verify(&conn).expect("looked at"), [] as [String; 0]);
     Some(fixture::dump(&conn, NOW).expect("what was loaded can be printed"))

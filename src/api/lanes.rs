@@ -5,6 +5,7 @@
 //! threads with heartbeats; lets one key, host or address have all places of a lane.
 
 use super::access::Caller;
+use super::stream::STREAMS_MAX;
 use crate::http::{self, Holder, LaneLimits, Slot};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub(super) enum Lane {
     Read,
     /// Waits for an agent, or talks with one for its client.
     Conversation,
+    /// Opens an event stream, which then has neither a thread nor a place here.
+    Opening,
 }
 
 /// Longest wait of an agent for the writer. Larger: agents, which wait 10 s and 15 s, give up
@@ -78,12 +81,24 @@ const CONVERSATION: LaneLimits = LaneLimits {
     streams: true,
 };
 
+const OPENING: LaneLimits = LaneLimits {
+    name: "opening",
+    // Each reads a little. Larger: readers of the database that others wait for; smaller: a
+    // crowd that connects anew at once waits for longer.
+    threads: 2,
+    // As many as there can be streams, so that one key opens its share at once.
+    places: STREAMS_MAX,
+    patience: Some(READ_PATIENCE),
+    streams: false,
+};
+
 /// The lanes of one server.
 pub(super) struct Lanes {
     vital: http::Lane,
     write: http::Lane,
     read: http::Lane,
     conversation: http::Lane,
+    opening: http::Lane,
 }
 
 impl Lanes {
@@ -93,6 +108,7 @@ impl Lanes {
             write: http::Lane::new(WRITE),
             read: http::Lane::new(READ),
             conversation: http::Lane::new(CONVERSATION),
+            opening: http::Lane::new(OPENING),
         }
     }
 
@@ -108,6 +124,7 @@ impl Lanes {
             Lane::Write => self.write.take(holder),
             Lane::Read => self.read.take(holder),
             Lane::Conversation => self.conversation.take(holder),
+            Lane::Opening => self.opening.take(holder),
         }
     }
 }
@@ -117,7 +134,7 @@ impl Lane {
     pub(super) fn patience(self) -> Duration {
         match self {
             Lane::Vital => VITAL_PATIENCE,
-            Lane::Write | Lane::Read | Lane::Conversation => WRITE_PATIENCE,
+            Lane::Write | Lane::Read | Lane::Conversation | Lane::Opening => WRITE_PATIENCE,
         }
     }
 }

@@ -193,7 +193,7 @@ impl Ready {
     fn read(&self) -> Result<Reader, Problem> {
         let readers = match self.lane {
             Lane::Vital => &self.vital_readers,
-            Lane::Write | Lane::Read | Lane::Conversation => &self.readers,
+            Lane::Write | Lane::Read | Lane::Conversation | Lane::Opening => &self.readers,
         };
         readers.get().map_err(Problem::from)
     }

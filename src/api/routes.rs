@@ -3,7 +3,7 @@
 //! Never: does the work of a resource.
 
 use super::access::Caller;
-use super::lanes::Lane::{self, Conversation, Read, Vital, Write};
+use super::lanes::Lane::{self, Conversation, Opening, Read, Vital, Write};
 use super::lanes::holder_at;
 use super::{
     Problem, Ready, agents, audit, capsules, database, history, hosts, keys, metrics, missing,
@@ -189,7 +189,7 @@ const ROUTES: &[Route] = &[
         "v1/strangers/{id}/adopt",
         Admin(|a| strangers::adopt(a.ready, &a.caller, a.id, a.request)),
     ),
-    (Conversation, Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
+    (Opening, Get, "v1/events", Key(|a| stream::events(a.ready, a.caller, a.request))),
     (Read, Get, "v1/history", Admin(|a| history::history(a.ready))),
     (Read, Get, "v1/audit", Key(|a| audit::list(a.ready, &a.caller, a.request))),
     (Read, Get, "v1/api-keys", Admin(|a| keys::list(a.ready))),

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Streams at a time. Each costs a connection, and memory for TLS and for what its client has
 /// not read.
-const STREAMS_MAX: usize = 1200;
+pub(super) const STREAMS_MAX: usize = 1200;
 
 /// Of these, one key may have this part: one in so many.
 const KEY_SHARE: usize = 4;

@@ -3,6 +3,8 @@
 //!
 //! Never: decides anything that `plan` could; runs outside the writer's transaction.
 
+mod flush;
+
 use super::StoreError;
 use super::acceptance::Restore;
 use super::journal::{Actor, Audit, Event};
@@ -941,36 +943,6 @@ impl Writer {
             log::info!("{} is back", host.named());
             w.after.push(After::HostChanged { host: Box::new(host), now });
             Ok(true)
-        })
-    }
-
-    /// Writes the heartbeats since the last flush, and that we listened until now.
-    pub(super) fn flush(&mut self, now: Now) -> Result<(), StoreError> {
-        self.noted.retain(|_, at| now.mono.since(*at) < ANSWER_AGE_MAX);
-        let dirty = self.presence.take_dirty(now.mono, &self.policy);
-        self.in_savepoint(|w| {
-            w.after.push(After::Flushed(dirty.clone()));
-            let mut beat = w.conn.prepare_cached(
-                "UPDATE hosts SET last_heartbeat_at = ?2, contact_gap = ?3 WHERE id = ?1",
-            )?;
-            for host in &dirty {
-                let at = host.last_heartbeat_at.map(|at| at.0);
-                beat.execute(params![host.id.to_string(), at, host.contact_gap])?;
-            }
-            drop(beat);
-            w.settle_on_unreachable(now)?;
-            w.flush_keys()?;
-            w.flush_activity(now)?;
-            w.flush_unknown(now)?;
-            w.count_left_out(now)?;
-            w.extend_tokens_after_jump(now)?;
-            let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
-            listened.execute([now.wall.0])?;
-            drop(listened);
-            if w.is_mark_behind() {
-                w.change_a_byte()?;
-            }
-            Ok(())
         })
     }
 }

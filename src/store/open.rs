@@ -77,6 +77,14 @@ pub fn open_writer(path: &Path, create: bool, now: Wall) -> Result<Connection, S
     Ok(conn)
 }
 
+/// A database without a file, for who only wants to see what becomes of rows.
+pub fn open_in_memory(now: Wall) -> Result<Connection, StoreError> {
+    let nowhere = Path::new(":memory:");
+    let mut conn = connect_file(nowhere, true)?;
+    migrate(&mut conn, nowhere, now)?;
+    Ok(conn)
+}
+
 /// An older database that was brought to the current schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migrated {

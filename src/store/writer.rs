@@ -4,6 +4,9 @@
 //! Never: answers before the commit, does a command's work twice, waits for anybody
 //! but the disk. One closed enum says everything that can be written.
 
+mod figures;
+mod thread;
+
 use super::StoreError;
 use super::acceptance::{Acceptance, Accepted, LostToken};
 use super::apply::{Applied, Probed};
@@ -15,7 +18,6 @@ use super::journal::{Actor, Journal, Random};
 use super::keys::{ApiKey, KeyUse, Keys, NewKey};
 use super::lifecycle::{self, Begun, Ended, Looking, NewSandbox, Placed, Said, Wish, Work};
 use super::notify::{Lookout, Maintenance, Noticed};
-use super::open::BUSY_TIMEOUT;
 use super::owed::Owed;
 use super::place::Place;
 use super::presence::Presence;
@@ -24,11 +26,11 @@ use super::served::Served;
 use super::shares::Shares;
 use super::snapshots::{NewSnapshot, SnapshotBegun};
 use super::strangers::{Adopted, Adoption};
-use super::tally::{Tallied, Tally};
+use super::tally::Tally;
 use super::templates::{Added, Erasure, NewTemplate, Removal, Removed};
 pub use super::ticket::{Ticket, Waits};
 use super::usage::Usage;
-use crate::figures::{Counter, Counters, Histogram, Stopwatch};
+use crate::figures::Stopwatch;
 use crate::logging::seldom;
 use crate::model::host::{Host, Intent, Liveness};
 use crate::model::id::{HostId, KeyId, OpId, SandboxId};
@@ -37,7 +39,8 @@ use crate::model::policy::Policy;
 use crate::model::time::{Mono, Now};
 use crate::plan::observation::HostMemory;
 use crate::plan::operation;
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
+use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender};
+pub use figures::WriterFigures;
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fmt;
@@ -270,70 +273,6 @@ pub(super) struct LastObservation {
     pub(super) own: usize,
 }
 
-/// Figures of the writer since it started.
-#[derive(Debug, Default)]
-pub struct WriterFigures {
-    /// Transactions committed with something in them.
-    pub commits: AtomicU64,
-    /// Transactions that found nothing to write.
-    pub idle: AtomicU64,
-    /// Transactions that failed.
-    pub failures: AtomicU64,
-    /// Rows changed.
-    pub rows: AtomicU64,
-    /// Commands that were taken in.
-    pub commands: Counter,
-    /// Events that were written.
-    pub events: Counter,
-    /// How long commits took that had something to write.
-    pub commit_took: Histogram,
-    /// Operations that succeeded, in the order of [`OperationKind::ALL`].
-    pub succeeded: Counters<{ OperationKind::ALL.len() }>,
-    /// Operations that failed, in the same order.
-    pub failed: Counters<{ OperationKind::ALL.len() }>,
-    /// What hosts said about sandboxes that are not their own.
-    pub foreign: Counter,
-    /// How sandboxes moved.
-    pub tallied: Tallied,
-    trouble: Mutex<Option<StoreError>>,
-    /// Runs while a batch is carried out.
-    at_work: Mutex<Option<Stopwatch>>,
-}
-
-/// A batch that takes longer waits for its disk. Larger: agents are sent to renew tokens that
-/// cannot be renewed; smaller: a slow commit looks like trouble.
-const STALLED_AFTER: Duration = Duration::from_secs(2);
-
-impl WriterFigures {
-    /// Why the database cannot be relied on: what the last transaction that wrote, or tried
-    /// to, failed of, or that the present one does not get on. Damage that was found is never
-    /// over.
-    pub fn trouble(&self) -> Option<StoreError> {
-        let known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        known.or_else(|| {
-            let at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
-            let span = (*at_work)?.elapsed();
-            (span >= STALLED_AFTER).then_some(StoreError::Stalled(span))
-        })
-    }
-
-    fn set_at_work(&self, at_work: Option<Stopwatch>) {
-        *self.at_work.lock().unwrap_or_else(PoisonError::into_inner) = at_work;
-    }
-
-    /// Notes what ails the database.
-    pub fn suffer(&self, error: &StoreError) {
-        self.set_trouble(Some(error.clone()));
-    }
-
-    fn set_trouble(&self, trouble: Option<StoreError>) {
-        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*known, Some(StoreError::Damaged(_))) {
-            *known = trouble;
-        }
-    }
-}
-
 /// The writer itself, without its thread: `execute` is what a simulation drives.
 pub struct Writer {
     pub(super) conn: Connection,
@@ -359,6 +298,8 @@ pub struct Writer {
     published: Arc<Revision>,
     figures: Arc<WriterFigures>,
     full_sync: bool,
+    /// How long another process that keeps us from writing is waited for.
+    patience: Duration,
     /// Another process kept the last batch from being written.
     is_busy: bool,
     /// What must be told to others once the transaction is committed, or taken back.
@@ -437,6 +378,8 @@ impl Writer {
         let keys = Arc::new(Keys::load(&conn)?);
         let acceptance = Arc::new(Acceptance::load(&conn)?);
         let usage = Usage::load(&conn)?;
+        let patience: u32 = conn.query_row("PRAGMA busy_timeout", [], |row| row.get(0))?;
+        let patience = Duration::from_millis(patience.into());
         let place = Place::of(&conn)?;
         Ok(Writer {
             conn,
@@ -455,6 +398,7 @@ impl Writer {
             published,
             figures: Arc::default(),
             full_sync: false,
+            patience,
             is_busy: false,
             after: Vec::new(),
             owed: Owed::default(),
@@ -504,27 +448,6 @@ impl Writer {
         Arc::clone(&self.figures)
     }
 
-    /// Takes commands until [`Command::Stop`] or until every sender is gone.
-    pub fn run(mut self, commands: &Receiver<Envelope>) {
-        let mut stop = false;
-        while !stop {
-            let Ok(first) = commands.recv() else { break };
-            let more = commands.try_iter().take(BATCH_MAX - 1);
-            let mut batch: Vec<Envelope> = std::iter::once(first).chain(more).collect();
-            let last = batch.iter().position(|e| matches!(e.command, Command::Stop));
-            if let Some(at) = last {
-                batch.truncate(at);
-                stop = true;
-            }
-            self.execute(batch);
-        }
-        // The log itself goes when the last connection does. Cutting it off here would take
-        // from whoever replicates it what was not read yet.
-        if let Err(error) = self.conn.execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
-            log::debug!("could not fold the write-ahead log in: {error}");
-        }
-    }
-
     /// Carries out a batch in one transaction and answers every command.
     pub fn execute(&mut self, batch: Vec<Envelope>) {
         let Some(began) = batch.first().map(|envelope| envelope.now) else { return };
@@ -566,7 +489,6 @@ impl Writer {
             told.for_each(|told| self.owe(told));
         }
         let rows = self.rows_written() - rows_before;
-        self.figures.set_at_work(None);
         self.settle(before, failed.as_ref(), rows);
         // A transaction that changed no byte brought nothing to the disk.
         let is_certain = std::mem::take(&mut self.changes_a_byte) || self.revision != before;
@@ -574,6 +496,7 @@ impl Writer {
             let revision = self.revision;
             self.served.iter_mut().for_each(|served| served.advance(revision));
         }
+        self.figures.set_at_work(None);
         for answer in answers {
             answer(failed.as_ref());
         }
@@ -630,7 +553,8 @@ impl Writer {
         let locked = locked.map(drop).map_err(StoreError::from);
         let is_busy = locked == Err(StoreError::Busy);
         if is_busy != self.is_busy {
-            self.conn.busy_timeout(if is_busy { BUSY_AGAIN } else { BUSY_TIMEOUT })?;
+            let patience = if is_busy { self.patience.min(BUSY_AGAIN) } else { self.patience };
+            self.conn.busy_timeout(patience)?;
             self.is_busy = is_busy;
         }
         locked
