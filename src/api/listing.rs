@@ -174,7 +174,7 @@ enum Out {
 impl Array {
     fn new(packs: bool) -> Array {
         let out = match packs {
-            true => Out::Packed(GzEncoder::new(Vec::new(), Compression::fast())),
+            true => Out::Packed(GzEncoder::new(Vec::new(), Compression::new(4))),
             false => Out::Plain(Vec::new()),
         };
         let mut array = Array { out, has_rows: false };

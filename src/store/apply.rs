@@ -905,6 +905,7 @@ impl Writer {
             w.flush_activity(now)?;
             w.flush_unknown(now)?;
             w.extend_tokens_after_jump(now)?;
+            w.prune_overgrown(now)?;
             let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
             Ok(listened.execute([now.wall.0]).map(drop)?)
         })
