@@ -27,7 +27,7 @@ const FIRST_ROWS: u32 = 100;
 
 /// Rows that are read at a time after that. Larger: more memory for each client; smaller:
 /// more reads for the same list.
-const PART_ROWS: u32 = 250;
+const PART_ROWS: u32 = 150;
 
 /// Bytes from which packing is worth its while.
 const PACKED_MIN: usize = 1024;
@@ -174,7 +174,7 @@ enum Out {
 impl Array {
     fn new(packs: bool) -> Array {
         let out = match packs {
-            true => Out::Packed(GzEncoder::new(Vec::new(), Compression::fast())),
+            true => Out::Packed(GzEncoder::new(Vec::new(), Compression::new(4))),
             false => Out::Plain(Vec::new()),
         };
         let mut array = Array { out, has_rows: false };

@@ -41,10 +41,10 @@ const PRUNE_FIRST: Duration = Duration::from_secs(5);
 /// gets to write in between.
 const PRUNE_NEXT: Duration = Duration::from_millis(50);
 
-/// Time until the next look once nothing was left to give up; one that finds nothing reads
-/// next to nothing. Larger: a history that is kept by number grows beyond it meanwhile;
-/// smaller: an idle database is searched for nothing.
-const PRUNE_AGAIN: Duration = Duration::from_secs(300);
+/// Time until the next look once nothing was left to give up. Larger: a day's worth goes at
+/// once; smaller: an idle database is searched for nothing. A history that is kept by number
+/// and grows far beyond it does not wait for that, see `store::retention`.
+const PRUNE_AGAIN: Duration = Duration::from_secs(3600);
 
 /// What can happen.
 #[derive(Debug)]

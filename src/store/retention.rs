@@ -16,6 +16,14 @@ use std::time::Duration;
 /// slowly than it grows.
 pub const PRUNE_ROWS_MAX: usize = 500;
 
+/// Events beyond their number from which they are given up at once. Larger: a flood takes more
+/// of the disk; smaller: flushes of heartbeats do what one look an hour can do.
+const OVERGROWN: u64 = 10_000;
+
+/// Events that a flush gives up then. Larger: heartbeats wait for the flush; smaller: a flood
+/// grows faster than it goes.
+const OVERGROWN_ROWS_MAX: usize = 5_000;
+
 /// A history: its entries are given up from the oldest on.
 struct History {
     table: &'static str,
@@ -57,6 +65,16 @@ impl Writer {
             let (rows, is_counting) = w.prune_rows(now, PRUNE_ROWS_MAX)?;
             Ok(rows == PRUNE_ROWS_MAX || is_counting)
         })
+    }
+
+    /// Gives events up between two looks when there are far more than are kept.
+    pub(super) fn prune_overgrown(&mut self, now: Now) -> Result<(), StoreError> {
+        let oldest = super::read::oldest_event(&self.conn)?.unwrap_or(self.revision);
+        let kept = (self.policy.keep.events_count as u64).saturating_add(OVERGROWN);
+        if self.revision.saturating_sub(oldest) > kept {
+            self.prune_rows(now, OVERGROWN_ROWS_MAX)?;
+        }
+        Ok(())
     }
 
     /// How many rows went, and whether the events are still being counted.
@@ -297,6 +315,26 @@ mod tests {
         // And the host's sums.
         assert_eq!(portions, [PRUNE_ROWS_MAX, PRUNE_ROWS_MAX, 7 + 5 + 1]);
         assert_eq!(world.revisions().len(), 1);
+    }
+
+    #[test]
+    fn a_flood_of_events_goes_with_the_next_flushes() {
+        let mut world = World::new(Keep { events_count: 10, ..KEEP }, NOW_S);
+        let flush = |world: &mut World| {
+            let command = Command::Flush(Box::new(|result| result.unwrap()));
+            world.writer.execute(vec![Envelope { now: at(0), command }]);
+            world.revisions().len()
+        };
+        world.events(&[0; 200]);
+        assert_eq!(flush(&mut world), 200, "that can wait");
+        world.writer.conn.execute_batch("BEGIN").unwrap();
+        world.events(&[0; OVERGROWN as usize]);
+        world.writer.conn.execute_batch("COMMIT").unwrap();
+        let left = 200 + OVERGROWN as usize;
+        assert_eq!(flush(&mut world), left - OVERGROWN_ROWS_MAX);
+        assert_eq!(flush(&mut world), left - OVERGROWN_ROWS_MAX, "the look does the rest");
+        while world.prune(at(0)) {}
+        assert_eq!(world.revisions().len(), 10);
     }
 
     #[test]

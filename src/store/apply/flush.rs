@@ -29,6 +29,7 @@ impl Writer {
             w.flush_unknown(now)?;
             w.count_left_out(now)?;
             w.extend_tokens_after_jump(now)?;
+            w.prune_overgrown(now)?;
             let mut listened = w.conn.prepare_cached("UPDATE state SET listened_until = ?1")?;
             listened.execute([now.wall.0])?;
             drop(listened);
