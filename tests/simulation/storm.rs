@@ -166,8 +166,13 @@ impl World {
                 }
             }
             22 => {
-                let other = self.chance.within(0, self.machines.len() as u64) as usize;
-                if other != host {
+                // One with nothing to list would be taken for this host without its sandboxes.
+                let runs = |m: &Machine| m.agent.all().any(|(_, t)| t == Truth::Running);
+                let some: Vec<usize> = (0..self.machines.len())
+                    .filter(|at| *at != host && runs(&self.machines[*at]))
+                    .collect();
+                let other = self.chance.within(0, some.len().max(1) as u64) as usize;
+                if let Some(other) = some.get(other).copied() {
                     self.note(|| format!("host {other} has the address of host {host}"));
                     self.machines[host].link.taken_by = Some(other);
                     self.after(lasts, Event::Heal(host, Heal::Address));
