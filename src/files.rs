@@ -42,7 +42,7 @@ pub fn open_or_create(path: &Path) -> io::Result<(File, bool)> {
         made => return made.map(|file| (file, true)),
     }
     let file = open_plain(path, OFlags::RDWR)?;
-    // Whoever may read it may lock it. One that is another user's is not ours to change.
+    // A user who may read it may lock it. One that is another user's is not ours to change.
     let _ = fchmod(&file, owner_only());
     Ok((file, false))
 }

@@ -89,7 +89,7 @@ fn one_server_for_one_database_whatever_leads_to_it() {
     assert_eq!(serving.get("/readyz").status, 200, "the first does not mind");
     serving.stop();
 
-    // The link is followed by whoever copies and whoever restores, and stays a link.
+    // The link is followed by a copy and by a restore, and stays a link.
     symlink(home.path("roost.db"), &link).unwrap();
     let backup = other.path("backup.db");
     other.roost(&["db", "backup", text(&backup)]).ok();
@@ -109,7 +109,7 @@ fn one_server_for_one_database_whatever_leads_to_it() {
     assert_eq!(refused(&circle, &[]).code, 1);
 }
 
-/// Whoever can prepare a name in the directory gets neither a secret nor a file of ours.
+/// A user who can prepare a name in the directory gets neither a secret nor a file of ours.
 #[test]
 fn prepared_names_lead_nowhere() {
     let home = Home::new();

@@ -259,7 +259,7 @@ impl Api {
         Api::default()
     }
 
-    /// The database could not be opened, and is tried again: until then everybody hears why.
+    /// The database could not be opened, and is tried again: until then every answer says why.
     pub fn wait(&self, why: &StoreError) {
         let mut waits_for = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
         *waits_for = Some(why.to_string());

@@ -225,7 +225,7 @@ fn factor(text: &str, min: u32, max: u32) -> Result<u32, Hint> {
     if value < min || value > max { Err(None) } else { Ok(value) }
 }
 
-/// Quotes and white space are left by whoever reads a file of variables word for word: a
+/// Quotes and white space are left by what reads a file of variables word for word: a
 /// directory of that name would be made anew, and be empty.
 pub(super) fn path(text: &str) -> Result<PathBuf, Hint> {
     const QUOTES: &str = "take the quotes away: whatever handed it over did not";

@@ -120,7 +120,7 @@ fn fields_that_fit(metadata: &str, bytes_max: usize) -> String {
     Value::Object(kept).to_string()
 }
 
-/// Whether quotas hold for whoever asks: for every key that an operator made, not for the
+/// Whether quotas hold for this actor: for every key that an operator made, not for the
 /// admin key and not for Roost itself.
 fn has_quota(actor: &Actor) -> bool {
     actor.kind == ActorType::ApiKey && actor.id.is_some()

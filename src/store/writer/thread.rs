@@ -28,7 +28,7 @@ impl Writer {
             self.execute(batch);
         }
         // The log itself goes when the last connection does. Cutting it off here would take
-        // from whoever replicates it what was not read yet.
+        // from a program that replicates it what was not read yet.
         if let Err(error) = self.conn.execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
             log::debug!("could not fold the write-ahead log in: {error}");
         }
