@@ -78,6 +78,8 @@ impl Bell {
 /// The way to the threads.
 pub(super) struct Hub {
     pub(super) bell: Bell,
+    /// What the first thread waits for. Made at the start, while there are file descriptors.
+    epoll: OwnedFd,
     mail: Mutex<Vec<Mail>>,
     behind: Sender<Behind>,
     catching_up: Receiver<Behind>,
@@ -136,7 +138,8 @@ impl Hub {
     /// Fails when no file descriptor is left.
     pub(super) fn new() -> io::Result<Hub> {
         let (behind, catching_up) = crossbeam_channel::unbounded();
-        Ok(Hub { bell: Bell::new()?, mail: Mutex::default(), behind, catching_up })
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Hub { bell: Bell::new()?, epoll, mail: Mutex::default(), behind, catching_up })
     }
 
     /// How many feeds are open.
@@ -194,7 +197,6 @@ pub(super) fn run(shared: &Arc<Shared>) {
 
 struct Members {
     shared: Arc<Shared>,
-    epoll: OwnedFd,
     members: HashMap<u64, Box<Member>>,
     next_number: u64,
     /// Members that may have more to send.
@@ -205,14 +207,13 @@ struct Members {
 
 impl Members {
     fn new(shared: &Arc<Shared>) -> io::Result<Members> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = &shared.hub.epoll;
         let data = epoll::EventData::new_u64;
-        epoll::add(&epoll, &shared.hub.bell.alarm, data(ALARM), EventFlags::IN)?;
-        epoll::add(&epoll, &*shared.stop, data(STOP), EventFlags::IN | EventFlags::ONESHOT)?;
-        epoll::add(&epoll, &shared.exit, data(EXIT), EventFlags::IN)?;
+        epoll::add(epoll, &shared.hub.bell.alarm, data(ALARM), EventFlags::IN)?;
+        epoll::add(epoll, &*shared.stop, data(STOP), EventFlags::IN | EventFlags::ONESHOT)?;
+        epoll::add(epoll, &shared.exit, data(EXIT), EventFlags::IN)?;
         Ok(Members {
             shared: Arc::clone(shared),
-            epoll,
             members: HashMap::new(),
             next_number: 0,
             again: Vec::new(),
@@ -226,7 +227,8 @@ impl Members {
         let mut input = Vec::new();
         loop {
             let timeout = self.timeout()?;
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+            match epoll::wait(&self.shared.hub.epoll, spare_capacity(&mut events), timeout.as_ref())
+            {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -288,7 +290,7 @@ impl Members {
         if let Some(pending) = &mut member.pending {
             pending.until = now + self.patience();
         }
-        let watched = member.watch(&self.epoll, number);
+        let watched = member.watch(&self.shared.hub.epoll, number);
         self.members.insert(number, member);
         match watched {
             Ok(()) => self.go_on(number, now),
@@ -383,7 +385,7 @@ impl Members {
 
     fn complete(&mut self, number: u64) {
         if let Some(mut member) = self.leave(number) {
-            if let Err(error) = epoll::delete(&self.epoll, &*member.connection) {
+            if let Err(error) = epoll::delete(&self.shared.hub.epoll, &*member.connection) {
                 log::debug!("could not let go of an event stream: {error}");
             }
             member.connection.begin_linger();
