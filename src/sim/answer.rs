@@ -34,7 +34,19 @@ impl Handler for Agents {
             Ok(method) => method,
             Err(response) => return response,
         };
-        let call = Call { method, gzip: request.accepts_gzip(), body: request.body };
+        // Decided before the call is counted: who waits for that may end the fault at once.
+        let faults = host.faults();
+        let refusal = match if faults.concern(method) { faults.answers } else { AnswerFault::None }
+        {
+            AnswerFault::Refused(code) => Some(code),
+            AnswerFault::None
+            | AnswerFault::Malformed
+            | AnswerFault::Dropped
+            | AnswerFault::Severed
+            | AnswerFault::Held => None,
+        };
+        let gzip = request.accepts_gzip();
+        let call = Call { method, gzip, refusal, body: request.body };
         host.count_call(method, call.named());
         if !host.takes_time(method) {
             return call.answer(host, &mut Client::Brief);
@@ -66,6 +78,8 @@ struct Call {
     method: Method,
     body: Vec<u8>,
     gzip: bool,
+    /// What it is refused with.
+    refusal: Option<ConnectCode>,
 }
 
 impl Call {
@@ -85,6 +99,9 @@ impl Call {
         }
         if host.is_shutting_down() && method != Method::List {
             return refused(refusal::shutting_down());
+        }
+        if let Some(code) = self.refusal {
+            return self.refuse(host, code);
         }
         match if faults.concern(method) { faults.answers } else { AnswerFault::None } {
             AnswerFault::None => self.carry_out(host, client),
