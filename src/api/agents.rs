@@ -304,10 +304,9 @@ fn take_back(ready: &Ready, shown: &str) -> Result<Option<HostId>, Problem> {
     let lost = LostToken { hash: secret::hash(shown), host, issued_at, expires_at };
     let counts = ready.write(|reply| Command::TakeBack(lost, reply))?;
     if counts {
-        let name = ready.presence.named(host);
         seldom!(Warn, "forgotten refresh tokens", host =>
-            "{name} shows a refresh token of {issued_at} that this database does not know: it \
-             was restored from an older backup; the token counts again");
+            "{} shows a refresh token of {issued_at} that this database does not know: it was \
+             restored from an older backup; the token counts again", ready.presence.named(host));
     }
     Ok(counts.then_some(host))
 }
@@ -423,10 +422,9 @@ fn take_report(ready: &Ready, request: &Request) -> Result<Response, Problem> {
     // What we do not know is accepted all the same, so that agents do not send it again.
     let (Ok(kind), Ok(sandbox)) = (event.parse::<ReportKind>(), sandbox.parse::<SandboxId>())
     else {
-        let (event, sandbox) = (foreign(&event), foreign(&sandbox));
-        let name = ready.presence.named(host);
         seldom!(Info, "reports that mean nothing", host =>
-            "{name} reports \"{event}\" of \"{sandbox}\", which means nothing here");
+            "{} reports \"{}\" of \"{}\", which means nothing here",
+            ready.presence.named(host), foreign(&event), foreign(&sandbox));
         return Ok(Response::empty(204));
     };
     let report = AgentReport { host, sandbox, kind, host_ip, error };

@@ -190,8 +190,8 @@ fn ask(agent: &AgentClient, presence: &Presence, work: &Work, now: Now) -> Outco
         Ok((details, said)) => Outcome::Told(Call::Succeeded, details, said),
         Err(error) => {
             let Work { kind, sandbox, host, .. } = work;
-            let name = presence.named(*host);
-            seldom!(Info, "calls that failed", host => "{kind} of {sandbox} on {name}: {error}");
+            seldom!(Info, "calls that failed", host =>
+                "{kind} of {sandbox} on {}: {error}", presence.named(*host));
             let of_team = presence.team_of(*host) != PLATFORM_TEAM;
             let words = if of_team { error.for_team() } else { error.to_string() };
             let said = Said { error: Some(words), size_bytes: None };

@@ -259,9 +259,8 @@ impl Monitor {
                 Ok(_) => self.changed(now, host),
                 // The next heartbeat says so again.
                 Err(error) => {
-                    let name = self.presence.named(host);
                     seldom!(Error, "failures of the database", "the database" =>
-                        "could not take {name} back: {error}");
+                        "could not take {} back: {error}", self.presence.named(host));
                 }
             },
             Input::Decide { policy, flush_every } => {
@@ -295,9 +294,9 @@ impl Monitor {
 
     fn heard(&mut self, now: Mono, host: HostId) {
         if self.guard.heard_silent_host(now) {
-            let name = self.presence.named(host);
             seldom!(Info, "returns of silent hosts", "hosts" =>
-                "{name} was heard; every host gets time to be heard before any verdict");
+                "{} was heard; every host gets time to be heard before any verdict",
+                self.presence.named(host));
             self.listen_anew(now, false);
         }
         match self.presence.get(host).map(|host| host.liveness) {
@@ -333,9 +332,8 @@ impl Monitor {
                 (applied.failure.is_none(), applied.ask_again)
             }
             Err(error) => {
-                let name = self.presence.named(host);
                 seldom!(Error, "failures of the database", "the database" =>
-                    "could not apply what {name} answered: {error}");
+                    "could not apply what {} answered: {error}", self.presence.named(host));
                 (false, AskAgain::AsUsual)
             }
         };

@@ -509,9 +509,9 @@ impl Writer {
     /// Counts what a host says about sandboxes that are not its own.
     fn foreign_notices(&self, host: HostId, count: usize) {
         if count > 0 {
-            let name = self.presence.named(host);
             seldom!(Warn, "notices about others' sandboxes", host =>
-                "{name} says that it paused {count} sandboxes that are not its own");
+                "{} says that it paused {count} sandboxes that are not its own",
+                self.presence.named(host));
             self.count_foreign(count);
         }
     }
@@ -672,9 +672,9 @@ impl Writer {
 
     fn write_news(&mut self, host: &Host, plan: &HostPlan, now: Now) -> Result<(), StoreError> {
         if plan.hold_began {
-            let (name, lost) = (host.named(), plan.held.len());
+            let lost = plan.held.len();
             seldom!(Warn, "mass vanishes", host.id =>
-                "{name} lost {lost} sandboxes at once; looking again");
+                "{} lost {lost} sandboxes at once; looking again", host.named());
             let words = format!("{lost} sandboxes vanished at once");
             self.caused_event(host, EventKind::HostMassVanish, (None, None), &words, now)?;
         }
@@ -780,8 +780,7 @@ impl Writer {
         ])?;
         drop(update);
         if degrades {
-            let name = host.named();
-            seldom!(Warn, "degradations", host.id => "{name} is degraded: {failure}");
+            seldom!(Warn, "degradations", host.id => "{} is degraded: {failure}", host.named());
             // Its team reads this event.
             let (kind, detail) = match host.team_id == PLATFORM_TEAM {
                 true => (failure.kind, &*failure.detail),

@@ -50,9 +50,8 @@ impl Writer {
             .optional()?;
         let Some(sandbox) = found else {
             let AgentReport { host, kind, .. } = report;
-            let name = self.presence.named(host);
             seldom!(Info, "reports of others' sandboxes", host =>
-                "{name} reports {kind} of a sandbox that is not its own");
+                "{} reports {kind} of a sandbox that is not its own", self.presence.named(host));
             return Ok(false);
         };
         match effect(report.kind, sandbox.status, sandbox.is_ended_by_user()) {

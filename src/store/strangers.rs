@@ -140,8 +140,8 @@ impl Writer {
                 (EventKind::SandboxMisplaced, "runs on the host; belongs to another host")
             }
         };
-        let name = host.named();
-        seldom!(Warn, "strangers", host.id => "{name} has {id}, which should not be there ({kind})");
+        seldom!(Warn, "strangers", host.id =>
+            "{} has {id}, which should not be there ({kind})", host.named());
         let mut insert = self.conn.prepare_cached(
             "INSERT INTO strangers (host_id, sandbox_id, kind, seen_at) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT DO UPDATE SET kind = excluded.kind",
