@@ -277,17 +277,13 @@ impl Writer {
     }
 
     /// Whether a team may have another sandbox.
-    pub(super) fn may_have_one_more(
-        &mut self,
-        team: TeamId,
-        actor: &Actor,
-    ) -> Result<Result<(), OverQuota>, StoreError> {
+    pub(super) fn may_have_one_more(&self, team: TeamId, actor: &Actor) -> Result<(), OverQuota> {
         let max = self.policy.quotas.sandboxes_max;
         let has = usize::try_from(self.usage.of_team(team)).unwrap_or(usize::MAX);
-        if max == 0 || !has_quota(actor) || has < max {
-            return Ok(Ok(()));
+        match max == 0 || !has_quota(actor) || has < max {
+            true => Ok(()),
+            false => Err(OverQuota::Sandboxes(max)),
         }
-        Ok(Err(OverQuota::Sandboxes(max)))
     }
 
     /// Whether a team may begin another change. Destroys are never refused; there cannot be

@@ -295,7 +295,7 @@ impl Writer {
             }
             Err(no_host) => return Ok(Err(NotMade::NoHost(no_host))),
         };
-        let room = self.may_have_one_more(new.team, &new.actor)?;
+        let room = self.may_have_one_more(new.team, &new.actor);
         if let Err(over) = room.and_then(|()| self.may_change(new.team, &new.actor, now)) {
             return Ok(Err(NotMade::OverQuota(over)));
         }

@@ -5,8 +5,8 @@
 
 use super::StoreError;
 use crate::model::sandbox::SandboxStatus;
-use crate::store::rows;
 use crate::store::usage::{self, OnHost};
+use crate::store::{read, rows};
 use rusqlite::{Connection, Row};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -57,13 +57,7 @@ struct Events {
 
 impl Events {
     fn read(conn: &Connection) -> Result<Events, StoreError> {
-        let oldest: Option<i64> = conn.query_row(
-            "SELECT max(min(revision), \
-             coalesce((SELECT max(up_to) + 1 FROM event_shares), 0)) FROM events",
-            [],
-            |row| row.get(0),
-        )?;
-        let oldest = oldest.map(i64::unsigned_abs);
+        let oldest = read::oldest_event(conn)?;
         let mut events = Events { hasher: RandomState::new(), newest: HashMap::new(), oldest };
         let mut select = conn.prepare(
             "SELECT sandbox_id, revision, to_status FROM events \
