@@ -34,19 +34,11 @@ impl Handler for Agents {
             Ok(method) => method,
             Err(response) => return response,
         };
-        // Decided before the call is counted: who waits for that may end the fault at once.
-        let faults = host.faults();
-        let refusal = match if faults.concern(method) { faults.answers } else { AnswerFault::None }
-        {
-            AnswerFault::Refused(code) => Some(code),
-            AnswerFault::None
-            | AnswerFault::Malformed
-            | AnswerFault::Dropped
-            | AnswerFault::Severed
-            | AnswerFault::Held => None,
-        };
+        // Decided before the call is counted: a test that waits for that may end the fault at
+        // once.
+        let on_arrival = host.faults().answer_to(method);
         let gzip = request.accepts_gzip();
-        let call = Call { method, gzip, refusal, body: request.body };
+        let call = Call { method, gzip, on_arrival, body: request.body };
         host.count_call(method, call.named());
         if !host.takes_time(method) {
             return call.answer(host, &mut Client::Brief);
@@ -78,8 +70,8 @@ struct Call {
     method: Method,
     body: Vec<u8>,
     gzip: bool,
-    /// What it is refused with.
-    refusal: Option<ConnectCode>,
+    /// What was to become of the answer when the call came in; a refusal stays one.
+    on_arrival: AnswerFault,
 }
 
 impl Call {
@@ -100,10 +92,10 @@ impl Call {
         if host.is_shutting_down() && method != Method::List {
             return refused(refusal::shutting_down());
         }
-        if let Some(code) = self.refusal {
+        if let AnswerFault::Refused(code) = self.on_arrival {
             return self.refuse(host, code);
         }
-        match if faults.concern(method) { faults.answers } else { AnswerFault::None } {
+        match faults.answer_to(method) {
             AnswerFault::None => self.carry_out(host, client),
             AnswerFault::Refused(code) => self.refuse(host, code),
             AnswerFault::Malformed => halved(self.carry_out(host, client)),

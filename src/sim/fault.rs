@@ -46,6 +46,11 @@ impl Faults {
         Faults { heartbeats, ..Faults::default() }
     }
 
+    /// What becomes of the answers to calls of this method.
+    pub(super) fn answer_to(&self, method: Method) -> AnswerFault {
+        if self.concern(method) { self.answers } else { AnswerFault::None }
+    }
+
     /// Whether calls of this method are slow and their answers are spoiled.
     pub(super) fn concern(&self, method: Method) -> bool {
         self.only.is_none_or(|only| only == method)
