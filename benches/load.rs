@@ -15,7 +15,7 @@ mod server;
 #[allow(dead_code, reason = "every bench uses its part")]
 mod stage;
 
-use figure::Sink;
+use figure::{Asked, Sink};
 use flate2::read::GzDecoder;
 use roost::model::id::{HostId, PLATFORM_TEAM, SandboxId, TeamId};
 use roost::model::policy::Policy;
@@ -71,32 +71,15 @@ const CASES: [(&str, Run); 5] =
     [("list", list), ("filter", filter), ("whole", whole), ("create", create), ("probe", probe)];
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "load: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    figure::exit("load", run())
 }
 
 fn run() -> Result<bool> {
-    let mut args = std::env::args().skip(1);
-    let (mut quick, mut only, mut bench) = (false, None, false);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--bench" => bench = true,
-            "--quick" => quick = true,
-            "--case" => only = Some(args.next().ok_or("--case needs a name")?),
-            other => return Err(format!("unknown option {other:?}").into()),
-        }
-    }
-    // `cargo test` runs benches without being asked to measure.
-    let quick = quick || !bench;
+    let asked = Asked::read(std::env::args().skip(1))?;
+    let quick = asked.quick;
     let mut bench = Bench { quick, sink: Sink::new(quick) };
     for (name, run) in CASES {
-        if only.as_ref().is_none_or(|part| name.contains(part.as_str())) {
+        if asked.wants(name) {
             bench.sink.begin(name);
             run(&mut bench).map_err(|error| format!("{name}: {error}"))?;
         }

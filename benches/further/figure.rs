@@ -1,10 +1,50 @@
-//! What is printed: one figure a line.
+//! What is asked for and what is printed: one figure a line.
 //!
 //! Never: measures.
 
 use crate::stage::{Result, rounded};
 use serde::Serialize;
 use std::io::Write;
+use std::process::ExitCode;
+
+/// What the command line asks for.
+pub(crate) struct Asked {
+    /// A smoke run.
+    pub(crate) quick: bool,
+    only: Option<String>,
+}
+
+impl Asked {
+    pub(crate) fn read(mut args: impl Iterator<Item = String>) -> Result<Asked> {
+        let (mut quick, mut only, mut bench) = (false, None, false);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bench" => bench = true,
+                "--quick" => quick = true,
+                "--case" => only = Some(args.next().ok_or("--case needs a name")?),
+                other => return Err(format!("unknown option {other:?}").into()),
+            }
+        }
+        // `cargo test` runs benches without being asked to measure.
+        Ok(Asked { quick: quick || !bench, only })
+    }
+
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        self.only.as_ref().is_none_or(|part| case.contains(part.as_str()))
+    }
+}
+
+/// How a bench ends, whether all was right or what went wrong.
+pub(crate) fn exit(name: &str, ran: Result<bool>) -> ExitCode {
+    match ran {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// One figure of one case.
 #[derive(Debug, Serialize)]

@@ -20,9 +20,8 @@ mod scale;
 mod server;
 mod start;
 
-use figure::Sink;
+use figure::{Asked, Sink};
 use stage::Result;
-use std::io::Write;
 use std::process::ExitCode;
 use tempfile::TempDir;
 
@@ -47,33 +46,19 @@ const CASES: [(&str, Run); 6] = [
 ];
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "further: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    figure::exit("further", run())
 }
 
 fn run() -> Result<bool> {
-    let mut args = std::env::args().skip(1);
-    let (mut quick, mut only, mut bench) = (false, None, false);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            beats::ARG => return beats::main(args).map(|()| true),
-            "--bench" => bench = true,
-            "--quick" => quick = true,
-            "--case" => only = Some(args.next().ok_or("--case needs a name")?),
-            other => return Err(format!("unknown option {other:?}").into()),
-        }
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if(|arg| arg == beats::ARG).is_some() {
+        return beats::main(args).map(|()| true);
     }
-    // `cargo test` runs benches without being asked to measure.
-    let quick = quick || !bench;
+    let asked = Asked::read(args)?;
+    let quick = asked.quick;
     let mut bench = Bench { quick, sink: Sink::new(quick), dir: tempfile::tempdir()? };
     for (name, run) in CASES {
-        if only.as_ref().is_none_or(|part| name.contains(part.as_str())) {
+        if asked.wants(name) {
             bench.sink.begin(name);
             run(&mut bench).map_err(|error| format!("{name}: {error}"))?;
         }
