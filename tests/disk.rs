@@ -246,6 +246,14 @@ fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
     home.verify();
 }
 
+/// Fills the disk, and the log's room with it.
+fn fill_to_the_last(disk: &SmallDisk, serving: &Serving) {
+    disk.fill();
+    eventually("the last of the log's room", || {
+        (serving.post("/v1/hosts", &json!({})).status == UNAVAILABLE).then_some(())
+    });
+}
+
 /// On a machine whose disk is full, the log must not be what fills it.
 #[test]
 fn refused_writes_are_at_most_one_line_a_second() {
@@ -254,10 +262,7 @@ fn refused_writes_are_at_most_one_line_a_second() {
     let home = disk.home();
     home.load(&fleet);
     let serving = home.serve(FLAGS);
-    disk.fill();
-    eventually("the last of the log's room", || {
-        (serving.post("/v1/hosts", &json!({})).status == UNAVAILABLE).then_some(())
-    });
+    fill_to_the_last(&disk, &serving);
     let (began, before) = (Instant::now(), serving.log().len());
     for _ in 0..300 {
         unavailable(&serving.post("/v1/hosts", &json!({})));
@@ -283,10 +288,7 @@ fn announcements_that_do_not_fit_in_memory_stop_nothing() {
     let home = disk.home();
     home.load(&fleet);
     let serving = home.serve(FLAGS);
-    disk.fill();
-    eventually("the last of the log's room", || {
-        (serving.post("/v1/hosts", &json!({})).status == UNAVAILABLE).then_some(())
-    });
+    fill_to_the_last(&disk, &serving);
     let made_up: Vec<String> = (100..100 + TOO_MANY).map(sandbox).collect();
     let mut announced: Vec<&str> = made_up.iter().map(String::as_str).collect();
     let last = sandbox(1);

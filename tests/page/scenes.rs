@@ -282,22 +282,7 @@ fn any_number_of_tabs_share_one_stream_and_hidden_ones_need_none() {
 
 #[test]
 fn the_answers_of_a_proxy_in_front_are_not_the_servers() {
-    let Some(tools) = tools() else { return };
-    let (_fleet, home) = fleet(2, 3, &|_| {});
-    let serving = home.serve(&PATIENT);
-    let place = Place::of(&serving);
-    let address = place.address.to_string();
-    let again = [&["serve", "--listen", address.as_str()], PATIENT.as_slice()].concat();
-    let mut server = Some(serving);
-    tools.play("gateway", &place, |what| match (what, server.take()) {
-        // Ends the stream; what is asked next is answered by the scene.
-        ("cut", Some(running)) => {
-            running.stop();
-            server = Some(home.served(home.command(&again)));
-        }
-        (other, _) => panic!("no way to {other}"),
-    });
-    server.unwrap().stop();
+    play_through_kills("gateway");
 }
 
 #[test]
@@ -319,7 +304,7 @@ fn events_that_were_given_up_are_not_missed() {
     play_through_kills("pruned");
 }
 
-/// Plays a scene in which the server is killed and comes back at the same address.
+/// Plays a scene in which the server ends and comes back at the same address.
 fn play_through_kills(scene: &str) {
     let Some(tools) = tools() else { return };
     let (_fleet, home) = fleet(2, 3, &|_| {});
@@ -330,6 +315,11 @@ fn play_through_kills(scene: &str) {
     let mut server = Some(serving);
     tools.play(scene, &place, |what| match (what, server.take()) {
         ("kill", Some(running)) => drop(running.kill()),
+        // Ends the stream; what is asked next is answered by the scene.
+        ("cut", Some(running)) => {
+            running.stop();
+            server = Some(home.served(home.command(&again)));
+        }
         ("start", None) => server = Some(home.served(home.command(&again))),
         ("restart", Some(running)) => {
             running.kill();
